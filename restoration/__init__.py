@@ -1,0 +1,1 @@
+"""DiffCode medical image restoration: one shared network for CT, PET and MR."""

@@ -1,0 +1,1 @@
+"""How the DiffCode model is made: data, degradations, three training stages, evaluation."""

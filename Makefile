@@ -1,0 +1,66 @@
+# Two commands are enough on a fresh machine: `make run` and `make test`.
+# They need Python 3.11 or newer, make and a compiler; no root.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+UV     := $(shell command -v uv 2>/dev/null)
+# Any more arguments for pytest: make test ARGS='-k spool'
+ARGS   ?=
+# A folder of DICOM files to restore in place of the phantoms: make run SERIES=path
+SERIES ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test unit check format docs lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv and install the project with everything it may use
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than 3.11; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the packages into $(VENV) (some minutes the first time)"
+ifeq ($(UV),)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
+else
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(UV) pip install --quiet -c constraints.txt -e '.[all]'
+endif
+	@touch $@
+
+run: setup  ## the main job: send, restore and deliver a CT, a PET and an MR series
+	@$(BIN)/python -m examples.main_job $(if $(SERIES),--series "$(SERIES)")
+
+test: setup  ## every tier of tests; a peer that is not installed skips with its name
+	@$(BIN)/python -m pytest $(ARGS)
+
+unit: setup  ## the unit tests alone
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+check: setup  ## lint, types, layers, spelling, unit tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python -m pytest -q tests/unit tests/docs $(ARGS)
+
+format: setup  ## let ruff lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup  ## build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+lock:  ## renew constraints.txt (needs uv on PATH)
+	@head -3 constraints.txt > constraints.new
+	@uv pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header \
+	  --no-emit-index-url --quiet setup.cfg -o - >> constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## remove what was built here; .venv stays
+	rm -rf build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*

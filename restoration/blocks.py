@@ -1,0 +1,157 @@
+"""Building blocks shared by the encoders, the decoder and the restoration backbone.
+
+The block is NAFNet's (Chen et al., ECCV 2022) with the test-time local converter of Chu et al.
+(TLC, ECCV 2022) in the place of its global average pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+POOLING_CELL = 8  # image pixels per cell of the coarse pooling grid: one latent position
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of each pixel; statistics in fp32."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1)  # NHWC: a view when x is channels_last
+        normed = F.layer_norm(
+            pixels.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.eps
+        )
+        return normed.to(x.dtype).permute(0, 3, 1, 2)
+
+
+def simple_gate(x: Tensor) -> Tensor:
+    """Multiply the first half of the channels by the second: (B, 2C, H, W) → (B, C, H, W)."""
+    a, b = x.chunk(2, dim=1)
+    return a * b
+
+
+class ChannelAttention(nn.Module):
+    """Simplified channel attention: a 1×1 convolution of the mean over the image or a window.
+
+    During training the mean runs over the whole patch. At inference the patch is much smaller than
+    the image, so :attr:`window` (pixels of this level) restores the statistics seen in training.
+    """
+
+    def __init__(self, channels: int, cell: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(channels, channels, 1)
+        self.cell = cell
+        self.window: int | None = None
+        self.exact = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if self.window is None or (self.window >= height and self.window >= width):
+            return x * self.project(x.mean(dim=(2, 3), keepdim=True))
+        if self.exact:
+            return x * self.project(local_mean(x, self.window))
+        return x * self._coarse(x, self.window)
+
+    def _coarse(self, x: Tensor, window: int) -> Tensor:
+        # The projection is affine and bilinear weights sum to one, so it may act on the coarse grid.
+        cells = F.avg_pool2d(x, self.cell) if self.cell > 1 else x
+        attention: Tensor = self.project(local_mean(cells, max(1, window // self.cell)))
+        if self.cell == 1:
+            return attention
+        return F.interpolate(attention, scale_factor=self.cell, mode="bilinear")
+
+
+def local_mean(x: Tensor, window: int) -> Tensor:
+    """Mean over a ``window``×``window`` box at every pixel; boxes at the border slide inwards.
+
+    (B, C, H, W) → (B, C, H, W). Summed by two one-dimensional running sums in fp64, since a
+    low-precision integral image drifts along the line.
+    """
+    for dim in (2, 3):
+        x = _box_mean(x, window, dim)
+    return x
+
+
+def _box_mean(x: Tensor, window: int, dim: int) -> Tensor:
+    size = x.shape[dim]
+    if window >= size:
+        return x.mean(dim=dim, keepdim=True).expand_as(x)
+    total = x.double().cumsum(dim)
+    zero = torch.zeros_like(total.narrow(dim, 0, 1))
+    total = torch.cat([zero, total], dim=dim)
+    count = size - window + 1
+    means = (total.narrow(dim, window, count) - total.narrow(dim, 0, count)) / window
+    index = (torch.arange(size, device=x.device) - (window - 1) // 2).clamp(0, count - 1)
+    return means.index_select(dim, index).to(x.dtype)
+
+
+class NAFBlock(nn.Module):
+    """Nonlinear-activation-free block; β and γ start at zero, so the block starts as the identity.
+
+    Parameters 7c² + 33c. ``cell`` is the size of the coarse pooling cell at this level, in pixels.
+    """
+
+    def __init__(self, channels: int, cell: int = POOLING_CELL) -> None:
+        super().__init__()
+        wide = 2 * channels
+        self.norm1 = LayerNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, wide, 1)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        self.attention = ChannelAttention(channels, cell)
+        self.conv3 = nn.Conv2d(channels, channels, 1)
+        self.norm2 = LayerNorm2d(channels)
+        self.conv4 = nn.Conv2d(channels, wide, 1)
+        self.conv5 = nn.Conv2d(channels, channels, 1)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = simple_gate(self.conv2(self.conv1(self.norm1(x))))
+        x = x + self.beta * self.conv3(self.attention(y))
+        y = simple_gate(self.conv4(self.norm2(x)))
+        return x + self.gamma * self.conv5(y)
+
+
+class Downsample(nn.Conv2d):
+    """2×2 convolution of stride 2: (B, C, H, W) → (B, C', H/2, W/2)."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 2, stride=2)
+
+
+class Upsample(nn.Sequential):
+    """1×1 convolution and pixel shuffle: (B, C, H, W) → (B, C', 2H, 2W)."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(nn.Conv2d(channels, 4 * out_channels, 1, bias=False), nn.PixelShuffle(2))
+
+
+def stack(channels: int, depth: int, level: int) -> nn.Sequential:
+    """``depth`` NAF blocks for resolution ``level`` (0 = full resolution)."""
+    cell = max(1, POOLING_CELL >> level)
+    return nn.Sequential(*(NAFBlock(channels, cell) for _ in range(depth)))
+
+
+def channel_attentions(module: nn.Module) -> Iterator[ChannelAttention]:
+    """All channel attentions below ``module``."""
+    return (m for m in module.modules() if isinstance(m, ChannelAttention))
+
+
+def set_local_pooling(module: nn.Module, window: int | None, *, exact: bool = False) -> None:
+    """Pool over ``window`` image pixels (scaled to each level) instead of the whole image.
+
+    ``None`` goes back to global pooling. ``exact`` moves the window pixel by pixel; otherwise it
+    moves by the cells of a coarse grid, which costs a tenth and differs by interpolation only.
+    """
+    for attention in channel_attentions(module):
+        scale = POOLING_CELL // attention.cell
+        attention.window = None if window is None else max(1, window // scale)
+        attention.exact = exact

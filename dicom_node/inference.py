@@ -1,0 +1,148 @@
+"""The one door to the model: a request in, a result out, whichever engine does the work.
+
+Nothing else in the node imports ``restoration``, and this module does so only when an engine is
+opened: the processes that receive or deliver never load torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.errors import ConfigurationError, EngineMemoryError, PermanentError
+
+if TYPE_CHECKING:
+    from restoration.restorer import Restorer
+
+TASKS = ("mri_sr", "ct_denoise", "pet_synthesis")
+
+Progress = Callable[[int, int], None]
+
+_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which weights made a result; *sha256* is that of the weights file."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class RestorationRequest:
+    """One volume in physical units: HU, SUV or MR arbitrary units.
+
+    ``array`` is float32 of shape (slices, rows, columns); ``spacing`` is (z, y, x) in mm;
+    ``seeds`` holds one integer for each slice, so a slice restores alike in any company.
+    """
+
+    array: NDArray[np.float32]
+    task: str
+    spacing: tuple[float, float, float]
+    seeds: tuple[int, ...]
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class RestorationResult:
+    """The restored volume, same shape and units, with what the engine has to say about it."""
+
+    array: NDArray[np.float32]
+    model: ModelIdentity
+    flags: tuple[str, ...]
+    seconds: float
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Restores volumes: LocalEngine in this process, others elsewhere."""
+
+    @property
+    def model(self) -> ModelIdentity:
+        """The identity of the bundle that is loaded."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the bundle can do."""
+
+    def domain(self, task: str) -> Mapping[str, Any]:
+        """What the bundle was trained on for *task*, as its manifest says; empty: not stated."""
+
+    def restore(
+        self, request: RestorationRequest, progress: Progress | None = None
+    ) -> RestorationResult:
+        """Restore one volume; *progress* is called with (slices done, slices in all)."""
+
+
+class LocalEngine:
+    """The model in this process, on the accelerator or the CPU."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        """Wrap an open restorer; :meth:`open` is the usual way in."""
+        self._restorer = restorer
+        manifest = restorer.manifest
+        self.model = ModelIdentity(manifest.name, manifest.version, manifest.sha256)
+        self.tasks = tuple(manifest.tasks)
+
+    @classmethod
+    def open(
+        cls, bundle: str = "compact", *, device: str = "auto", threads: int | None = None
+    ) -> LocalEngine:
+        """Load and verify a bundle: a name that is shipped or the path of a folder.
+
+        Raises:
+            ConfigurationError: the bundle is missing, damaged or not for this device.
+        """
+        from restoration.restorer import Restorer
+
+        try:
+            return cls(Restorer.open(bundle, device=device, threads=threads))
+        except (ValueError, OSError, RuntimeError) as exc:
+            if is_memory_error(exc):
+                raise EngineMemoryError(f"bundle {bundle}: {exc}") from exc
+            raise ConfigurationError([f"engine.bundle: {bundle}: {exc}"]) from exc
+
+    def domain(self, task: str) -> Mapping[str, Any]:
+        """What the bundle was trained on for *task*, as its manifest says."""
+        stated: Mapping[str, Any] = self._restorer.manifest.domain.get(task) or {}
+        return stated
+
+    def restore(
+        self, request: RestorationRequest, progress: Progress | None = None
+    ) -> RestorationResult:
+        """Restore one volume.
+
+        Raises:
+            EngineMemoryError: host or accelerator memory ran out; worth another try.
+            PermanentError: the volume cannot be restored by this bundle, now or later.
+        """
+        try:
+            made = self._restorer.restore(
+                request.array,
+                request.task,
+                spacing=request.spacing,
+                seeds=request.seeds,
+                strength=request.strength,
+                progress=progress,
+            )
+        except (MemoryError, RuntimeError, ValueError, TypeError) as exc:
+            if is_memory_error(exc):
+                raise EngineMemoryError(f"not enough memory for {request.array.shape}") from exc
+            raise PermanentError(f"{request.task}: {exc}") from exc
+        return RestorationResult(
+            made.volume, self.model, tuple(made.flags), made.seconds, made.diagnostics
+        )
+
+
+def is_memory_error(exc: BaseException) -> bool:
+    """True for an exhausted host or accelerator: torch raises a RuntimeError for either."""
+    text = str(exc).lower()
+    return isinstance(exc, MemoryError) or (
+        isinstance(exc, RuntimeError) and any(phrase in text for phrase in _MEMORY_PHRASES)
+    )

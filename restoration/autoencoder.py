@@ -6,6 +6,7 @@ codebook is to describe.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class Encoder(nn.Module):
             stack(c, n, level) for level, (c, n) in enumerate(zip(channels, blocks, strict=True))
         )
         self.downs = nn.ModuleList(
-            Downsample(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True)
+            Downsample(a, b) for a, b in itertools.pairwise(channels)
         )
         self.project = nn.Conv2d(channels[-1], latent_dim, 1)
 
@@ -46,7 +47,7 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList(
             stack(c, n, top - i) for i, (c, n) in enumerate(zip(wide, deep, strict=True))
         )
-        self.ups = nn.ModuleList(Upsample(a, b) for a, b in zip(wide[:-1], wide[1:], strict=True))
+        self.ups = nn.ModuleList(Upsample(a, b) for a, b in itertools.pairwise(wide))
         self.emit = nn.Conv2d(wide[-1], 1, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -55,13 +55,15 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         if self.window is None or (self.window >= height and self.window >= width):
-            return x * self.project(x.mean(dim=(2, 3), keepdim=True))
-        if self.exact:
-            return x * self.project(local_mean(x, self.window))
-        return x * self._coarse(x, self.window)
+            attention: Tensor = self.project(x.mean(dim=(2, 3), keepdim=True))
+        elif self.exact:
+            attention = self.project(local_mean(x, self.window))
+        else:
+            attention = self._coarse(x, self.window)
+        return x * attention
 
     def _coarse(self, x: Tensor, window: int) -> Tensor:
-        # The projection is affine and bilinear weights sum to one, so it may act on the coarse grid.
+        # The projection is affine and bilinear weights sum to one: it may act on the coarse grid.
         cells = F.avg_pool2d(x, self.cell) if self.cell > 1 else x
         attention: Tensor = self.project(local_mean(cells, max(1, window // self.cell)))
         if self.cell == 1:
@@ -117,7 +119,8 @@ class NAFBlock(nn.Module):
         y = simple_gate(self.conv2(self.conv1(self.norm1(x))))
         x = x + self.beta * self.conv3(self.attention(y))
         y = simple_gate(self.conv4(self.norm2(x)))
-        return x + self.gamma * self.conv5(y)
+        out: Tensor = x + self.gamma * self.conv5(y)
+        return out
 
 
 class Downsample(nn.Conv2d):

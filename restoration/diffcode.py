@@ -9,6 +9,7 @@ The ladder of the paper's Table 2 is one network with parts left out: ``v1`` the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -81,7 +82,10 @@ class DiffCodeConfig:
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise ValueError(f"unknown configuration keys: {', '.join(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        known: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**known)
 
 
 PRESETS = {
@@ -109,9 +113,7 @@ class Backbone(nn.Module):
         self.encoder = nn.ModuleList(
             stack(c, n, level) for level, (c, n) in enumerate(zip(channels, blocks, strict=True))
         )
-        self.downs = nn.ModuleList(
-            Downsample(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True)
-        )
+        self.downs = nn.ModuleList(Downsample(a, b) for a, b in itertools.pairwise(channels))
         self.decoder = nn.ModuleList(
             stack(channels[level], blocks[level], level) for level in range(top, -1, -1)
         )

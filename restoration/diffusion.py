@@ -65,7 +65,7 @@ class Denoiser(nn.Module):
 
     def forward(self, conditioned: Tensor, time: float, z: Tensor) -> Tensor:
         weight = self.first.weight
-        x = conditioned + time * weight[:, self.latent_dim]
+        x: Tensor = conditioned + time * weight[:, self.latent_dim]
         x = x + F.linear(z, weight[:, self.latent_dim + 1 :])  # (N, d)
         for layer in self.rest:
             x = layer(F.leaky_relu(x, SLOPE))
@@ -98,7 +98,7 @@ class LatentDiffusion(nn.Module):
     def sample(self, condition: Tensor, start: Tensor) -> Tensor:
         """Run the chain from z_T = ``start`` to ẑ₀; gradients flow through all steps."""
         with torch.autocast(condition.device.type, enabled=False):
-            z = _tokens(start.float())
+            z: Tensor = _tokens(start.float())
             conditioned = self.denoiser.condition(_tokens(condition.float()))
             for t in reversed(range(self.schedule.steps)):
                 predicted = self.denoiser(conditioned, t / (10.0 * self.schedule.steps), z)

@@ -33,7 +33,7 @@ def nearest_codes(tokens: Tensor, codebook: Tensor, rows: int = SEARCH_ROWS) -> 
     transposed = codebook.t()
     chunks = [
         torch.addmm(bias, chunk, transposed, alpha=-1.0).argmin(dim=1)
-        for chunk in tokens.split(rows)
+        for chunk in torch.split(tokens, rows)
     ]
     return torch.cat(chunks) if chunks else tokens.new_empty(0, dtype=torch.long)
 

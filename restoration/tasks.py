@@ -73,7 +73,7 @@ def intensity_scale(volume: npt.NDArray[np.generic], task: RestorationTask | str
     """
     if RestorationTask(task) is not RestorationTask.MRI_SR:
         return 1.0
-    reference = float(np.percentile(volume, MR_REFERENCE_PERCENTILE))
+    reference = float(np.percentile(volume.astype(np.float32), MR_REFERENCE_PERCENTILE))
     return MR_REFERENCE_INTENSITY / reference if reference > 0 else 1.0
 
 

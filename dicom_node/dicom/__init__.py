@@ -1,0 +1,1 @@
+"""DICOM as data: headers, geometry, physical units, derived instances. No sockets, no SQL."""

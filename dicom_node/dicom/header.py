@@ -1,0 +1,296 @@
+"""One instance's header: read without pixels, checked, and judged for whether it is ours to restore.
+
+This is the border to pydicom's reader. Its warnings and log lines quote element values, which are
+a patient's, so nothing of either crosses it; and whatever it raises leaves here as
+UnreadableInstanceError, whose text names no value.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.tag import BaseTag
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+    SecondaryCaptureImageStorage,
+)
+
+from dicom_node.errors import UnreadableInstanceError
+
+__all__ = [
+    "EQUIPMENT_MANUFACTURER",
+    "EQUIPMENT_MODEL",
+    "PRIVATE_SCHEME",
+    "RESTORABLE",
+    "InstanceSummary",
+    "instance_summary",
+    "is_own_output",
+    "number",
+    "numbers",
+    "quiet_pydicom",
+    "read_dataset",
+    "read_header",
+    "text",
+    "texts",
+    "valid_uid",
+    "why_ignored",
+]
+
+# What every object that this software writes carries, and by which it knows its own work again.
+EQUIPMENT_MANUFACTURER = "DiffCode"
+EQUIPMENT_MODEL = "DiffCode DICOM node"
+PRIVATE_SCHEME = "99DIFFCODE"
+
+RESTORABLE: dict[str, str] = {
+    str(CTImageStorage): "CT",
+    str(MRImageStorage): "MR",
+    str(PositronEmissionTomographyImageStorage): "PT",
+}
+"""SOP Class UID of each storage class whose images are restored, with its Modality."""
+
+_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_UNDEFINED_LENGTH = 0xFFFFFFFF  # PS3.5 7.1.1
+_PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+# PS3.3 C.7.6.1.1.2 and C.8.2.1.1.1: words of Image Type that name no acquired slice.
+_NOT_A_SLICE = {
+    "LOCALIZER": "a localizer, not a slice of a volume",
+    "SCOUT": "a localizer, not a slice of a volume",
+    "SCREEN SAVE": "a screen save, not an acquired image",
+    "SCREENSAVE": "a screen save, not an acquired image",
+    "DOSE": "a dose report, not an acquired image",
+    "DOSE_INFO": "a dose report, not an acquired image",
+    "EXAM_SUMMARY": "an examination summary, not an acquired image",
+    "REF_SURVIEW": "an examination summary, not an acquired image",
+}
+
+# catch_warnings swaps module-wide state; two threads inside it at once would restore each
+# other's filters.
+_WARNINGS_LOCK = threading.RLock()
+
+
+class _NoValuesInLogs(logging.Filter):
+    """Keeps pydicom's own log lines back: below ERROR they quote element values."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+
+logging.getLogger("pydicom").addFilter(_NoValuesInLogs())
+
+
+@contextmanager
+def quiet_pydicom() -> Generator[None]:
+    """Hold pydicom's warnings back while datasets are parsed, converted or written."""
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@dataclass(frozen=True)
+class InstanceSummary:
+    """What the ledger keeps of one instance; no patient data."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    modality: str
+    transfer_syntax_uid: str
+
+
+def valid_uid(value: object) -> bool:
+    """Whether the value is a UID by PS3.5 9.1, but for components that begin with 0.
+
+    Such components are forbidden and nevertheless sent by scanners in use; the forms that are
+    refused are the ones that could leave a file name or a query.
+    """
+    return isinstance(value, str) and len(value) <= 64 and _UID.fullmatch(value) is not None
+
+
+def read_header(source: Path | str | bytes, *, whole: bool = False) -> Dataset:
+    """Read a PS3.10 file's data set without its pixels, each element converted.
+
+    With whole=True the pixel data are read too, and dropped, to find a data set that ends early.
+    Raises UnreadableInstanceError where the bytes are no DICOM file or end within the header.
+    """
+    dataset = read_dataset(source, pixels=whole)
+    for keyword in _PIXEL_KEYWORDS:
+        dataset.pop(keyword, None)
+    return dataset
+
+
+def read_dataset(source: Path | str | bytes, *, pixels: bool = True) -> Dataset:
+    """Read a PS3.10 file, each element converted. Errors as for `read_header`."""
+    with BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+        with quiet_pydicom():
+            try:
+                dataset = dcmread(stream, stop_before_pixels=not pixels)
+                early = _ends_early(dataset)
+                _convert_all(dataset)
+            except Exception as error:
+                # The text of the cause may quote the data set; its kind cannot.
+                reason = f"the data set does not parse ({type(error).__name__})"
+                raise UnreadableInstanceError(reason) from None
+    if early or (pixels and _lacks_pixels(dataset)):
+        raise UnreadableInstanceError("the data set ends early")
+    return dataset
+
+
+def _ends_early(dataset: Dataset) -> bool:
+    """Whether the stream held fewer bytes than an element's length announced."""
+    found = (dataset.get_item(tag) for tag in dataset.keys())
+    return any(
+        isinstance(raw, RawDataElement)
+        and isinstance(raw.value, bytes)
+        and raw.length not in (len(raw.value), _UNDEFINED_LENGTH)
+        for raw in found
+    )
+
+
+def _lacks_pixels(dataset: Dataset) -> bool:
+    return text(dataset, "SOPClassUID") in RESTORABLE and not any(
+        keyword in dataset for keyword in _PIXEL_KEYWORDS
+    )
+
+
+def _convert_all(dataset: Dataset) -> None:
+    """Convert every element now, while warnings are held; keep what does not convert as UN."""
+    for tag in list(dataset.keys()):
+        raw = dataset.get_item(tag)
+        try:
+            element = dataset[tag]
+        except Exception:
+            dataset[tag] = _as_unknown(tag, raw)
+            continue
+        if isinstance(element.value, DicomSequence):
+            for item in element.value:
+                _convert_all(item)
+
+
+def _as_unknown(tag: BaseTag, raw: DataElement | RawDataElement) -> DataElement:
+    value = raw.value if isinstance(raw.value, bytes) else b""
+    return DataElement(tag, "UN", value)
+
+
+def instance_summary(dataset: Dataset) -> InstanceSummary:
+    """The identity of one instance; UnreadableInstanceError names an attribute that is no UID."""
+    uids = {
+        keyword: text(dataset, keyword)
+        for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+    }
+    for keyword, uid in uids.items():
+        if not valid_uid(uid):
+            raise UnreadableInstanceError(f"{keyword} is {'not a UID' if uid else 'absent'}")
+    meta = getattr(dataset, "file_meta", None)
+    return InstanceSummary(
+        sop_class_uid=uids["SOPClassUID"],
+        sop_instance_uid=uids["SOPInstanceUID"],
+        study_instance_uid=uids["StudyInstanceUID"],
+        series_instance_uid=uids["SeriesInstanceUID"],
+        modality=text(dataset, "Modality"),
+        transfer_syntax_uid=text(meta, "TransferSyntaxUID") if meta is not None else "",
+    )
+
+
+def why_ignored(dataset: Dataset) -> str | None:
+    """Why this instance is acknowledged and left alone, in words for a person; None to go on."""
+    if is_own_output(dataset):
+        return "our own output: restored before by this software"
+    return _why_class_ignored(dataset) or _why_image_type_ignored(dataset)
+
+
+def _why_class_ignored(dataset: Dataset) -> str | None:
+    sop_class = text(dataset, "SOPClassUID")
+    if sop_class in RESTORABLE:
+        frames = number(dataset, "NumberOfFrames")
+        return "a multi-frame image, not supported yet" if frames and frames > 1 else None
+    name = UID(sop_class).name if valid_uid(sop_class) else "an unknown SOP class"
+    if sop_class == SecondaryCaptureImageStorage:
+        return "a secondary capture, not an acquired image"
+    if "Enhanced" in name and "Image Storage" in name:
+        return f"a multi-frame image ({name}), not supported yet"
+    return f"not an image that is restored ({name})"
+
+
+def _why_image_type_ignored(dataset: Dataset) -> str | None:
+    words = (word.upper() for word in texts(dataset, "ImageType"))
+    return next((_NOT_A_SLICE[word] for word in words if word in _NOT_A_SLICE), None)
+
+
+def is_own_output(dataset: Dataset) -> bool:
+    """Whether a restored instance of this software lies before us (loop guard).
+
+    Looks at Contributing Equipment, General Equipment and the Derivation Code, so that an archive
+    that drops one of them does not send our work round again.
+    """
+    equipment = (dataset, *_items(dataset, "ContributingEquipmentSequence"))
+    codes = _items(dataset, "DerivationCodeSequence")
+    return any(map(_is_our_equipment, equipment)) or any(
+        text(code, "CodingSchemeDesignator") == PRIVATE_SCHEME for code in codes
+    )
+
+
+def _is_our_equipment(item: Dataset) -> bool:
+    return (
+        text(item, "Manufacturer") == EQUIPMENT_MANUFACTURER
+        and text(item, "ManufacturerModelName") == EQUIPMENT_MODEL
+    )
+
+
+def _items(dataset: Dataset, keyword: str) -> tuple[Dataset, ...]:
+    value = dataset.get(keyword)
+    return tuple(value) if isinstance(value, DicomSequence) else ()
+
+
+def texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """Every value of an attribute as stripped text; empty where it is absent."""
+    return tuple(str(value).strip() for value in _values(dataset.get(keyword)))
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """The first value of an attribute as stripped text; '' where it is absent."""
+    return next(iter(texts(dataset, keyword)), "")
+
+
+def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...] | None:
+    """Every value of an attribute as a number; None where it is absent or one is no number."""
+    found = [_number(value) for value in _values(dataset.get(keyword))]
+    complete = [value for value in found if value is not None]
+    return tuple(complete) if complete and len(complete) == len(found) else None
+
+
+def number(dataset: Dataset, keyword: str) -> float | None:
+    """The first value of an attribute as a number; None where it is absent or no number."""
+    return next((_number(value) for value in _values(dataset.get(keyword))), None)
+
+
+def _values(value: Any) -> Iterator[Any]:
+    if value is None or isinstance(value, DicomSequence):
+        return
+    several = hasattr(value, "__iter__") and not isinstance(value, str | bytes)
+    yield from value if several else (value,)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, int | float):
+        return float(value)
+    word = str(value).strip()
+    return float(word) if _NUMBER.fullmatch(word) else None

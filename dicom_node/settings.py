@@ -71,25 +71,31 @@ class Section(BaseModel):
 class NodeSection(Section):
     """Who the node is and where it listens."""
 
-    ae_title: AETitle = Field("DIFFCODE", description="AE title the node answers to and calls with")
-    host: str = Field(
-        "127.0.0.1", description="address to listen on; 0.0.0.0 listens on all", min_length=1
+    ae_title: AETitle = Field(
+        default="DIFFCODE", description="AE title the node answers to and calls with"
     )
-    port: Port = Field(11112, description="TCP port to listen on")
+    host: str = Field(
+        default="127.0.0.1",
+        description="address to listen on; 0.0.0.0 listens on all",
+        min_length=1,
+    )
+    port: Port = Field(default=11112, description="TCP port to listen on")
     data_dir: Path = Field(
-        Path("."), description="folder of the spool and the ledger, relative to this file"
+        default=Path("."), description="folder of the spool and the ledger, relative to this file"
     )
 
 
 class SpoolSettings(Section):
     """Where received and restored instances lie on disk, and when to stop accepting."""
 
-    path: Path = Field(Path("spool"), description="folder of the files, relative to data_dir")
+    path: Path = Field(
+        default=Path("spool"), description="folder of the files, relative to data_dir"
+    )
     min_free_bytes: int = Field(
-        1_000_000_000, ge=0, description="answer 0xA700 when fewer bytes than this are free"
+        default=1_000_000_000, ge=0, description="answer 0xA700 when fewer bytes than this are free"
     )
     min_free_percent: float = Field(
-        5.0, ge=0, le=100, description="… or when less than this share of the disk is free"
+        default=5.0, ge=0, le=100, description="… or when less than this share of the disk is free"
     )
 
 
@@ -97,7 +103,7 @@ class LedgerSettings(Section):
     """The database of what happened to each instance."""
 
     url: str = Field(
-        "sqlite:///ledger.sqlite",
+        default="sqlite:///ledger.sqlite",
         repr=False,
         pattern=r"^(sqlite:///.+|postgresql\+psycopg://.+)$",
         description="sqlite:///FILE (relative to data_dir) or postgresql+psycopg://USER@HOST/NAME",
@@ -111,37 +117,51 @@ class Destination(Section):
     host: str = Field(min_length=1, description="host name or address of the peer")
     port: Port = Field(description="TCP port of the peer")
     calling_ae_title: AETitle | None = Field(
-        None, description="call with this AE title instead of the node's", examples=["DIFFCODE"]
+        default=None,
+        description="call with this AE title instead of the node's",
+        examples=["DIFFCODE"],
     )
-    connect_timeout_s: Seconds = Field(10.0, description="longest wait for the TCP connection")
-    timeout_s: Seconds = Field(60.0, description="longest wait for an answer of the peer")
+    connect_timeout_s: Seconds = Field(
+        default=10.0, description="longest wait for the TCP connection"
+    )
+    timeout_s: Seconds = Field(default=60.0, description="longest wait for an answer of the peer")
 
 
 class AssociationSettings(Section):
     """Who may associate, and the limits of an association."""
 
-    max_associations: int = Field(50, ge=1, description="associations served at the same time")
+    max_associations: int = Field(
+        default=50, ge=1, description="associations served at the same time"
+    )
     max_pdu: int = Field(
-        131072, ge=4096, le=4_294_967_294, description="largest PDU the node accepts, in bytes"
+        default=131072,
+        ge=4096,
+        le=4_294_967_294,
+        description="largest PDU the node accepts, in bytes",
     )
     acse_timeout_s: Seconds = Field(
-        15.0, description="longest wait for the association request or release (ARTIM, ACSE)"
+        default=15.0,
+        description="longest wait for the association request or release (ARTIM, ACSE)",
     )
-    dimse_timeout_s: Seconds = Field(60.0, description="longest wait within a DIMSE message")
+    dimse_timeout_s: Seconds = Field(
+        default=60.0, description="longest wait within a DIMSE message"
+    )
     network_timeout_s: Seconds = Field(
-        120.0, description="an association without traffic for so long is aborted"
+        default=120.0, description="an association without traffic for so long is aborted"
     )
     require_called_ae_title: bool = Field(
-        False, description="reject peers that call an AE title other than ae_title and those below"
+        default=False,
+        description="reject peers that call an AE title other than ae_title and those below",
     )
     called_ae_titles: tuple[AETitle, ...] = Field(
-        (), description="further AE titles the node answers to; routes may test them"
+        default=(), description="further AE titles the node answers to; routes may test them"
     )
     calling_ae_titles: tuple[AETitle, ...] = Field(
-        (), description="AE titles that may associate; empty: any"
+        default=(), description="AE titles that may associate; empty: any"
     )
     addresses: tuple[Network, ...] = Field(
-        (), description="addresses or networks that may associate, as 10.1.0.0/16; empty: any"
+        default=(),
+        description="addresses or networks that may associate, as 10.1.0.0/16; empty: any",
     )
 
 
@@ -149,12 +169,13 @@ class AssemblySettings(Section):
     """When a series counts as complete."""
 
     quiet_s: Seconds = Field(
-        10.0, description="complete after so long without an instance or an open association"
+        default=10.0,
+        description="complete after so long without an instance or an open association",
     )
     quiet_by_modality_s: dict[Modality, Seconds] = Field(
-        {}, description="other quiet times by modality, as { PT = 60.0 }"
+        default={}, description="other quiet times by modality, as { PT = 60.0 }"
     )
-    tick_s: Seconds = Field(1.0, description="time between two looks at the open series")
+    tick_s: Seconds = Field(default=1.0, description="time between two looks at the open series")
 
     def quiet_for(self, modality: str) -> float:
         """Return the quiet time of a modality in seconds."""
@@ -164,51 +185,63 @@ class AssemblySettings(Section):
 class EngineSettings(Section):
     """The restoration model and where it runs."""
 
-    bundle: str = Field("compact", min_length=1, description="name or folder of the model bundle")
+    bundle: str = Field(
+        default="compact", min_length=1, description="name or folder of the model bundle"
+    )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of the model; unset: all cores", examples=[4]
+        default=None, ge=1, description="CPU threads of the model; unset: all cores", examples=[4]
     )
     lease_s: Seconds = Field(
-        120.0, description="a job whose worker is silent for so long goes to another worker"
+        default=120.0, description="a job whose worker is silent for so long goes to another worker"
     )
     max_attempts: int = Field(
-        10, ge=1, description="a job that was tried so often and never ended is failed"
+        default=10, ge=1, description="a job that was tried so often and never ended is failed"
     )
-    retry_s: Seconds = Field(30.0, description="wait before a job is tried again")
-    idle_poll_s: Seconds = Field(0.5, description="wait before the worker asks for a job again")
+    retry_s: Seconds = Field(default=30.0, description="wait before a job is tried again")
+    idle_poll_s: Seconds = Field(
+        default=0.5, description="wait before the worker asks for a job again"
+    )
 
 
 class DeliverySettings(Section):
     """How restored series are sent, and how long the node keeps trying."""
 
-    first_s: Seconds = Field(10.0, description="wait after the first failed attempt")
-    factor: float = Field(2.0, ge=1, description="each further wait is so much longer")
-    max_s: Seconds = Field(3600.0, description="longest wait between two attempts")
+    first_s: Seconds = Field(default=10.0, description="wait after the first failed attempt")
+    factor: float = Field(default=2.0, ge=1, description="each further wait is so much longer")
+    max_s: Seconds = Field(default=3600.0, description="longest wait between two attempts")
     give_up_after_s: Seconds = Field(
-        259_200.0, description="a delivery that fails for so long is dead"
+        default=259_200.0, description="a delivery that fails for so long is dead"
     )
     lease_s: Seconds = Field(
-        120.0, description="a delivery whose worker is silent for so long goes to another worker"
+        default=120.0,
+        description="a delivery whose worker is silent for so long goes to another worker",
     )
-    commitment: bool = Field(False, description="ask destinations for Storage Commitment")
-    idle_poll_s: Seconds = Field(0.5, description="wait before the worker asks for work again")
+    commitment: bool = Field(default=False, description="ask destinations for Storage Commitment")
+    idle_poll_s: Seconds = Field(
+        default=0.5, description="wait before the worker asks for work again"
+    )
 
 
 class Equipment(Section):
     """How the node names itself in what it writes (PS3.3 C.7.5.1, C.12.1)."""
 
-    manufacturer: str = Field("DiffCode", min_length=1, max_length=64, description="Manufacturer")
+    manufacturer: str = Field(
+        default="DiffCode", min_length=1, max_length=64, description="Manufacturer"
+    )
     model_name: str = Field(
-        "DiffCode DICOM node", min_length=1, max_length=64, description="Manufacturer's Model Name"
+        default="DiffCode DICOM node",
+        min_length=1,
+        max_length=64,
+        description="Manufacturer's Model Name",
     )
     institution_name: str | None = Field(
-        None, max_length=64, description="Institution Name", examples=["Hospital"]
+        default=None, max_length=64, description="Institution Name", examples=["Hospital"]
     )
     station_name: str | None = Field(
-        None, max_length=16, description="Station Name", examples=["NODE1"]
+        default=None, max_length=16, description="Station Name", examples=["NODE1"]
     )
 
 
@@ -216,40 +249,45 @@ class IdentitySettings(Section):
     """How restored series are labelled."""
 
     uid_root: UIDRoot | None = Field(
-        None, description="root of derived UIDs; unset: 2.25 (PS3.5 B.2)", examples=["1.2.3.4"]
+        default=None,
+        description="root of derived UIDs; unset: 2.25 (PS3.5 B.2)",
+        examples=["1.2.3.4"],
     )
     series_number_offset: int = Field(
-        9000, ge=0, le=2_000_000_000, description="added to the Series Number of the source"
+        default=9000, ge=0, le=2_000_000_000, description="added to the Series Number of the source"
     )
     description_suffixes: dict[Task, str] = Field(
-        {"mri_sr": " [AI-SR]", "ct_denoise": " [AI-DN]", "pet_synthesis": " [AI-PET]"},
+        default={"mri_sr": " [AI-SR]", "ct_denoise": " [AI-DN]", "pet_synthesis": " [AI-PET]"},
         description="appended to the Series Description, by task",
     )
     content_qualification: Literal["PRODUCT", "RESEARCH", "SERVICE"] = Field(
-        "RESEARCH", description="Content Qualification: PRODUCT, RESEARCH or SERVICE"
+        default="RESEARCH", description="Content Qualification: PRODUCT, RESEARCH or SERVICE"
     )
-    equipment: Equipment = Field(Equipment(), description="the Contributing Equipment item")
+    equipment: Equipment = Field(default=Equipment(), description="the Contributing Equipment item")
 
 
 class PolicySettings(Section):
     """What is restored, held or refused."""
 
     accept_derived: bool = Field(
-        True, description="CT and PET with ImageType DERIVED, when otherwise an acquisition"
+        default=True, description="CT and PET with ImageType DERIVED, when otherwise an acquisition"
     )
-    accept_lossy: bool = Field(False, description="sources that were compressed with loss")
+    accept_lossy: bool = Field(default=False, description="sources that were compressed with loss")
     planes: dict[Modality, Literal["axial", "any"]] = Field(
-        {"CT": "axial", "MR": "any", "PT": "any"},
+        default={"CT": "axial", "MR": "any", "PT": "any"},
         description="orientation that is restored, by modality: axial or any",
     )
     missing_metadata: Literal["warn", "refuse"] = Field(
-        "warn", description="kernel, thickness, spacing or field strength absent: warn or refuse"
+        default="warn",
+        description="kernel, thickness, spacing or field strength absent: warn or refuse",
     )
     domain: Literal["refuse", "warn"] = Field(
-        "refuse", description="present, but outside the domain of the bundle: refuse or warn"
+        default="refuse",
+        description="present, but outside the domain of the bundle: refuse or warn",
     )
     incomplete: Literal["restore", "hold", "refuse"] = Field(
-        "restore", description="fewer instances than announced, or a gap: restore, hold or refuse"
+        default="restore",
+        description="fewer instances than announced, or a gap: restore, hold or refuse",
     )
     split_by: tuple[Literal["echo_time", "b_value", "image_type", "temporal_position"], ...] = (
         Field(
@@ -258,16 +296,18 @@ class PolicySettings(Section):
         )
     )
     pet_units: Literal["scale", "refuse"] = Field(
-        "scale", description="PET that has no SUV: restore by a stored scale, or refuse"
+        default="scale", description="PET that has no SUV: restore by a stored scale, or refuse"
     )
 
 
 class JanitorSettings(Section):
     """What is tidied up, and when."""
 
-    interval_s: Seconds = Field(10.0, description="time between two looks at expired leases")
+    interval_s: Seconds = Field(
+        default=10.0, description="time between two looks at expired leases"
+    )
     stale_file_s: Seconds = Field(
-        3600.0, description="temporary files older than this are removed at start"
+        default=3600.0, description="temporary files older than this are removed at start"
     )
 
 
@@ -275,31 +315,33 @@ class LogSettings(Section):
     """What is logged; patient data never are."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="DEBUG, INFO, WARNING or ERROR"
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR"
     )
     format: Literal["auto", "json", "console"] = Field(
-        "auto", description="auto: for people on a terminal, JSON elsewhere"
+        default="auto", description="auto: for people on a terminal, JSON elsewhere"
     )
 
 
 class NodeSettings(Section):
     """All settings of a node; paths are absolute once loaded."""
 
-    routes: Path = Field(Path("routes.toml"), description="routing table, relative to this file")
-    node: NodeSection = Field(NodeSection())
-    spool: SpoolSettings = Field(SpoolSettings())
-    ledger: LedgerSettings = Field(LedgerSettings())
-    destinations: dict[DestinationName, Destination] = Field(
-        {}, description="peers that restored series are sent to, each a table of its own"
+    routes: Path = Field(
+        default=Path("routes.toml"), description="routing table, relative to this file"
     )
-    association: AssociationSettings = Field(AssociationSettings())
-    assembly: AssemblySettings = Field(AssemblySettings())
-    engine: EngineSettings = Field(EngineSettings())
-    delivery: DeliverySettings = Field(DeliverySettings())
-    identity: IdentitySettings = Field(IdentitySettings())
-    policy: PolicySettings = Field(PolicySettings())
-    janitor: JanitorSettings = Field(JanitorSettings())
-    log: LogSettings = Field(LogSettings())
+    node: NodeSection = Field(default=NodeSection())
+    spool: SpoolSettings = Field(default=SpoolSettings())
+    ledger: LedgerSettings = Field(default=LedgerSettings())
+    destinations: dict[DestinationName, Destination] = Field(
+        default={}, description="peers that restored series are sent to, each a table of its own"
+    )
+    association: AssociationSettings = Field(default=AssociationSettings())
+    assembly: AssemblySettings = Field(default=AssemblySettings())
+    engine: EngineSettings = Field(default=EngineSettings())
+    delivery: DeliverySettings = Field(default=DeliverySettings())
+    identity: IdentitySettings = Field(default=IdentitySettings())
+    policy: PolicySettings = Field(default=PolicySettings())
+    janitor: JanitorSettings = Field(default=JanitorSettings())
+    log: LogSettings = Field(default=LogSettings())
 
     @model_validator(mode="after")
     def _retries_grow(self) -> Self:

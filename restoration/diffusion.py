@@ -7,6 +7,7 @@ noise and the loss falls on its last output. By default the network predicts z�
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,7 @@ class Denoiser(nn.Module):
 
     def forward(self, conditioned: Tensor, time: float, z: Tensor) -> Tensor:
         weight = self.first.weight
-        x: Tensor = conditioned + time * weight[:, self.latent_dim]
+        x = conditioned + time * weight[:, self.latent_dim]
         x = x + F.linear(z, weight[:, self.latent_dim + 1 :])  # (N, d)
         for layer in self.rest:
             x = layer(F.leaky_relu(x, SLOPE))
@@ -93,12 +94,12 @@ class LatentDiffusion(nn.Module):
     def diffuse(self, latent: Tensor, noise: Tensor) -> Tensor:
         """z_T of the forward process, q(z_T | z₀): √ᾱ_T z + √(1−ᾱ_T) ε (Eq. 4)."""
         alpha_bar = float(self.schedule.alpha_bars[-1])
-        return alpha_bar**0.5 * latent + (1.0 - alpha_bar) ** 0.5 * noise
+        return math.sqrt(alpha_bar) * latent + math.sqrt(1.0 - alpha_bar) * noise
 
     def sample(self, condition: Tensor, start: Tensor) -> Tensor:
         """Run the chain from z_T = ``start`` to ẑ₀; gradients flow through all steps."""
         with torch.autocast(condition.device.type, enabled=False):
-            z: Tensor = _tokens(start.float())
+            z = _tokens(start.float())
             conditioned = self.denoiser.condition(_tokens(condition.float()))
             for t in reversed(range(self.schedule.steps)):
                 predicted = self.denoiser(conditioned, t / (10.0 * self.schedule.steps), z)
@@ -114,7 +115,8 @@ class LatentDiffusion(nn.Module):
         if self.parameterisation == "x0":
             return float(s.posterior_z0[t]) * predicted + float(s.posterior_zt[t]) * z
         beta, alpha_bar = float(s.betas[t]), float(s.alpha_bars[t])
-        return (z - beta / (1.0 - alpha_bar) ** 0.5 * predicted) / (1.0 - beta) ** 0.5  # Eq. 5
+        drift = beta / math.sqrt(1.0 - alpha_bar) * predicted
+        return (z - drift) / math.sqrt(1.0 - beta)  # Eq. 5
 
 
 def _tokens(x: Tensor) -> Tensor:

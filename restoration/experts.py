@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from restoration.blocks import Pointwise
+
 GATES = ("task_map", "top_k", "switch")
 
 
@@ -91,8 +93,8 @@ class TaskAdaptiveRouting(nn.Module):
 
 
 def _expert(channels: int, ratio: int) -> nn.Sequential:
-    last = nn.Conv2d(ratio * channels, channels, 1)
+    last = Pointwise(ratio * channels, channels)
     nn.init.zeros_(last.weight)
     if last.bias is not None:
         nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Conv2d(channels, ratio * channels, 1), nn.GELU(), last)
+    return nn.Sequential(Pointwise(channels, ratio * channels), nn.GELU(), last)

@@ -6,7 +6,7 @@ opened: the processes that receive or deliver never load torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,6 +60,14 @@ class RestorationResult:
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class DomainVerdict:
+    """How an acquisition stands to what the bundle was trained on, in words for a person."""
+
+    outside: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
 class Engine(Protocol):
     """Restores volumes: LocalEngine in this process, others elsewhere."""
 
@@ -71,8 +79,12 @@ class Engine(Protocol):
     def tasks(self) -> tuple[str, ...]:
         """The tasks that the bundle can do."""
 
-    def domain(self, task: str) -> Mapping[str, Any]:
-        """What the bundle was trained on for *task*, as its manifest says; empty: not stated."""
+    def judge(self, task: str, facts: Mapping[str, Any]) -> DomainVerdict:
+        """Compare *facts* of an acquisition with the domain that the bundle states for *task*.
+
+        Keys: modality, pixel_spacing_mm, slice_thickness_mm, field_strength_t, kernel, contrast;
+        None where the header says nothing.
+        """
 
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None
@@ -108,10 +120,14 @@ class LocalEngine:
                 raise EngineMemoryError(f"bundle {bundle}: {exc}") from exc
             raise ConfigurationError([f"engine.bundle: {bundle}: {exc}"]) from exc
 
-    def domain(self, task: str) -> Mapping[str, Any]:
-        """What the bundle was trained on for *task*, as its manifest says."""
-        stated: Mapping[str, Any] = self._restorer.manifest.domain.get(task) or {}
-        return stated
+    def judge(self, task: str, facts: Mapping[str, Any]) -> DomainVerdict:
+        """Compare *facts* with the manifest's domain; a domain that is not stated allows all."""
+        from restoration.restorer import missing, outside
+
+        domain = self._restorer.manifest.domain.get(task)
+        if domain is None:
+            return DomainVerdict()
+        return DomainVerdict(tuple(outside(domain, facts)), tuple(missing(domain, facts)))
 
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None

@@ -17,6 +17,7 @@ from typing import Any
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 
+from dicom_node.dicom.header import numbers, text, texts
 from dicom_node.errors import ConfigurationError
 from dicom_node.inference import TASKS
 
@@ -170,7 +171,7 @@ def _see(condition: Condition, titles: Titles, header: Dataset) -> ConditionTrac
 
 def _outcome(winner: Rule | None, header: Dataset, traces: tuple[RuleTrace, ...]) -> Decision:
     if winner is None:
-        modality = "".join(str(v) for v in header_values(header, "Modality")) or "unknown"
+        modality = text(header, "Modality") or "unknown"
         return Decision(None, (), None, 0, f"no route matches (modality {modality})", traces)
     if winner.task == IGNORE:
         reason = winner.reason or f"route {winner.name!r} says ignore"
@@ -184,15 +185,13 @@ def header_values(header: Dataset, keyword: str) -> tuple[Value, ...]:
     An attribute that is absent, empty or does not parse has no values; one bad element of a
     vendor must not decide whether the rest of the header can be routed.
     """
-    try:
-        element = header.get_item(keyword) and header[keyword]
-        if element is None or element.VM == 0:
-            return ()
-        many = element.value if element.VM > 1 else [element.value]
-        numeric = element.VR in _NUMERIC
-        return tuple(float(v) if numeric else str(v).strip() for v in many if v not in (None, ""))
-    except (ValueError, TypeError, OverflowError, KeyError):
-        return ()
+    if _numeric_vr(dictionary_VR(keyword)):
+        return numbers(header, keyword) or ()
+    return tuple(value for value in texts(header, keyword) if value)
+
+
+def _numeric_vr(vr: str) -> bool:
+    return set(vr.split(" or ")) <= _NUMERIC
 
 
 def load_routes(path: Path, destinations: Sequence[str]) -> Routes:
@@ -317,7 +316,7 @@ class _Reader:
         if set(vr.split(" or ")) & _BINARY:
             self._problem(place, f"has VR {vr}, which a rule cannot test")
             return None
-        return vr in _NUMERIC or vr == "US or SS"
+        return _numeric_vr(vr)
 
     def _tests(self, place: str, key: str, test: Any, *, numeric: bool) -> list[Condition]:
         if isinstance(test, list):

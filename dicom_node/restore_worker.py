@@ -1,0 +1,321 @@
+"""One job from the queue to the outbox: load, restore, derive, store, finish.
+
+Everything that goes into the output comes from the job and its instances, never from this try:
+UIDs, seeds and times. A worker that is killed leaves a lease to run out, and the next one writes
+the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+from sqlalchemy import Engine as Ledger
+
+from dicom_node.dicom import derived, volume
+from dicom_node.dicom.derived import DerivedInstance
+from dicom_node.dicom.header import number, texts
+from dicom_node.dicom.volume import SeriesVolume
+from dicom_node.errors import (
+    PermanentError,
+    RefusedError,
+    TransientError,
+    UnreadableInstanceError,
+)
+from dicom_node.inference import Engine, ModelIdentity, Progress, RestorationRequest
+from dicom_node.ledger import intake, queue
+from dicom_node.ledger.queue import Job, Output
+from dicom_node.observability import get_logger
+from dicom_node.settings import NodeSettings
+from dicom_node.spool import Spool
+
+STRENGTH = 1.0
+
+_log = get_logger(__name__)
+
+Clock = Callable[[], float]
+
+
+class LeaseLostError(Exception):
+    """Another worker has the job now: leave it, and whatever was written, to that one."""
+
+
+class DrainingError(Exception):
+    """The process is to end: give the job back."""
+
+
+@dataclass(frozen=True)
+class RestoredSeries:
+    """A restored volume on its way to files; *instances* are made as they are asked for."""
+
+    volume: SeriesVolume
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+    instances: Iterator[DerivedInstance]
+
+
+def restore_series(
+    paths: Sequence[Path],
+    task: str,
+    engine: Engine,
+    settings: NodeSettings,
+    *,
+    created: datetime,
+    note: str | None = None,
+    progress: Progress | None = None,
+) -> RestoredSeries:
+    """Restore one volume from files; used by the worker and by ``dicom-node restore``.
+
+    *created* is the time that the result will bear; the same arguments make the same bytes.
+
+    Raises:
+        RefusedError: outside what may be restored, by policy or by the bundle's domain.
+        UnreadableInstanceError: pixel data that do not decode.
+        PermanentError, TransientError: as the engine says.
+    """
+    started = time.perf_counter()
+    if task not in engine.tasks:
+        raise RefusedError(f"the model {engine.model.name} cannot do {task}")
+    series = volume.load(paths, task, settings.policy)
+    warnings = [*([note] if note else []), *series.warnings]
+    warnings += judge_domain(series, task, engine, settings)
+    loaded = time.perf_counter()
+    request = RestorationRequest(
+        array=series.array,
+        task=task,
+        spacing=series.spacing,
+        seeds=seeds(series.headers, engine.model),
+        strength=STRENGTH,
+    )
+    result = engine.restore(request, progress)
+    seconds = {"load": loaded - started, "restore": time.perf_counter() - loaded}
+    warnings += result.flags
+    made = derived.build(
+        series,
+        result.array,
+        task=task,
+        model=result.model,
+        identity=settings.identity,
+        warnings=warnings,
+        strength=STRENGTH,
+        created=created,
+        parameters_hash=parameters_hash(task),
+    )
+    return RestoredSeries(series, tuple(warnings), seconds, iter(made))
+
+
+def seeds(headers: Sequence[Dataset], model: ModelIdentity) -> tuple[int, ...]:
+    """One seed for each slice from its SOP Instance UID: alike on every try, in any company."""
+    digests = (
+        hashlib.sha256(f"{header.SOPInstanceUID}\n{model.sha256}".encode()).digest()
+        for header in headers
+    )
+    return tuple(int.from_bytes(digest[:8], "big") >> 1 for digest in digests)
+
+
+def parameters_hash(task: str) -> str:
+    """SHA-256 of what steers a restoration beside the model and the source."""
+    parameters = {"task": task, "strength": STRENGTH, "seeds": "source SOP Instance UID, 1"}
+    return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+
+
+def judge_domain(
+    series: SeriesVolume, task: str, engine: Engine, settings: NodeSettings
+) -> list[str]:
+    """Warnings about the bundle's training domain; RefusedError where policy says so."""
+    verdict = engine.judge(task, facts(series))
+    outside = "; ".join(verdict.outside)
+    if outside and settings.policy.domain == "refuse":
+        raise RefusedError(f"outside the model's training domain: {outside}")
+    missing = ", ".join(verdict.missing)
+    if missing and settings.policy.missing_metadata == "refuse":
+        raise RefusedError(f"the header does not state {missing}")
+    return [
+        *([f"outside the model's training domain: {outside}"] if outside else []),
+        *([f"the header does not state {missing}"] if missing else []),
+    ]
+
+
+def facts(series: SeriesVolume) -> dict[str, Any]:
+    """What the headers say of the acquisition, by the names of the bundle's domain."""
+    header = series.headers[0]
+    return {
+        "modality": next(iter(texts(header, "Modality")), None),
+        "pixel_spacing_mm": series.spacing[1:],
+        "slice_thickness_mm": number(header, "SliceThickness"),
+        "field_strength_t": number(header, "MagneticFieldStrength"),
+        "kernel": texts(header, "ConvolutionKernel") or None,
+    }
+
+
+class RestoreWorker:
+    """Takes jobs from the queue, one at a time, until there are none."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        spool: Spool,
+        ledger: Ledger,
+        engine: Engine,
+        *,
+        name: str,
+        clock: Clock,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """*stop*, once set, makes the worker give its job back at the next batch of slices."""
+        self._settings = settings
+        self._spool = spool
+        self._ledger = ledger
+        self._engine = engine
+        self._name = name
+        self._clock = clock
+        self._stop = stop or threading.Event()
+        self._next_heartbeat = 0.0
+
+    def recover(self, now: float) -> int:
+        """Give back what an earlier process of this name left running; call at start."""
+        limit = self._settings.engine.max_attempts
+        return queue.release_leases(self._ledger, self._name, now, max_attempts=limit)
+
+    def run_once(self, now: float) -> bool:
+        """Do one job; False when none is due."""
+        lease_s = self._settings.engine.lease_s
+        job = queue.claim(self._ledger, self._name, lease_s=lease_s, now=now)
+        if job is None:
+            return False
+        self._next_heartbeat = now + lease_s / 4
+        _log.info("job started", action="job_started", job=job.id, task=job.task)
+        self._work(job)
+        return True
+
+    def _work(self, job: Job) -> None:
+        """Bring the job to the state its outcome calls for."""
+        try:
+            self._restore(job)
+        except LeaseLostError:
+            _log.warning("job lost", action="job_lost", job=job.id)
+        except DrainingError:
+            self.recover(self._clock())
+            _log.info("job given back", action="job_given_back", job=job.id)
+        except RefusedError as error:
+            self._conclude(queue.refuse, job, "refused", error.message)
+        except UnreadableInstanceError as error:
+            self._put_aside(job, error)
+            self._conclude(queue.fail, job, "failed", error.message)
+        except PermanentError as error:
+            self._conclude(queue.fail, job, "failed", error.message)
+        except TransientError as error:
+            self._retry(job, error.message)
+        except Exception as error:
+            # The text may quote a header; where it happened is enough to find it.
+            self._conclude(queue.fail, job, "failed", f"unexpected {_whereabouts(error)}")
+
+    def _restore(self, job: Job) -> None:
+        paths = [self._spool.resolve(path) for _, path in job.paths]
+        made = restore_series(
+            paths,
+            job.task,
+            self._engine,
+            self._settings,
+            created=datetime.fromtimestamp(job.created, UTC),
+            note=job.note,
+            progress=lambda done, total: self._beat(job),
+        )
+        started = time.perf_counter()
+        series_uid, outputs = self._store(job, made)
+        seconds = made.seconds | {"derive": time.perf_counter() - started}
+        finished = queue.finish(
+            self._ledger,
+            job.id,
+            self._name,
+            outputs=outputs,
+            derived_series_instance_uid=series_uid,
+            model_sha256=self._engine.model.sha256,
+            seconds={key: round(value, 3) for key, value in seconds.items()},
+            note="; ".join(made.warnings) or None,
+            now=self._clock(),
+        )
+        if not finished:
+            raise LeaseLostError
+        _log.info("job done", action="job_done", job=job.id, instances=len(outputs), **seconds)
+
+    def _store(self, job: Job, made: RestoredSeries) -> tuple[str, list[Output]]:
+        outputs = []
+        series_uid = ""
+        for instance in made.instances:
+            self._beat(job)
+            series_uid = instance.series_instance_uid
+            stored = self._spool.write_outgoing(
+                series_uid, instance.sop_instance_uid, instance.data
+            )
+            outputs.append(
+                Output(
+                    sop_instance_uid=instance.sop_instance_uid,
+                    sop_class_uid=instance.sop_class_uid,
+                    source_sop_instance_uid=instance.source_sop_instance_uid,
+                    path=stored.path,
+                    sha256=stored.sha256,
+                    size=stored.size,
+                )
+            )
+        return series_uid, outputs
+
+    def _beat(self, job: Job) -> None:
+        """Keep the lease; leave the job when it is lost or the process is to end."""
+        if self._stop.is_set():
+            raise DrainingError
+        now = self._clock()
+        if now < self._next_heartbeat:
+            return
+        lease_s = self._settings.engine.lease_s
+        if not queue.heartbeat(self._ledger, job.id, self._name, lease_s=lease_s, now=now):
+            raise LeaseLostError
+        self._next_heartbeat = now + lease_s / 4
+
+    def _conclude(
+        self, write: Callable[..., bool], job: Job, outcome: str, reason: str
+    ) -> None:
+        write(self._ledger, job.id, self._name, reason=reason, now=self._clock())
+        _log.warning(f"job {outcome}", action=f"job_{outcome}", job=job.id, reason=reason)
+
+    def _retry(self, job: Job, reason: str) -> None:
+        engine = self._settings.engine
+        queue.retry_later(
+            self._ledger,
+            job.id,
+            self._name,
+            reason=reason,
+            delay_s=engine.retry_s,
+            now=self._clock(),
+            max_attempts=engine.max_attempts,
+        )
+        _log.warning("job waits", action="job_waits", job=job.id, reason=reason)
+
+    def _put_aside(self, job: Job, error: UnreadableInstanceError) -> None:
+        """Quarantine the instance that does not decode, so that a retry goes on without it."""
+        uid = error.sop_instance_uid
+        path = dict(job.paths).get(uid or "")
+        if uid is None or path is None:
+            return
+        kept = self._spool.quarantine(path, error.message)
+        intake.quarantine_instance(
+            self._ledger, uid, path=kept.path, reason=error.message, now=self._clock()
+        )
+
+
+def _whereabouts(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = type(error).__name__
+    if trace is None:
+        return name
+    return f"{name} at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

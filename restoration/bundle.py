@@ -124,7 +124,8 @@ def write_bundle(
     """Write the parts of `model` that inference needs as a bundle, all of it or nothing.
 
     `manifest_fields` gives name, version, licence, tasks and what else `Manifest` holds; config,
-    variant, normalisation, dtype and sha256 are filled in. The same bundle may be written twice.
+    variant, normalisation, dtype and sha256 are filled in, and MR data consistency is on unless it
+    says otherwise. The same bundle may be written twice.
     Raises BundleError when the folder holds anything else (unless `overwrite` and a bundle), or
     when the weights are not finite as stored.
     """
@@ -216,8 +217,13 @@ def _describe(
             "dtype": str(dtype).removeprefix("torch."),
             "sha256": hashlib.sha256(weights).hexdigest(),
         }
-        created = {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-        manifest = Manifest.from_dict({**created, **given, **computed})
+        defaults = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "data_consistency": {
+                task: 1.0 for task in given.get("tasks", ()) if task == RestorationTask.MRI_SR.value
+            },
+        }
+        manifest = Manifest.from_dict({**defaults, **given, **computed})
         # What is returned and compared is what a reader will see.
         return Manifest.from_dict(json.loads(_text(manifest)))
     except (ValueError, TypeError) as error:

@@ -56,7 +56,10 @@ class TaskDomain:
     def from_dict(cls, values: Mapping[str, Any]) -> TaskDomain:
         """Inverse of `to_dict`; ValueError names unknown keys."""
         refuse_unknown(values, (f.name for f in fields(cls)), "domain")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        known: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**known)
 
 
 def outside(domain: TaskDomain, facts: Mapping[str, Any]) -> list[str]:

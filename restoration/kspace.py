@@ -33,7 +33,8 @@ class Support:
         height, width = image.shape[-2:]
         rows = _frequencies(height, image.device).abs() <= self.rows
         columns = _frequencies(width, image.device).abs() <= self.columns
-        return rows[:, None] & columns[None, :]
+        inside: Tensor = rows[:, None] & columns[None, :]
+        return inside
 
 
 def truncate(image: Tensor, factor: float) -> Tensor:
@@ -49,7 +50,8 @@ def truncate(image: Tensor, factor: float) -> Tensor:
     kept = torch.zeros_like(spectrum)
     rows, columns = (_central(size, max(1, round(size / factor))) for size in image.shape[-2:])
     kept[..., rows, columns] = spectrum[..., rows, columns]
-    return torch.fft.ifft2(torch.fft.ifftshift(kept, dim=_PLANE)).abs()
+    magnitude: Tensor = torch.fft.ifft2(torch.fft.ifftshift(kept, dim=_PLANE)).abs()
+    return magnitude
 
 
 def zero_fill(image: Tensor, factor: int) -> Tensor:
@@ -65,7 +67,8 @@ def zero_fill(image: Tensor, factor: int) -> Tensor:
     spectrum = torch.fft.fft2(image, norm="forward")
     spectrum = _pad_frequencies(spectrum, height * factor, -2)
     spectrum = _pad_frequencies(spectrum, width * factor, -1)
-    return torch.fft.ifft2(spectrum, norm="forward").abs()
+    magnitude: Tensor = torch.fft.ifft2(spectrum, norm="forward").abs()
+    return magnitude
 
 
 def empty_band(image: Tensor) -> Support | None:
@@ -98,7 +101,8 @@ def data_consistency(x: Tensor, y: Tensor, support: Support, weight: float) -> T
         raise ValueError(f"'weight' must lie in 0 ... 1, not {weight}.")
     acquired = torch.fft.fft2(x - y) * support.mask(x)
     # The mask is even in frequency, so the correction of a real image is real.
-    return y + weight * torch.fft.ifft2(acquired).real
+    correction: Tensor = torch.fft.ifft2(acquired).real
+    return y + weight * correction
 
 
 def _central(size: int, kept: int) -> slice:
@@ -108,7 +112,8 @@ def _central(size: int, kept: int) -> slice:
 
 
 def _frequencies(size: int, device: torch.device) -> Tensor:
-    return torch.fft.fftfreq(size, d=1 / size, device=device).round().long()
+    cycles: Tensor = torch.fft.fftfreq(size, d=1 / size, device=device)
+    return cycles.round().long()
 
 
 def _pad_frequencies(spectrum: Tensor, size: int, dim: int) -> Tensor:

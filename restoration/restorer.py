@@ -1,0 +1,434 @@
+"""The public way in: open a bundle, restore a volume in physical units.
+
+    restorer = Restorer.open("compact")
+    result = restorer.restore(volume_hu, "ct_denoise")
+
+A slice goes through window → network → un-window as a *change* that is added to the input, so
+pixels outside the window, and all pixels at strength 0, keep their value bit by bit.
+
+    RestorationError
+    ├── BundleError               see restoration.bundle
+    └── RestorationMemoryError    not even one slice fits into the memory of the device
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from restoration.bundle import (
+    BundleError,
+    Manifest,
+    RestorationError,
+    builtin,
+    load_bundle,
+    read_manifest,
+)
+from restoration.diffcode import DiffCode
+from restoration.domain import TaskDomain, missing, outside
+from restoration.kspace import Support, data_consistency, empty_band
+from restoration.tasks import RestorationTask, intensity_scale, normalise, spec
+from restoration.tiling import Window, pad_to_multiple, restore_tiled
+
+__all__ = [
+    "BundleError",
+    "Limits",
+    "Manifest",
+    "Restoration",
+    "RestorationError",
+    "RestorationMemoryError",
+    "RestorationTask",
+    "Restorer",
+    "TaskDomain",
+    "builtin",
+    "missing",
+    "outside",
+    "read_manifest",
+]
+
+Volume = npt.NDArray[np.float32]
+PerSlice = npt.NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+# The fraction of the window below which a mean or a spread says nothing about the slice.
+_FLAT = 1e-3
+# Coarse nets for a network gone wrong; a manifest may tighten them. Drift is in HU for CT, else
+# relative to the slice mean; the ratio is sd(change) / sd(input).
+_GUARDS = {
+    RestorationTask.CT_DENOISE: {"mean_drift": 5.0, "residual_ratio": 0.5},
+    RestorationTask.MRI_SR: {"mean_drift": 0.05, "residual_ratio": 0.5},
+    RestorationTask.PET_SYNTHESIS: {"mean_drift": 0.1, "residual_ratio": 1.0},
+}
+
+
+class RestorationMemoryError(RestorationError):
+    """The device has no memory for even one slice; another time or device may."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much goes through the network at once; results differ by rounding only."""
+
+    batch_pixels: int = 512 * 512
+    whole_slice_pixels: int = 1024 * 1024  #: larger slices are restored in tiles
+    tile: int = 512  #: a multiple of 8, as is the overlap
+    overlap: int = 64
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """A restored volume and what was noticed on the way; per-slice lists are in slice order."""
+
+    volume: Volume  #: (slices, rows, columns), physical units
+    flags: tuple[str, ...]  #: guards that did not hold: mean_drift, residual_ratio, …
+    seconds: float
+    diagnostics: dict[str, float | list[float]]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all slices of one call share."""
+
+    task: RestorationTask
+    seeds: Sequence[int]
+    strength: float
+    scale: float
+    support: Support | None
+    weight: float  #: of the data consistency inside `support`
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of the network: restored (B, 1, H, W) and per-slice values, None without a part."""
+
+    restored: Tensor
+    latent_distance: Tensor | None  #: (B,)
+    class_logits: Tensor | None  #: (B, tasks)
+
+
+class Restorer:
+    """A model on a device. Not for use by several threads at once."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        model: DiffCode,
+        device: torch.device | str = "cpu",
+        limits: Limits | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.device = torch.device(device)
+        self.limits = limits or Limits()
+        self._model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._model.use_local_pooling(True)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path = "compact",
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        limits: Limits | None = None,
+    ) -> Restorer:
+        """Open a built-in bundle by its name, or any bundle by its folder.
+
+        `device` is "auto" (CUDA when there is one), "cpu" or "cuda[:n]"; `threads` bounds the
+        CPU threads of this process. Raises BundleError, or RestorationError for the device.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        chosen = _device(device)
+        manifest, model = load_bundle(_folder(bundle), chosen)
+        if limits is None and chosen.type == "cuda":
+            limits = Limits(batch_pixels=8 * 512 * 512)
+        return cls(manifest, model, chosen, limits)
+
+    def restore(
+        self,
+        volume: npt.NDArray[np.generic],
+        task: RestorationTask | str,
+        *,
+        spacing: tuple[float, float, float] | None = None,
+        seeds: Sequence[int] | None = None,
+        strength: float = 1.0,
+        data_consistency: bool = True,
+        progress: Progress | None = None,
+    ) -> Restoration:
+        """Restore (slices, rows, columns) in HU, SUV or MR units; y = x + strength·(net − x).
+
+        `spacing` (z, y, x) in mm is compared with the model's domain. `seeds`, one per slice,
+        start the diffusion chain; by default they follow from the model and the slice's index.
+        The same volume, seeds and device give the same bytes. `data_consistency=False` leaves
+        out what the manifest asks for when an MR series has an empty high-frequency band.
+
+        Raises TypeError or ValueError for an argument that is no such volume, task, seed or
+        strength; RestorationError when the network returns a value that is not finite;
+        RestorationMemoryError when one slice alone does not fit.
+        """
+        started = time.perf_counter()
+        task = self._accepted(task)
+        x = _checked(volume)
+        job = self._prepare(x, task, seeds, strength, data_consistency)
+        y = np.empty_like(x)
+        passes = self._restore_slices(x, y, job, progress)
+        drift = _drift(x, y, task, job.scale)
+        ratio = _residual_ratio(x, y, task, job.scale)
+        limits = _GUARDS[task] | self.manifest.guards.get(task.value, {})
+        flags = [
+            name
+            for name, values in (("mean_drift", np.abs(drift)), ("residual_ratio", ratio))
+            if (values > limits[name]).any()
+        ]
+        if spacing is not None and self._outside(task, spacing):
+            flags.append("outside_domain")
+        diagnostics: dict[str, float | list[float]] = {
+            "intensity_scale": job.scale,
+            "mean_drift": drift.tolist(),
+            "residual_ratio": ratio.tolist(),
+            **_support_values(job.support),
+            **_pass_values(passes),
+        }
+        return Restoration(y, tuple(flags), time.perf_counter() - started, diagnostics)
+
+    def _accepted(self, task: RestorationTask | str) -> RestorationTask:
+        task = RestorationTask(task)
+        if task.value not in self.manifest.tasks:
+            raise ValueError(
+                f"The model {self.manifest.name} restores {', '.join(self.manifest.tasks)}, "
+                f"not {task.value}."
+            )
+        return task
+
+    def _outside(self, task: RestorationTask, spacing: tuple[float, float, float]) -> list[str]:
+        domain = self.manifest.domain.get(task.value)
+        return outside(domain, {"pixel_spacing_mm": spacing[1:]}) if domain else []
+
+    def _prepare(
+        self,
+        x: Volume,
+        task: RestorationTask,
+        seeds: Sequence[int] | None,
+        strength: float,
+        consistent: bool,
+    ) -> _Job:
+        if not 0 <= strength <= 1:
+            raise ValueError(f"'strength' must lie in 0 ... 1, not {strength}.")
+        if seeds is None:
+            seeds = [default_seed(self.manifest.sha256, index) for index in range(len(x))]
+        if len(seeds) != len(x):
+            raise ValueError(f"'seeds' has {len(seeds)} values for {len(x)} slices.")
+        weight = self.manifest.data_consistency.get(task.value, 0.0) if consistent else 0.0
+        support = empty_band(torch.from_numpy(x)) if weight > 0 else None
+        return _Job(task, seeds, strength, intensity_scale(x, task), support, weight)
+
+    def _restore_slices(
+        self, x: Volume, y: Volume, job: _Job, progress: Progress | None
+    ) -> list[_Pass]:
+        """Fill `y` batch by batch; a batch that does not fit is tried again at half the size."""
+        total = len(x)
+        size = max(1, self.limits.batch_pixels // (x.shape[1] * x.shape[2]))
+        passes: list[_Pass] = []
+        start = 0
+        while start < total:
+            batch = slice(start, min(start + size, total))
+            done = self._try(x, y, batch, job)
+            if done is None:
+                if size == 1:
+                    raise RestorationMemoryError(
+                        f"{self.device}: no memory for a slice of {x.shape[1]}x{x.shape[2]} pixels"
+                    )
+                size = max(1, size // 2)
+                continue
+            passes.append(done)
+            start = batch.stop
+            if progress is not None:
+                progress(start, total)
+        return passes
+
+    def _try(self, x: Volume, y: Volume, batch: slice, job: _Job) -> _Pass | None:
+        try:
+            return self._restore_batch(x, y, batch, job)
+        except torch.OutOfMemoryError:
+            pass
+        # Only now is the failed pass's memory free to be given back.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _restore_batch(self, x: Volume, y: Volume, batch: slice, job: _Job) -> _Pass:
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+            ),
+        ):
+            physical = torch.from_numpy(x[batch])[:, None]  # (B, 1, H, W)
+            low, high = spec(job.task).window
+            scaled = physical * job.scale
+            lq = normalise(scaled.clamp(low, high), job.task)
+            done = self._network(lq, job.task, job.seeds[batch])
+            restored = done.restored
+            if job.support is not None:
+                restored = data_consistency(lq, restored, job.support, job.weight)
+            # A scale of 1 and a change of 0 are exact: an idle network returns its input.
+            change = (restored - lq) * ((high - low) / job.scale)
+            inside = (scaled >= low) & (scaled <= high)
+            result = torch.where(inside, physical + job.strength * change, physical)
+            _require_finite(result, batch.start)
+            y[batch] = result[:, 0].numpy()
+        return done
+
+    def _network(self, lq: Tensor, task: RestorationTask, seeds: Sequence[int]) -> _Pass:
+        """Normalised slices (B, 1, H, W) of any size through the network, back on the CPU."""
+        factor = self._model.config.factor
+        # The task classifier needs more than one latent position along each axis.
+        padded, crop = pad_to_multiple(lq, factor, least=2 * factor)
+        noise = _noise(seeds, self._model.noise_shape(padded)[1:])
+        padded, noise = padded.to(self.device), noise.to(self.device)
+        if padded.shape[-2] * padded.shape[-1] > self.limits.whole_slice_pixels:
+            done = self._tiles(padded, task, noise)
+        else:
+            done = self._forward(padded, task, noise)
+        return _Pass(done.restored.cpu()[crop], done.latent_distance, done.class_logits)
+
+    def _tiles(self, x: Tensor, task: RestorationTask, noise: Tensor) -> _Pass:
+        factor = self._model.config.factor
+        parts: list[_Pass] = []
+
+        def tile(part: Tensor, window: Window) -> Tensor:
+            rows, columns = _latent(window.rows, factor), _latent(window.columns, factor)
+            parts.append(self._forward(part, task, noise[..., rows, columns]))
+            return parts[-1].restored
+
+        restored = restore_tiled(tile, x, self.limits.tile, self.limits.overlap)
+        return _Pass(
+            restored,
+            _mean([part.latent_distance for part in parts]),
+            _mean([part.class_logits for part in parts]),
+        )
+
+    def _forward(self, x: Tensor, task: RestorationTask, noise: Tensor) -> _Pass:
+        out = self._model(x.contiguous(memory_format=torch.channels_last), task.index, noise)
+        distance = None
+        if out.latent is not None and out.quantised is not None:
+            apart = (out.latent - out.quantised).flatten(1).norm(dim=1)
+            distance = (apart / out.latent.flatten(1).norm(dim=1).clamp(min=1e-12)).cpu()
+        logits = None if out.class_logits is None else out.class_logits.cpu()
+        return _Pass(out.restored, distance, logits)
+
+
+def default_seed(sha256: str, index: int) -> int:
+    """The seed of slice `index` under the model of that SHA-256: a number below 2⁶³."""
+    digest = hashlib.sha256(f"{sha256}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RestorationError(f"{name!r} is not a device") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RestorationError(f"device {name!r} is not available")
+    return device
+
+
+def _folder(bundle: str | Path) -> Path:
+    is_name = isinstance(bundle, str) and Path(bundle).name == bundle
+    if is_name and not Path(bundle).is_dir():
+        return builtin(str(bundle))
+    return Path(bundle)
+
+
+def _checked(volume: npt.NDArray[np.generic]) -> Volume:
+    """The volume as float32; TypeError for what cannot be physical units, ValueError for values."""
+    if not isinstance(volume, np.ndarray):
+        raise TypeError(f"'volume' must be a NumPy array, not {type(volume).__name__}.")
+    integer = np.issubdtype(volume.dtype, np.integer) and volume.dtype.itemsize > 1
+    if not (integer or np.issubdtype(volume.dtype, np.floating)):
+        raise TypeError(
+            f"'volume' must hold floats or integers of 16 bits or more, not {volume.dtype}."
+        )
+    if volume.ndim != 3 or 0 in volume.shape:
+        raise ValueError(
+            f"'volume' must be (slices, rows, columns), none of them 0, not {volume.shape}."
+        )
+    x = np.ascontiguousarray(volume, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))
+    if bad.size:
+        raise ValueError(f"Slice {bad[0]} of 'volume' holds a value that is not finite.")
+    return x
+
+
+def _require_finite(result: Tensor, start: int) -> None:
+    bad = torch.nonzero(~result.flatten(1).isfinite().all(dim=1))
+    if len(bad):
+        raise RestorationError(
+            f"The network returned a value that is not finite in slice {start + int(bad[0])}."
+        )
+
+
+def _noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Gaussian noise (B, *shape), each slice from its own seed, drawn on the CPU on any device."""
+    return torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
+
+
+def _latent(pixels: slice, factor: int) -> slice:
+    return slice(pixels.start // factor, pixels.stop // factor)
+
+
+def _mean(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.stack(present).mean(dim=0) if present else None
+
+
+def _floor(task: RestorationTask, scale: float) -> float:
+    low, high = spec(task).window
+    return _FLAT * (high - low) / scale
+
+
+def _drift(x: Volume, y: Volume, task: RestorationTask, scale: float) -> PerSlice:
+    """Change of each slice's mean: in HU for CT, relative to the mean for PET and MR."""
+    change: PerSlice = (y - x).mean(axis=(1, 2), dtype=np.float64)
+    if task is not RestorationTask.CT_DENOISE:
+        mean = np.abs(x.mean(axis=(1, 2), dtype=np.float64))
+        change = change / np.maximum(mean, _floor(task, scale))
+    return change
+
+
+def _residual_ratio(x: Volume, y: Volume, task: RestorationTask, scale: float) -> PerSlice:
+    spread: PerSlice = x.std(axis=(1, 2), dtype=np.float64)
+    change: PerSlice = (y - x).std(axis=(1, 2), dtype=np.float64)
+    return change / np.maximum(spread, _floor(task, scale))
+
+
+def _support_values(support: Support | None) -> dict[str, float | list[float]]:
+    if support is None:
+        return {}
+    return {"support_rows": float(support.rows), "support_columns": float(support.columns)}
+
+
+def _pass_values(passes: list[_Pass]) -> dict[str, float | list[float]]:
+    values: dict[str, float | list[float]] = {}
+    distances = [part.latent_distance for part in passes if part.latent_distance is not None]
+    if distances:
+        values["latent_distance"] = torch.cat(distances).tolist()
+    logits = [part.class_logits for part in passes if part.class_logits is not None]
+    if logits:
+        stacked = torch.cat(logits)
+        for task in RestorationTask:
+            values[f"class_logit_{task.value}"] = stacked[:, task.index].tolist()
+    return values

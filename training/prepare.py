@@ -1,0 +1,294 @@
+"""Turn image series into pairs for training: degrade, scale, split by subject, write.
+
+The folder appears whole or not at all; an existing one is never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from restoration.tasks import RestorationTask, intensity_scale, spec
+from training.degrade import CtNoiseInsertion, KSpaceTruncation, PetThinning, soft_tissue_noise
+from training.manifest import Item, PreparedManifest
+from training.sources import Series, SourceError, discover
+from training.uptake import embed_crop, fdg_from_ct, largest_extent_mm
+
+Volume = npt.NDArray[np.float32]
+Progress = Callable[[int, int, str], None]
+
+_FIELDS = (96, 128, 160, 192, 224, 256, 320, 400, 512)
+
+
+class PrepareError(ValueError):
+    """Nothing was written; the message says why."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What is taken from the sources and how it is degraded."""
+
+    mr: KSpaceTruncation = field(default_factory=KSpaceTruncation)
+    ct: CtNoiseInsertion = field(default_factory=CtNoiseInsertion)
+    pet: PetThinning = field(default_factory=PetThinning)
+    splits: tuple[str, ...] = ("train", "val")
+    max_slices: int | None = None
+    """At most so many slices of a series, evenly spread."""
+    max_noise_hu: float = 30.0
+    """CT noisier than this is no reference and is left out."""
+    val_fraction: float = 0.1
+    """Share of subjects held out when no source is marked as validation."""
+    simulated_pet: bool = True
+    """Add simulated FDG on the anatomy of each CT series."""
+
+    def operators(self) -> dict[str, dict[str, object]]:
+        return {
+            RestorationTask.MRI_SR.value: self.mr.record(),
+            RestorationTask.CT_DENOISE.value: self.ct.record(),
+            RestorationTask.PET_SYNTHESIS.value: self.pet.record(),
+        }
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A finished pair before it has files."""
+
+    item: Item
+    lq: Volume
+    hq: npt.NDArray[np.float32 | np.int16]
+
+
+def prepare(
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    seed: int,
+    tasks: Sequence[RestorationTask] = tuple(RestorationTask),
+    options: PrepareOptions | None = None,
+    progress: Progress | None = None,
+) -> PreparedManifest:
+    """Write pairs of all series in ``sources`` to the new folder ``out``.
+
+    ``sources`` are packs, NIfTI files, or folders of those or of DICOM series; files and packs
+    named ``val_…`` are held out. ``progress(done, total, name)`` is called after each series. The result
+    depends on the sources, the seed and the options only.
+    Raises PrepareError when ``out`` exists, SourceError for a source that cannot be used.
+    """
+    options = options or PrepareOptions()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PrepareError(f"{out} exists; choose a new folder, nothing is overwritten.")
+    searched = set(tasks)
+    if RestorationTask.PET_SYNTHESIS in searched and options.simulated_pet:
+        searched.add(RestorationTask.CT_DENOISE)
+    series = _unique(discover(sources, [task for task in RestorationTask if task in searched]))
+    splits = split_subjects(series, seed=seed, val_fraction=options.val_fraction)
+    series = [each for each in series if splits[each.subject] in options.splits]
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        manifest = _write_all(series, splits, partial, seed, tasks, options, progress)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def split_subjects(
+    series: Sequence[Series], *, seed: int, val_fraction: float
+) -> dict[str, str]:
+    """train or val for each subject: as the sources mark them, else a seeded draw.
+
+    A subject with any series marked as validation is validation altogether.
+    """
+    subjects = sorted({each.subject for each in series})
+    held_out = {each.subject for each in series if each.validation}
+    if not held_out:
+        count = round(len(subjects) * val_fraction)
+        order = np.random.default_rng([seed, 0x5EED]).permutation(len(subjects))
+        held_out = {subjects[i] for i in order[:count]}
+    return {subject: "val" if subject in held_out else "train" for subject in subjects}
+
+
+def _unique(series: Sequence[Series]) -> list[Series]:
+    """Number names that occur more than once, in the order of the sources."""
+    seen: Counter[str] = Counter()
+    named = []
+    for each in series:
+        seen[each.name] += 1
+        count = seen[each.name]
+        named.append(replace(each, name=f"{each.name}-{count}") if count > 1 else each)
+    return named
+
+
+def _write_all(
+    series: Sequence[Series],
+    splits: dict[str, str],
+    folder: Path,
+    seed: int,
+    tasks: Sequence[RestorationTask],
+    options: PrepareOptions,
+    progress: Progress | None,
+) -> PreparedManifest:
+    items: list[Item] = []
+    skipped: list[str] = []
+    for done, each in enumerate(series, 1):
+        reason = _reason_to_skip(each, options)
+        if reason:
+            skipped.append(f"{each.name}: {reason}")
+        else:
+            for pair in _pairs(each, splits[each.subject], seed, tasks, options):
+                items.append(_write_pair(folder, pair))
+        if progress:
+            progress(done, len(series), each.name)
+    if not items:
+        raise PrepareError(f"No pair was made; left out: {'; '.join(skipped) or 'nothing'}.")
+    manifest = PreparedManifest(
+        seed=seed, operators=options.operators(), items=tuple(items), skipped=tuple(skipped)
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _reason_to_skip(series: Series, options: PrepareOptions) -> str | None:
+    if series.low_dose:
+        return "a low-dose acquisition is no reference"
+    if series.noise_hu is not None and series.noise_hu > options.max_noise_hu:
+        return f"noise {series.noise_hu} HU is above {options.max_noise_hu} HU"
+    return None
+
+
+def _pairs(
+    series: Series,
+    split: str,
+    seed: int,
+    tasks: Sequence[RestorationTask],
+    options: PrepareOptions,
+) -> Iterator[_Pair]:
+    hq = _thin(series.volume(), options.max_slices)
+    if series.task is RestorationTask.MRI_SR:
+        yield _mr_pair(series, split, hq, options)
+    elif series.task is RestorationTask.PET_SYNTHESIS:
+        yield _pet_pair(series, split, hq, options, _generator(seed, series.name))
+    else:
+        if RestorationTask.CT_DENOISE in tasks:
+            yield _ct_pair(series, split, hq, options, _generator(seed, series.name))
+        if RestorationTask.PET_SYNTHESIS in tasks and options.simulated_pet:
+            name = f"{series.name}-fdg"
+            yield _fdg_pair(series, name, split, hq, options, _generator(seed, name))
+
+
+def _thin(volume: Volume, max_slices: int | None) -> Volume:
+    if max_slices is None or len(volume) <= max_slices:
+        return volume
+    return volume[np.linspace(0, len(volume) - 1, max_slices).round().astype(int)]
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    """Noise of one item: the same whatever else is prepared beside it."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def _mr_pair(series: Series, split: str, hq: Volume, options: PrepareOptions) -> _Pair:
+    lq = options.mr.apply(hq)
+    # The node knows only the low-quality series, so that one sets the scale here too.
+    scale = intensity_scale(lq, series.task)
+    item = replace(_item(series, split, hq), scale=scale, contrast=series.contrast)
+    return _Pair(item, lq * np.float32(scale), hq * np.float32(scale))
+
+
+def _ct_pair(
+    series: Series, split: str, hq: Volume, options: PrepareOptions, rng: np.random.Generator
+) -> _Pair:
+    try:
+        noise = series.noise_hu or soft_tissue_noise(hq)
+        lq = options.ct.apply(hq, pixel_mm=series.spacing_mm[1], noise_hu=noise, rng=rng)
+    except ValueError as error:
+        raise SourceError(f"{series.where}: {error}") from error
+    item = replace(_item(series, split, hq), noise_hu=noise)
+    return _Pair(item, lq, np.rint(np.clip(hq, -32768, 32767)).astype(np.int16))
+
+
+def _pet_pair(
+    series: Series, split: str, suv: Volume, options: PrepareOptions, rng: np.random.Generator
+) -> _Pair:
+    pixel = series.spacing_mm[1]
+    size = _field_of(max(np.hypot(*suv.shape[1:]) + 4, 220 / pixel), series.where)
+    activity, attenuation, (rows, columns) = embed_crop(suv, pixel_mm=pixel, size=size)
+    lq, hq = options.pet.apply(activity, attenuation, pixel_mm=pixel, rng=rng, psf_fwhm_mm=0)
+    return _Pair(_item(series, split, suv), lq[:, rows, columns], hq[:, rows, columns])
+
+
+def _fdg_pair(
+    series: Series,
+    name: str,
+    split: str,
+    hu: Volume,
+    options: PrepareOptions,
+    rng: np.random.Generator,
+) -> _Pair:
+    extent = largest_extent_mm(hu.shape, series.spacing_mm)
+    pixel = float(rng.choice([3.3, 4.0, 4.7, 5.47]))
+    size = _field_of(extent / pixel, series.where)
+    activity, attenuation = fdg_from_ct(
+        hu, series.spacing_mm, size=size, pixel_mm=pixel, rng=rng
+    )
+    lq, hq = options.pet.apply(activity, attenuation, pixel_mm=pixel, rng=rng)
+    item = replace(
+        _item(series, split, hq),
+        name=name,
+        task=RestorationTask.PET_SYNTHESIS.value,
+        units=spec(RestorationTask.PET_SYNTHESIS).units,
+        spacing_mm=(series.spacing_mm[0], pixel, pixel),
+        source=f"simulated FDG on {series.source}",
+        simulated=True,
+    )
+    return _Pair(item, lq, hq)
+
+
+def _field_of(pixels: float, where: str) -> int:
+    """The smallest projector grid that holds so many pixels; few sizes share their matrices."""
+    for size in _FIELDS:
+        if size >= pixels:
+            return size
+    raise SourceError(f"{where}: {pixels:.0f} pixels exceed the largest PET field.")
+
+
+def _item(series: Series, split: str, volume: Volume) -> Item:
+    slices, rows, columns = volume.shape
+    return Item(
+        name=series.name,
+        task=series.task.value,
+        split=split,
+        subject=series.subject,
+        source=series.source,
+        licence=series.licence,
+        units=spec(series.task).units,
+        spacing_mm=series.spacing_mm,
+        hq="",
+        lq="",
+        shape=(slices, rows, columns),
+        simulated=False,
+        sha256={},
+    )
+
+
+def _write_pair(folder: Path, pair: _Pair) -> Item:
+    names = {kind: f"{pair.item.name}.{kind}.npy" for kind in ("hq", "lq")}
+    for kind, volume in (("hq", pair.hq), ("lq", pair.lq)):
+        np.save(folder / names[kind], volume, allow_pickle=False)
+    hashes = {}
+    for kind, name in names.items():
+        with (folder / name).open("rb") as file:
+            hashes[kind] = hashlib.file_digest(file, "sha256").hexdigest()
+    return replace(
+        pair.item, hq=names["hq"], lq=names["lq"], sha256=hashes, shape=pair.lq.shape
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,9 +121,7 @@ def contiguous_runs(sorted_positions: Vector) -> list[range]:
         return [range(count)] if count else []
     segments = _segments(np.diff(sorted_positions))
     starts = [0]
-    for (first, stop, step), (_, next_stop, next_step) in zip(
-        segments, segments[1:], strict=False
-    ):
+    for (first, stop, step), (_, next_stop, next_step) in pairwise(segments):
         left, right = stop - first, next_stop - stop
         keeps_left = (left, -step) >= (right, -next_step)
         starts.append(stop + 1 if keeps_left else stop)

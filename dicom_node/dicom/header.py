@@ -1,4 +1,4 @@
-"""One instance's header: read without pixels, checked, and judged for whether it is ours to restore.
+"""One instance's header: read without pixels, checked, and judged for whether it is restored.
 
 This is the border to pydicom's reader. Its warnings and log lines quote element values, which are
 a patient's, so nothing of either crosses it; and whatever it raises leaves here as
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydicom import dcmread
 from pydicom.dataelem import DataElement, RawDataElement
@@ -139,24 +139,27 @@ def read_header(source: Path | str | bytes, *, whole: bool = False) -> Dataset:
 
 def read_dataset(source: Path | str | bytes, *, pixels: bool = True) -> Dataset:
     """Read a PS3.10 file, each element converted. Errors as for `read_header`."""
-    with BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
-        with quiet_pydicom():
-            try:
-                dataset = dcmread(stream, stop_before_pixels=not pixels)
-                early = _ends_early(dataset)
-                _convert_all(dataset)
-            except Exception as error:
-                # The text of the cause may quote the data set; its kind cannot.
-                reason = f"the data set does not parse ({type(error).__name__})"
-                raise UnreadableInstanceError(reason) from None
+    with _opened(source) as stream, quiet_pydicom():
+        try:
+            dataset = dcmread(stream, stop_before_pixels=not pixels)
+            early = _ends_early(dataset)
+            _convert_all(dataset)
+        except Exception as error:
+            # The text of the cause may quote the data set; its kind cannot.
+            reason = f"the data set does not parse ({type(error).__name__})"
+            raise UnreadableInstanceError(reason) from None
     if early or (pixels and _lacks_pixels(dataset)):
         raise UnreadableInstanceError("the data set ends early")
     return dataset
 
 
+def _opened(source: Path | str | bytes) -> IO[bytes]:
+    return BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+
+
 def _ends_early(dataset: Dataset) -> bool:
     """Whether the stream held fewer bytes than an element's length announced."""
-    found = (dataset.get_item(tag) for tag in dataset.keys())
+    found: list[Any] = [dataset.get_item(tag) for tag in tuple(dataset.keys())]
     return any(
         isinstance(raw, RawDataElement)
         and isinstance(raw.value, bytes)

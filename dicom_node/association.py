@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 import pydicom.config
@@ -198,7 +198,7 @@ def access_rules(settings: NodeSettings) -> AccessRules:
     return AccessRules(
         called=ours if given.require_called_ae_title else frozenset(),
         calling=frozenset(given.calling_ae_titles),
-        addresses=given.addresses,
+        addresses=tuple(ip_network(network) for network in given.addresses),
     )
 
 

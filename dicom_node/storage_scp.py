@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
@@ -95,10 +96,10 @@ class Incoming:
     def as_file(self) -> bytes:
         """The instance as a PS3.10 file; the same instance always gives the same bytes."""
         meta = create_file_meta(
-            sop_class_uid=self.sop_class_uid,
-            sop_instance_uid=self.sop_instance_uid,
-            transfer_syntax=self.transfer_syntax_uid,
-            implementation_uid=IMPLEMENTATION_CLASS_UID,
+            sop_class_uid=UID(self.sop_class_uid),
+            sop_instance_uid=UID(self.sop_instance_uid),
+            transfer_syntax=UID(self.transfer_syntax_uid),
+            implementation_uid=UID(IMPLEMENTATION_CLASS_UID),
             implementation_version=IMPLEMENTATION_VERSION_NAME,
         )
         return b"".join((_PREAMBLE, encode_file_meta(meta), self.data_set))
@@ -260,7 +261,7 @@ class StorageSCP:
             self._server = entity.start_server(
                 (node.host, node.port),
                 block=False,
-                evt_handlers=self._handlers,  # type: ignore[arg-type]  # list is invariant
+                evt_handlers=self._handlers,
                 contexts=contexts_scp(accept_lossy=self._settings.policy.accept_lossy),
             )
         except OSError as error:
@@ -351,7 +352,7 @@ def _entity(settings: NodeSettings) -> AE:
     configure_protocol()
     given = settings.association
     entity = AE(ae_title=settings.node.ae_title)
-    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID  # type: ignore[assignment]
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.maximum_associations = given.max_associations
     entity.maximum_pdu_size = given.max_pdu

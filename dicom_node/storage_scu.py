@@ -1,0 +1,265 @@
+"""C-STORE and C-ECHO as SCU: files to one peer, with an answer for each instance (PS3.4 A, B).
+
+Bytes go out as they lie on disk.  Only where the peer does not take their transfer syntax are
+they decoded for it, pixel values unchanged.  Nothing here knows the ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian, UncompressedTransferSyntaxes
+from pynetdicom import build_context
+from pynetdicom.association import Association
+from pynetdicom.dsutils import split_dataset
+
+from dicom_node.association import MAX_CONTEXTS, VERIFICATION, Peer, associate, contexts_for
+from dicom_node.dicom.header import quiet_pydicom, valid_uid
+from dicom_node.errors import NodeError, PermanentError, UnreadableInstanceError
+
+Outcome = Literal["delivered", "retry", "dead"]
+
+_SOP_CLASS_NOT_SUPPORTED = 0x0122
+
+# PS3.7 C.4 and C.5, PS3.4 B.2.3.  0x0111 is a duplicate: it has the instance already.
+_STORED = frozenset({0x0000, 0x0001, 0x0107, 0x0111, 0x0116})
+# 0x0110 processing failure, 0x0213 resource limitation, 0xFE00 cancelled.
+_PASSING = frozenset({0x0110, 0x0213, 0xFE00})
+
+
+def classify_status(status: int | None) -> Outcome:
+    """What a C-STORE status means for the instance; None is no answer (abort, time-out).
+
+    Warnings (0xBxxx) have been stored.  Out of resources (0xA7xx) passes; a data set that does
+    not match (0xA9xx), is not understood (0xCxxx) or whose class is refused (0x01xx) stays so.
+    """
+    if status is None or status in _PASSING or status & 0xFF00 == 0xA700:
+        return "retry"
+    if status in _STORED or status & 0xF000 == 0xB000:
+        return "delivered"
+    return "dead"
+
+
+@dataclass(frozen=True)
+class Sendable:
+    """One PS3.10 file to send, by what presentation context negotiation needs to know."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+
+    @classmethod
+    def of(cls, path: Path) -> Sendable:
+        """Read a file's meta information; UnreadableInstanceError where it is no DICOM file."""
+        try:
+            with quiet_pydicom():
+                meta, _ = split_dataset(path)
+        except Exception as error:
+            raise UnreadableInstanceError(f"not a DICOM file ({type(error).__name__})") from None
+        uids = [
+            str(meta.get(keyword, ""))
+            for keyword in (
+                "MediaStorageSOPClassUID",
+                "MediaStorageSOPInstanceUID",
+                "TransferSyntaxUID",
+            )
+        ]
+        if not all(valid_uid(uid) for uid in uids):
+            raise UnreadableInstanceError("not a DICOM file with file meta information")
+        return cls(path, *uids)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The answer for one instance: its status (None: there was none) and what it means."""
+
+    sop_instance_uid: str
+    status: int | None
+    outcome: Outcome
+    why: str
+
+
+def send_all(peer: Peer, items: Sequence[Sendable]) -> Generator[Sent]:
+    """Send instances in order over as few associations as their contexts need.
+
+    Ends early when the association is gone: what was not answered is simply not yielded.
+    Raises DestinationError or DestinationRefusedError when no association could be opened.
+    """
+    for batch in _batches(items):
+        contexts = contexts_for((one.sop_class_uid, one.transfer_syntax_uid) for one in batch)
+        with associate(peer, contexts) as association:
+            for number, item in enumerate(batch):
+                answer = _send_one(association, item, message_id=number % 65535 + 1)
+                yield answer
+                if not association.is_established:
+                    return
+
+
+def _batches(items: Sequence[Sendable]) -> Iterator[list[Sendable]]:
+    """Split where more than 128 presentation contexts would be needed: three for each kind."""
+    batch: list[Sendable] = []
+    kinds: set[tuple[str, str]] = set()
+    for item in items:
+        kind = (item.sop_class_uid, item.transfer_syntax_uid)
+        if kind not in kinds and len(kinds) == MAX_CONTEXTS // 3:
+            yield batch
+            batch, kinds = [], set()
+        kinds.add(kind)
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _send_one(association: Association, item: Sendable, message_id: int) -> Sent:
+    accepted = {
+        str(context.transfer_syntax[0])
+        for context in association.accepted_contexts
+        if context.abstract_syntax == item.sop_class_uid
+    }
+    if not accepted:
+        why = "the destination does not accept the SOP Class"
+        return Sent(item.sop_instance_uid, _SOP_CLASS_NOT_SUPPORTED, "dead", why)
+    try:
+        source = _in_accepted_syntax(item, accepted)
+        response = association.send_c_store(source, msg_id=message_id, priority=0)
+    except PermanentError as error:
+        return Sent(item.sop_instance_uid, error.dimse_status, "dead", error.message)
+    except RuntimeError:
+        # pynetdicom's word for an association that was aborted between two messages.
+        return Sent(item.sop_instance_uid, None, "retry", "the association was aborted")
+    status = int(response.Status) if "Status" in response else None
+    return Sent(
+        item.sop_instance_uid, status, classify_status(status), _answer_words(status, response)
+    )
+
+
+def _answer_words(status: int | None, response: Dataset) -> str:
+    if status is None:
+        return "no answer: the association was aborted or timed out"
+    comment = str(response.get("ErrorComment", "") or "")
+    return f"answered 0x{status:04X}" + (f" ({comment})" if comment else "")
+
+
+def _in_accepted_syntax(item: Sendable, accepted: set[str]) -> Path | Dataset:
+    """The file as it is where the peer takes its transfer syntax, else decoded for it.
+
+    Raises PermanentError where the peer takes no syntax that the instance can be given.
+    """
+    if not item.path.is_file():
+        raise PermanentError("the file of the instance is missing")
+    if item.transfer_syntax_uid in accepted:
+        return item.path
+    dataset = _decoded(item)
+    if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
+        raise PermanentError("the destination does not accept big endian data")
+    return dataset
+
+
+def _decoded(item: Sendable) -> Dataset:
+    try:
+        with quiet_pydicom():
+            dataset = dcmread(item.path)
+            if item.transfer_syntax_uid not in UncompressedTransferSyntaxes:
+                dataset.decompress(generate_instance_uid=False)
+    except Exception as error:
+        kind = type(error).__name__
+        raise PermanentError(
+            f"the destination takes uncompressed data only, and the pixels do not decode ({kind})"
+        ) from None
+    return dataset
+
+
+@dataclass(frozen=True)
+class EchoResult:
+    """What C-ECHO came to, in words for a person; seconds include the association."""
+
+    ok: bool
+    words: str
+    seconds: float
+
+
+def echo(peer: Peer) -> EchoResult:
+    """Ask *peer* with C-ECHO whether it is there and knows us (PS3.4 A)."""
+    started = time.monotonic()
+    try:
+        with associate(peer, [build_context(VERIFICATION, ImplicitVRLittleEndian)]) as association:
+            response = association.send_c_echo()
+        status = int(response.Status) if "Status" in response else None
+        words = f"{peer.where}: {_answer_words(status, response)}"
+        ok = status == 0
+    except (NodeError, ValueError) as error:
+        ok, words = False, str(error)
+    return EchoResult(ok, f"{peer.where}: answers" if ok else words, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class SendReport:
+    """What :func:`send_files` came to; *unreadable* are files that are no DICOM."""
+
+    sent: tuple[Sent, ...]
+    unreadable: tuple[tuple[Path, str], ...] = ()
+    trouble: str = ""
+    total: int = 0
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def delivered(self) -> int:
+        """How many instances the peer has stored."""
+        return sum(one.outcome == "delivered" for one in self.sent)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every readable file was stored and there was one."""
+        return self.total > 0 and self.delivered == self.total
+
+
+def send_files(
+    paths: Iterable[Path],
+    peer: Peer,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> SendReport:
+    """Send DICOM files, folders searched, to *peer*; *progress* is called with (done, total)."""
+    started = time.monotonic()
+    items, unreadable = _readable(files_under(paths))
+    sent: list[Sent] = []
+    trouble = ""
+    try:
+        for answer in send_all(peer, items):
+            sent.append(answer)
+            if progress is not None:
+                progress(len(sent), len(items))
+    except NodeError as error:
+        trouble = error.message
+    if not trouble and len(sent) < len(items):
+        trouble = f"{peer.where}: the association ended after {len(sent)} of {len(items)}"
+    return SendReport(
+        tuple(sent), tuple(unreadable), trouble, len(items), time.monotonic() - started
+    )
+
+
+def files_under(paths: Iterable[Path]) -> list[Path]:
+    """Every file named, and every file in a folder named, sorted within the folder."""
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else None
+        found.extend(inside if inside is not None else [path])
+    return found
+
+
+def _readable(paths: Iterable[Path]) -> tuple[list[Sendable], list[tuple[Path, str]]]:
+    items: list[Sendable] = []
+    unreadable: list[tuple[Path, str]] = []
+    for path in paths:
+        try:
+            items.append(Sendable.of(path))
+        except UnreadableInstanceError as error:
+            unreadable.append((path, error.message))
+    return items, unreadable

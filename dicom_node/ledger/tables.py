@@ -35,6 +35,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -326,6 +327,13 @@ def record_event(
     observability.STATES.labels(entity=entity, state=to).inc()
 
 
+def insert_or_nothing(connection: Connection, table: Table, row: Mapping[str, object]) -> bool:
+    """Insert a row unless a unique one is there already; tell whether it was inserted."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).values(row).on_conflict_do_nothing()
+    return connection.execute(statement).rowcount == 1
+
+
 def open_ledger(url: str) -> Engine:
     """Open the ledger and bring its schema up to date; safe from several processes at once.
 
@@ -415,7 +423,8 @@ def _postgresql(url: str) -> Engine:
 def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
-    return connection.scalar(text("SELECT version_num FROM alembic_version"))
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
 
 
 def _upgrade(connection: Connection) -> None:

@@ -231,9 +231,7 @@ def _pet_model(
     per_pixel = scan.counts_per_suv_mm2 * pixel_mm**2 / scan.views
     survival = [torch.exp(-beam.forward(attenuation) * pixel_mm) for beam in subsets]
     factors = [per_pixel * part for part in survival]
-    trues = [
-        factor * beam.forward(activity) for factor, beam in zip(factors, subsets, strict=True)
-    ]
+    trues = [factor * beam.forward(activity) for factor, beam in zip(factors, subsets, strict=True)]
     scattered = scan.scatter_fraction / (1 - scan.scatter_fraction)
     background = [
         scattered * _blur_rows(part, 200 / pixel_mm / 2.355)
@@ -263,9 +261,7 @@ def _pet_subsets(size: int, views: int, subsets: int) -> tuple[ParallelBeam, ...
     # Far-apart subsets follow each other: 0, n/2, 1, n/2+1 … converge evenly (Hudson & Larkin).
     half = (subsets + 1) // 2
     order = [k for pair in range(half) for k in (pair, pair + half) if k < subsets]
-    return tuple(
-        ParallelBeam(size, angles[k::subsets], bins=size | 1, matrix=True) for k in order
-    )
+    return tuple(ParallelBeam(size, angles[k::subsets], bins=size | 1, matrix=True) for k in order)
 
 
 @lru_cache(maxsize=4)
@@ -293,9 +289,7 @@ def _log_noise(
     return torch.sqrt(quantum + electronic)
 
 
-def _attenuation(
-    hu: Volume, scan: CtNoiseInsertion, beam: ParallelBeam, pixel_mm: float
-) -> Tensor:
+def _attenuation(hu: Volume, scan: CtNoiseInsertion, beam: ParallelBeam, pixel_mm: float) -> Tensor:
     """Line integrals p (B, views, bins) less the logarithm of the tube-current modulation.
 
     Counts vary slowly over the detector, so a quarter of the grid in each direction is enough.

@@ -102,9 +102,7 @@ def prepare(
     return manifest
 
 
-def split_subjects(
-    series: Sequence[Series], *, seed: int, val_fraction: float
-) -> dict[str, str]:
+def split_subjects(series: Sequence[Series], *, seed: int, val_fraction: float) -> dict[str, str]:
     """train or val for each subject: as the sources mark them, else a seeded draw.
 
     A subject with any series marked as validation is validation altogether.
@@ -238,9 +236,7 @@ def _fdg_pair(
     extent = largest_extent_mm(hu.shape, series.spacing_mm)
     pixel = float(rng.choice([3.3, 4.0, 4.7, 5.47]))
     size = _field_of(extent / pixel, series.where)
-    activity, attenuation = fdg_from_ct(
-        hu, series.spacing_mm, size=size, pixel_mm=pixel, rng=rng
-    )
+    activity, attenuation = fdg_from_ct(hu, series.spacing_mm, size=size, pixel_mm=pixel, rng=rng)
     lq, hq = options.pet.apply(activity, attenuation, pixel_mm=pixel, rng=rng)
     item = replace(
         _item(series, split, hq),
@@ -289,6 +285,4 @@ def _write_pair(folder: Path, pair: _Pair) -> Item:
     for kind, name in names.items():
         with (folder / name).open("rb") as file:
             hashes[kind] = hashlib.file_digest(file, "sha256").hexdigest()
-    return replace(
-        pair.item, hq=names["hq"], lq=names["lq"], sha256=hashes, shape=pair.lq.shape
-    )
+    return replace(pair.item, hq=names["hq"], lq=names["lq"], sha256=hashes, shape=pair.lq.shape)

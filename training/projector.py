@@ -142,9 +142,7 @@ def osem(
     return image
 
 
-def _sparse_rows(
-    starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]
-) -> Tensor:
+def _sparse_rows(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)

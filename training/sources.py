@@ -155,7 +155,7 @@ def _read_pack(item: medz.PackItem) -> Volume:
 
 
 def _nifti_series(path: Path, tasks: Sequence[RestorationTask]) -> Series:
-    import nibabel  # noqa: PLC0415
+    import nibabel
 
     try:
         header: Any = nibabel.load(path).header  # type: ignore[attr-defined]
@@ -180,9 +180,7 @@ def _nifti_series(path: Path, tasks: Sequence[RestorationTask]) -> Series:
     )
 
 
-def _nifti_kind(
-    path: Path, stem: str, tasks: Sequence[RestorationTask]
-) -> tuple[str, str | None]:
+def _nifti_kind(path: Path, stem: str, tasks: Sequence[RestorationTask]) -> tuple[str, str | None]:
     words = re.split(r"[^a-z0-9]+", stem)
     for pattern, modality, contrast in _NIFTI_NAMES:
         if any(re.fullmatch(pattern, word) for word in words):
@@ -203,7 +201,7 @@ def _nifti_subject(stem: str) -> str:
 
 
 def _read_nifti(path: Path) -> Volume:
-    import nibabel  # noqa: PLC0415
+    import nibabel
 
     try:
         image: Any = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
@@ -232,8 +230,8 @@ def _dicom_series(paths: Sequence[Path]) -> Iterator[Series]:
 
 
 def _dicom_header(path: Path) -> Dataset:
-    import pydicom  # noqa: PLC0415
-    from pydicom.errors import InvalidDicomError  # noqa: PLC0415
+    import pydicom
+    from pydicom.errors import InvalidDicomError
 
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
@@ -277,7 +275,10 @@ def _one_dicom_series(members: Sequence[tuple[Path, Dataset]]) -> Series:
 
 def _position(header: Dataset) -> tuple[float, float]:
     number = float(header.get("InstanceNumber") or 0)
-    position, orientation = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
+    position, orientation = (
+        header.get("ImagePositionPatient"),
+        header.get("ImageOrientationPatient"),
+    )
     if not position or not orientation:
         return 0.0, number
     normal = np.cross(np.asarray(orientation[:3], float), np.asarray(orientation[3:], float))
@@ -291,7 +292,7 @@ def _slice_distance(headers: Sequence[Dataset]) -> float:
 
 
 def _read_dicom(paths: Sequence[Path]) -> Volume:
-    import pydicom  # noqa: PLC0415
+    import pydicom
 
     planes = []
     for path in paths:
@@ -325,7 +326,14 @@ def _suv_factor(dataset: Dataset, path: Path) -> float:
             elapsed = _seconds(dataset.SeriesTime) - _seconds(tracer.RadiopharmaceuticalStartTime)
             decay = 2.0 ** (-(elapsed % 86400) / float(tracer.RadionuclideHalfLife))
         return grams / (float(tracer.RadionuclideTotalDose) * decay)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        ZeroDivisionError,
+    ) as error:
         raise SourceError(f"{path}: PET values do not convert to SUV: {error}") from error
 
 

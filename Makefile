@@ -12,10 +12,10 @@ ARGS   ?=
 SERIES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit check format docs lock clean
+.PHONY: help setup run test unit lint check format docs reference lock clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv and install the project with everything it may use
 
@@ -40,12 +40,14 @@ test: setup  ## every tier of tests; a peer that is not installed skips with its
 unit: setup  ## the unit tests alone
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
-check: setup  ## lint, types, layers, spelling, unit tests
+lint: setup  ## lint, layout, types, layers, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+check: lint  ## lint and the unit tests
 	$(BIN)/python -m pytest -q tests/unit tests/docs $(ARGS)
 
 format: setup  ## let ruff lay out the code
@@ -55,6 +57,9 @@ format: setup  ## let ruff lay out the code
 docs: setup  ## build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+reference: setup  ## write the pages and the configuration that are made from the program
+	$(BIN)/python docs/reference.py
 
 lock:  ## renew constraints.txt (needs uv on PATH)
 	@head -3 constraints.txt > constraints.new

@@ -1,0 +1,150 @@
+"""What arrived: read back from the archive, measured where the truth is known, drawn as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from rich.table import Table
+
+from examples.main_job.series import Source
+from training.evaluate import psnr
+
+Volume = NDArray[np.float32]
+
+# What a reader would set: soft tissue in HU, SUV; an MR series by its own brightest tissue.
+_WINDOWS = {"ct_denoise": (-160.0, 240.0), "pet_synthesis": (0.0, 6.0)}
+_GREY = {"pet_synthesis": "gray_r"}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """One restored volume beside its input, slices in order, in the units of the task."""
+
+    source: Source
+    job: Mapping[str, Any]
+    before: Volume
+    after: Volume
+    truth: Volume | None
+
+    @property
+    def task(self) -> str:
+        """The task that the node chose."""
+        return str(self.job["task"])
+
+
+def collect(source: Source, job: Mapping[str, Any], files: Iterable[Path]) -> Restored:
+    """Pair each restored instance with the instance that it names as its source."""
+    restored = sorted((dcmread(path) for path in files), key=_position)
+    if not restored:
+        raise ValueError(f"the archive has no instance of job {job['id']}")
+    sent = {_uid(path): path for path in source.files}
+    origins = [sent[_origin(dataset)] for dataset in restored]
+    truth = source.truth
+    return Restored(
+        source,
+        job,
+        _physical([dcmread(path) for path in origins], source.unit),
+        _physical(restored, source.unit),
+        None if truth is None else truth[[source.files.index(path) for path in origins]],
+    )
+
+
+def _uid(path: Path) -> str:
+    return str(dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+
+
+def _origin(dataset: Dataset) -> str:
+    # PS3.3 C.7.6.1.1.4
+    return str(dataset.SourceImageSequence[0].ReferencedSOPInstanceUID)
+
+
+def _position(dataset: Dataset) -> float:
+    """Distance along the slice normal in mm."""
+    row, column = np.reshape(dataset.ImageOrientationPatient, (2, 3)).astype(float)
+    along = np.cross(row, column) @ np.asarray(dataset.ImagePositionPatient, dtype=float)
+    return float(along)
+
+
+def _physical(datasets: Sequence[Dataset], unit: float) -> Volume:
+    planes = [
+        dataset.pixel_array * float(dataset.get("RescaleSlope", 1))
+        + float(dataset.get("RescaleIntercept", 0))
+        for dataset in datasets
+    ]
+    return np.asarray(planes, dtype=np.float32) / np.float32(unit)
+
+
+def table(rows: Sequence[tuple[str, ...]], title: str) -> Table:
+    """The table that the run ends with."""
+    made = Table(title=title)
+    for name in ("series", "task", "slices"):
+        made.add_column(name)
+    for name in ("seconds", "PSNR before", "PSNR after"):
+        made.add_column(name, justify="right")
+    for name in ("destination", "job"):
+        made.add_column(name)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def row(restored: Restored, archive: str) -> tuple[str, ...]:
+    """One line of the table."""
+    job = restored.job
+    seconds = sum(value or 0.0 for value in job["seconds"].values())
+    deliveries = job["deliveries"]
+    status = ", ".join(f"{item['state']} {item['sent']}/{item['total']}" for item in deliveries)
+    return (
+        restored.source.label,
+        restored.task,
+        str(len(restored.after)),
+        f"{seconds:.1f}",
+        _measured(restored, restored.before),
+        _measured(restored, restored.after),
+        f"{archive}: {status}",
+        str(job["id"]),
+    )
+
+
+def unrestored(label: str, why: str, job: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The line of a series, or of one job of it, that has nothing in the archive."""
+    task, identifier = (str(job["task"]), str(job["id"])) if job else ("–", "–")
+    return (label, task, "0", "–", "–", "–", why, identifier)
+
+
+def _measured(restored: Restored, image: Volume) -> str:
+    if restored.truth is None:
+        return "–"
+    return f"{psnr(restored.truth, image, restored.task):.2f} dB"
+
+
+def draw(restored: Restored, path: Path) -> None:
+    """Before, after, difference and, where it is known, the truth of the middle slice."""
+    middle = len(restored.after) // 2
+    before, after = restored.before[middle], restored.after[middle]
+    panels = [("before", before), ("after", after)]
+    if restored.truth is not None:
+        panels.append(("truth", restored.truth[middle]))
+    low, high = _WINDOWS.get(restored.task, (0.0, float(np.percentile(after, 99.5))))
+    figure = Figure(figsize=(4 * (len(panels) + 1), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(panels) + 1)
+    grey = _GREY.get(restored.task, "gray")
+    for axis, (name, image) in zip(axes, panels, strict=False):
+        axis.imshow(image, cmap=grey, vmin=low, vmax=high)
+        axis.set_title(name)
+    reach = max(float(np.percentile(np.abs(after - before), 99.5)), 1e-6)
+    shown = axes[-1].imshow(after - before, cmap="RdBu_r", vmin=-reach, vmax=reach)
+    axes[-1].set_title("after − before")
+    figure.colorbar(shown, ax=axes[-1], shrink=0.7)
+    for axis in axes:
+        axis.set_axis_off()
+    figure.suptitle(f"{restored.source.label}: {restored.task}, slice {middle + 1}")
+    figure.savefig(path, dpi=80)

@@ -1,0 +1,140 @@
+"""Opening the ledger: SQLite or PostgreSQL, transactions, and the upgrade of its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from dicom_node.errors import ConfigurationError, LedgerError
+
+#: The Alembic revision this code reads and writes.
+SCHEMA_REVISION = "0001"
+_WRITES = "dicom_node_writes"
+# Any constant: the PostgreSQL lock under which one process at a time migrates.
+_MIGRATION_LOCK = 0x0D1C0
+
+
+def open_ledger(url: str) -> Engine:
+    """Open the ledger and bring its schema up to date; safe from several processes at once.
+
+    Args:
+        url: `sqlite:///FILE` or `postgresql+psycopg://…`.
+
+    Raises:
+        ConfigurationError: When a newer version of the node has written the ledger.
+        LedgerError: When the database does not answer.
+    """
+    engine = _sqlite(url) if make_url(url).get_backend_name() == "sqlite" else _postgresql(url)
+    with reading(engine) as connection:
+        if _revision(connection) == SCHEMA_REVISION:
+            return engine
+    with writing(engine) as connection:
+        _upgrade(connection)
+    return engine
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that sees one state of the ledger; raises LedgerError."""
+    with _ledger_errors(), engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that commits as a whole or not at all; raises LedgerError."""
+    with _ledger_errors(), engine.connect() as plain:
+        connection = plain.execution_options(**{_WRITES: True})
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def _ledger_errors() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise LedgerError(f"ledger: {type(cause).__name__}: {cause}") from error
+
+
+def _sqlite(url: str) -> Engine:
+    database = make_url(url).database or ""
+    with _folder_errors():
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, hide_parameters=True, pool_size=8, max_overflow=64)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        # The driver's own BEGIN is deferred: two writers that read first would then deadlock.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            "busy_timeout = 10000",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def _folder_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(f"ledger: {error.strerror}") from error
+
+
+def _postgresql(url: str) -> Engine:
+    return create_engine(
+        url, hide_parameters=True, pool_pre_ping=True, pool_size=8, max_overflow=64
+    )
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
+
+
+def _upgrade(connection: Connection) -> None:
+    # Alembic is slow to import and needed once per release.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigurationError(
+            [f"ledger: this version cannot use its schema: {error}"]
+        ) from error
+
+
+def insert_or_nothing(connection: Connection, table: Table, row: Mapping[str, object]) -> bool:
+    """Insert a row unless a unique one is there already; tell whether it was inserted."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).values(row).on_conflict_do_nothing()
+    return connection.execute(statement).rowcount == 1

@@ -322,9 +322,17 @@ def associate(
     association = _request(peer, contexts, handlers, as_scp)
     try:
         yield association
+    except GeneratorExit:
+        # A caller that has sent enough ends its loop: a PACS takes an abort for a failure.
+        _release(association)
+        raise
     except BaseException:
         association.abort()
         raise
+    _release(association)
+
+
+def _release(association: Association) -> None:
     if association.is_established:
         # A missing release response ends at the ACSE time-out inside release().
         association.release()

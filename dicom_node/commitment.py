@@ -8,6 +8,7 @@ us in the reversed role, and only writes rows.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ from sqlalchemy import Engine
 from dicom_node.association import STORAGE_COMMITMENT, EventHandler, Peer, associate
 from dicom_node.dicom.header import quiet_pydicom, text
 from dicom_node.errors import DestinationError, DestinationRefusedError, LedgerError
-from dicom_node.ledger import outbox
+from dicom_node.ledger import outbox, reports
+from dicom_node.ledger.tables import ItemState
 from dicom_node.observability import get_logger
 
 Clock = Callable[[], float]
@@ -90,6 +92,21 @@ def request(
     return transaction_uid
 
 
+def requester(engine: Engine, clock: Clock = time.time) -> Callable[[outbox.Delivery, Peer], None]:
+    """What asks for the commitment of a series that has just been delivered."""
+
+    def ask(delivery: outbox.Delivery, peer: Peer) -> None:
+        items = reports.delivery(engine, delivery.id)["items"]
+        references = [
+            Reference(item["sop_class_uid"], item["sop_instance_uid"])
+            for item in items
+            if item["state"] == ItemState.DELIVERED
+        ]
+        request(peer, engine, delivery.id, references, clock=clock)
+
+    return ask
+
+
 def action_information(transaction_uid: str, references: Sequence[Reference]) -> Dataset:
     """The Action Information of PS3.4 Table J.3-1."""
     information = Dataset()
@@ -117,7 +134,7 @@ def _check(peer: Peer, answer: Dataset) -> None:
 
 
 def handlers(
-    engine: Engine, clock: Clock, reported: threading.Event | None = None
+    engine: Engine, clock: Clock = time.time, reported: threading.Event | None = None
 ) -> list[EventHandler]:
     """What the listening application entity binds to take the reports."""
     return [(evt.EVT_N_EVENT_REPORT, on_report, [engine, clock, reported])]

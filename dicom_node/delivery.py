@@ -18,35 +18,12 @@ from sqlalchemy import Engine
 
 from dicom_node.association import Peer
 from dicom_node.errors import DestinationError, NodeError, NotFoundError, PermanentError
-from dicom_node.ledger import queue
-from dicom_node.ledger.tables import DeliveryState
+from dicom_node.ledger import outbox, queue, reports
+from dicom_node.ledger.tables import DeliveryState, ItemState
 from dicom_node.observability import get_logger
 from dicom_node.settings import DeliverySettings, NodeSettings
 from dicom_node.spool import Spool
-from dicom_node.storage_scu import (
-    EchoResult,
-    Outcome,
-    Sendable,
-    SendReport,
-    Sent,
-    classify_status,
-    echo,
-    send_all,
-    send_files,
-)
-
-__all__ = [
-    "Conclusion",
-    "DeliveryWorker",
-    "EchoResult",
-    "Outcome",
-    "Peer",
-    "SendReport",
-    "classify_status",
-    "echo",
-    "next_attempt",
-    "send_files",
-]
+from dicom_node.storage_scu import Sendable, Sent, send_all
 
 Clock = Callable[[], float]
 
@@ -112,7 +89,7 @@ class DeliveryWorker:
         engine: Engine,
         clock: Clock = time.time,
         *,
-        worker: str | None = None,
+        name: str | None = None,
         rng: random.Random | None = None,
         stop: threading.Event | None = None,
         on_delivered: Callable[[queue.Delivery, Peer], None] | None = None,
@@ -125,11 +102,15 @@ class DeliveryWorker:
         self._spool = spool
         self._engine = engine
         self._clock = clock
-        self._name = worker or f"deliver@{socket.gethostname()}:{os.getpid()}"
+        self._name = name or f"deliver@{socket.gethostname()}:{os.getpid()}"
         # Jitter only spreads retries; it guards nothing.
         self._rng = rng or random.Random()
         self._stop = stop or threading.Event()
         self._on_delivered = on_delivered
+
+    def recover(self) -> int:
+        """Give back what an earlier process of the same name, or this one, left in hand."""
+        return outbox.release_delivery_leases(self._engine, self._name, self._clock())
 
     def run_once(self) -> bool:
         """Attempt the next delivery that is due; False when there is none."""
@@ -254,7 +235,13 @@ class DeliveryWorker:
             if due is None:
                 return Conclusion(DeliveryState.DEAD, f"given up: {why}", None)
             return Conclusion(DeliveryState.WAITING, why, due)
-        if attempt.dead:
-            why = f"{attempt.dead} instances refused: {attempt.dead_why}"
-            return Conclusion(DeliveryState.DEAD, why, None)
+        dead = self._dead_statuses(delivery.id)
+        if dead:
+            why = attempt.dead_why or f"answered 0x{dead[0] or 0:04X}"
+            return Conclusion(DeliveryState.DEAD, f"{len(dead)} refused: {why}", None)
         return Conclusion(DeliveryState.DELIVERED, None, None)
+
+    def _dead_statuses(self, delivery_id: int) -> list[int | None]:
+        """The status of each instance refused for good, in this attempt or one before."""
+        items = reports.delivery(self._engine, delivery_id)["items"]
+        return [item["status"] for item in items if item["state"] == ItemState.DEAD]

@@ -81,7 +81,7 @@ def plan(
 
 
 def _representative(members: Sequence[Dataset]) -> Dataset:
-    """The middle slice: tube current is modulated along the patient, the ends are unlike the rest."""
+    """The middle slice: tube current is modulated along the patient, and the ends are odd."""
     return members[len(members) // 2]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.errors import ConfigurationError, EngineMemoryError, PermanentError
+from dicom_node.errors import ConfigurationError, EngineMemoryError, NodeError, PermanentError
 
 if TYPE_CHECKING:
     from restoration.restorer import Restorer
@@ -22,7 +22,8 @@ TASKS = ("mri_sr", "ct_denoise", "pet_synthesis")
 
 Progress = Callable[[int, int], None]
 
-_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
+# torch raises a plain RuntimeError where the host's memory ends; only its text tells.
+_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "no memory for")
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,14 @@ class LocalEngine:
         Raises:
             ConfigurationError: the bundle is missing, damaged or not for this device.
         """
-        from restoration.restorer import Restorer
+        from restoration.restorer import RestorationError, Restorer
 
         try:
             return cls(Restorer.open(bundle, device=device, threads=threads))
-        except (ValueError, OSError, RuntimeError) as exc:
-            if is_memory_error(exc):
-                raise EngineMemoryError(f"bundle {bundle}: {exc}") from exc
-            raise ConfigurationError([f"engine.bundle: {bundle}: {exc}"]) from exc
+        except RestorationError as error:
+            raise ConfigurationError([f"engine: {error}"]) from error
+        except (MemoryError, RuntimeError) as error:
+            raise _translated(error, f"bundle {bundle}") from error
 
     def judge(self, task: str, facts: Mapping[str, Any]) -> DomainVerdict:
         """Compare *facts* with the manifest's domain; a domain that is not stated allows all."""
@@ -138,6 +139,8 @@ class LocalEngine:
             EngineMemoryError: host or accelerator memory ran out; worth another try.
             PermanentError: the volume cannot be restored by this bundle, now or later.
         """
+        from restoration.restorer import RestorationError
+
         try:
             made = self._restorer.restore(
                 request.array,
@@ -147,18 +150,16 @@ class LocalEngine:
                 strength=request.strength,
                 progress=progress,
             )
-        except (MemoryError, RuntimeError, ValueError, TypeError) as exc:
-            if is_memory_error(exc):
-                raise EngineMemoryError(f"not enough memory for {request.array.shape}") from exc
-            raise PermanentError(f"{request.task}: {exc}") from exc
+        except (RestorationError, MemoryError, RuntimeError, ValueError, TypeError) as error:
+            raise _translated(error, request.task) from error
         return RestorationResult(
             made.volume, self.model, tuple(made.flags), made.seconds, made.diagnostics
         )
 
 
-def is_memory_error(exc: BaseException) -> bool:
-    """True for an exhausted host or accelerator: torch raises a RuntimeError for either."""
-    text = str(exc).lower()
-    return isinstance(exc, MemoryError) or (
-        isinstance(exc, RuntimeError) and any(phrase in text for phrase in _MEMORY_PHRASES)
-    )
+def _translated(error: Exception, what: str) -> NodeError:
+    """The node's error for one of the model's; only exhausted memory is worth another try."""
+    text = str(error).lower()
+    memory = isinstance(error, MemoryError) or any(phrase in text for phrase in _MEMORY_PHRASES)
+    kind = EngineMemoryError if memory else PermanentError
+    return kind(f"{what}: {error}")

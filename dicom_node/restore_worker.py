@@ -280,9 +280,7 @@ class RestoreWorker:
             raise LeaseLostError
         self._next_heartbeat = now + lease_s / 4
 
-    def _conclude(
-        self, write: Callable[..., bool], job: Job, outcome: str, reason: str
-    ) -> None:
+    def _conclude(self, write: Callable[..., bool], job: Job, outcome: str, reason: str) -> None:
         write(self._ledger, job.id, self._name, reason=reason, now=self._clock())
         _log.warning(f"job {outcome}", action=f"job_{outcome}", job=job.id, reason=reason)
 

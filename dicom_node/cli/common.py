@@ -1,0 +1,194 @@
+"""What the commands share: the configuration option, errors, output as table or JSON, times.
+
+Only click and the standard library are imported with this module, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dicom_node.errors import NodeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from sqlalchemy import Engine
+
+    from dicom_node.settings import NodeSettings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Row = Mapping[str, Any]
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_SPAN_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class NodeGroup(click.Group):
+    """A group whose commands end with exit code 1 and the reason when the node says no."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; NodeError becomes a line on stderr."""
+        try:
+            return super().invoke(ctx)
+        except NodeError as error:
+            raise click.ClickException(error.message) from error
+
+
+class Since(click.ParamType[float]):
+    """A moment: ``30m``, ``2h``, ``7d`` ago, or an ISO 8601 date or time (local unless it says)."""
+
+    name = "when"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds since the epoch."""
+        span = _SPAN.fullmatch(str(value).strip())
+        if span:
+            return time.time() - float(span[1]) * _SPAN_S[span[2]]
+        try:
+            return datetime.fromisoformat(str(value)).astimezone(UTC).timestamp()
+        except ValueError:
+            self.fail(f"{value!r} is neither a span (30m, 2h, 7d) nor a date (2026-01-31)")
+
+
+def config_option(command: Command) -> Command:
+    """Add ``-c/--config``, which DICOM_NODE_CONFIG can give too."""
+    return click.option(
+        "-c",
+        "--config",
+        required=True,
+        envvar="DICOM_NODE_CONFIG",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="The node.toml of the node.  [env: DICOM_NODE_CONFIG]",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add ``--json``: the result as JSON on stdout and nothing else there."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def list_options(states: Sequence[str]) -> Callable[[Command], Command]:
+    """Add the filters and the output format of a listing."""
+
+    def add(command: Command) -> Command:
+        for option in (
+            json_option,
+            click.option("--limit", type=click.IntRange(min=1), help="At most so many, newest."),
+            click.option("--since", type=Since(), help="Newer than 30m, 2h, 7d or a date."),
+            click.option("--state", type=click.Choice(states), help="Only those in this state."),
+            config_option,
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+def load_settings(config: Path) -> NodeSettings:
+    """The settings of *config*; ConfigurationError with every problem."""
+    from dicom_node.settings import load
+
+    return load(config)
+
+
+def open_ledger(settings: NodeSettings) -> Engine:
+    """The ledger that the settings name."""
+    from dicom_node.ledger.tables import open_ledger as open_at
+
+    return open_at(settings.ledger.url)
+
+
+def console() -> Console:
+    """Where tables go: stdout, plain where it is no terminal."""
+    from rich.console import Console
+
+    return Console(soft_wrap=False)
+
+
+def error_console() -> Console:
+    """Where progress goes: stderr, so that stdout is the result alone."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_rows(
+    rows: Sequence[Row], columns: Mapping[str, str], *, as_json: bool, empty: str
+) -> None:
+    """A listing as JSON or as a table; *columns* maps keys of a row to headings."""
+    if as_json:
+        print_json(list(rows))
+        return
+    if not rows:
+        click.echo(empty)
+        return
+    console().print(table(rows, columns))
+
+
+def table(rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
+    """Rows as a table; a cell whose key has a dot looks into the value."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in columns.values():
+        made.add_column(heading, overflow="fold")
+    for row in rows:
+        made.add_row(*(cell(row, key) for key in columns))
+    return made
+
+
+def cell(row: Row, key: str) -> str:
+    """One value of a row as a person reads it."""
+    value = row.get(key)
+    if value is None:
+        return ""
+    if key == "deliveries":
+        return ", ".join(f"{d['destination']} {d['state']} {d['sent']}/{d['total']}" for d in value)
+    if key == "seconds":
+        return f"{sum(value.values()):.1f}" if value else ""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def print_story(story: Row, *, as_json: bool) -> None:
+    """One row's whole story: its values, then its history and what belongs to it as tables."""
+    if as_json:
+        print_json(story)
+        return
+    screen = console()
+    lists = {key: value for key, value in story.items() if _is_table(value)}
+    for key, value in story.items():
+        if key not in lists and value is not None and value != []:
+            screen.print(f"[bold]{key}[/bold]  {_plain(value)}", highlight=False)
+    for key, rows in lists.items():
+        screen.print(f"\n[bold]{key}[/bold]")
+        screen.print(table(rows, {name: name.replace("_", " ") for name in rows[0]}))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

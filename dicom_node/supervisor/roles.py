@@ -1,0 +1,244 @@
+"""One role in one process: its service, its loop, and its end within ten seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import itertools
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import Engine
+
+from dicom_node import commitment, janitor
+from dicom_node.assembler import Assembler
+from dicom_node.delivery import DeliveryWorker
+from dicom_node.errors import ConfigurationError, TransientError
+from dicom_node.inference import LocalEngine
+from dicom_node.ledger.tables import open_ledger
+from dicom_node.observability import get_logger
+from dicom_node.restore_worker import RestoreWorker
+from dicom_node.routing import load_routes
+from dicom_node.settings import NodeSettings
+from dicom_node.spool import Spool
+from dicom_node.storage_scp import StorageSCP
+from dicom_node.supervisor.process import (
+    Notifier,
+    Signals,
+    die_with_supervisor,
+    handled_signals,
+)
+
+# The promise is ten seconds from SIGTERM to exit; what is left is for closing files.
+FORCED_EXIT_S = 7.0
+TROUBLE_S = 2.0
+
+_log = get_logger(__name__)
+
+
+class Service(Protocol):
+    """What one role does between start and stop."""
+
+    idle_s: float
+
+    def turn(self, now: float) -> bool:
+        """Do one piece of work; False when there was none."""
+
+    def reload(self) -> None:
+        """Read again what may change while running; bad input keeps the old."""
+
+    def close(self) -> None:
+        """Finish or give back what is in hand."""
+
+
+class ReceiveService:
+    """Listens for instances and assembles what has come."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+        self.idle_s = settings.assembly.tick_s
+        routes = load_routes(settings.routes, list(settings.destinations))
+        self._ledger, spool = open_stores(settings)
+        recovered = janitor.recover(
+            self._ledger, spool, stale_file_s=settings.janitor.stale_file_s, now=time.time()
+        )
+        _log.info("recovered", action="recovered", **dataclasses.asdict(recovered))
+        self._assembler = Assembler(settings, spool, self._ledger, routes)
+        self._next_sweep = 0.0
+        reports = commitment.handlers(self._ledger, time.time)
+        self._scp = StorageSCP(settings, spool, self._ledger, time.time, handlers=reports)
+        self._scp.start()
+
+    def turn(self, now: float) -> bool:
+        """Tick the assembler; now and then give expired leases back."""
+        if now >= self._next_sweep:
+            self._next_sweep = now + self._settings.janitor.interval_s
+            limit = self._settings.engine.max_attempts
+            janitor.sweep(self._ledger, max_attempts=limit, now=now)
+        self._assembler.tick(now)
+        return False
+
+    def reload(self) -> None:
+        """Read routes.toml again; a table with a mistake keeps the old one in force."""
+        try:
+            routes = load_routes(self._settings.routes, list(self._settings.destinations))
+        except ConfigurationError as error:
+            _log.error("routes kept", action="reload_failed", problems=error.problems)
+            return
+        self._assembler.routes = routes
+        _log.info("routes reloaded", action="reloaded", routes=len(routes.rules))
+
+    def close(self) -> None:
+        """Stop listening, and wait a little for open associations."""
+        self._scp.stop()
+        self._ledger.dispose()
+
+
+class RestoreService:
+    """Restores queued jobs with the model in this process."""
+
+    def __init__(self, settings: NodeSettings, stop: threading.Event) -> None:
+        engine = settings.engine
+        self.idle_s = engine.idle_poll_s
+        model = LocalEngine.open(engine.bundle, device=engine.device, threads=engine.threads)
+        self._ledger, spool = open_stores(settings)
+        self._slot = WorkerSlot(settings.node.data_dir, "restore")
+        self._worker = RestoreWorker(
+            settings,
+            spool,
+            self._ledger,
+            model,
+            name=self._slot.name,
+            clock=time.time,
+            stop=stop,
+        )
+        self._worker.recover(time.time())
+
+    def turn(self, now: float) -> bool:
+        """Do one job."""
+        return self._worker.run_once(now)
+
+    def reload(self) -> None:
+        """Nothing: another bundle is another process."""
+
+    def close(self) -> None:
+        """Give back what is in hand."""
+        self._worker.recover(time.time())
+        self._slot.close()
+        self._ledger.dispose()
+
+
+class DeliverService:
+    """Sends restored series to their destinations."""
+
+    def __init__(self, settings: NodeSettings, stop: threading.Event) -> None:
+        self.idle_s = settings.delivery.idle_poll_s
+        self._ledger, spool = open_stores(settings)
+        self._worker = DeliveryWorker(settings, spool, self._ledger, time.time, stop=stop)
+
+    def turn(self, now: float) -> bool:
+        """Send one series to one destination."""
+        return self._worker.run_once()
+
+    def reload(self) -> None:
+        """Nothing to read again."""
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self._ledger.dispose()
+
+
+def open_stores(settings: NodeSettings) -> tuple[Engine, Spool]:
+    """The two stores that all processes share."""
+    room = settings.spool
+    spool = Spool(
+        room.path, min_free_bytes=room.min_free_bytes, min_free_percent=room.min_free_percent
+    )
+    return open_ledger(settings.ledger.url), spool
+
+
+class WorkerSlot:
+    """A worker name that a successor can take over, never a neighbour on the same machine.
+
+    The kernel drops the lock when the process dies, however it dies; who gets the lock may give
+    back at once what the name still holds in the ledger.
+    """
+
+    def __init__(self, folder: Path, role: str) -> None:
+        for number in itertools.count():
+            self._file = (folder / f"{role}-{number}.lock").open("a")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.close()
+                continue
+            self.name = f"{role}-{number}@{socket.gethostname()}"
+            return
+
+    def close(self) -> None:
+        """Let the name go."""
+        self._file.close()
+
+
+def build_service(role: str, settings: NodeSettings, signals: Signals) -> Service:
+    """The service of a role, started; ConfigurationError when it cannot be."""
+    if role == "receive":
+        return ReceiveService(settings)
+    if role == "restore":
+        return RestoreService(settings, signals.stop)
+    return DeliverService(settings, signals.stop)
+
+
+def serve_role(role: str, service: Service, signals: Signals, notifier: Notifier) -> None:
+    """Turn *service* until it is told to stop; trouble that passes is waited out."""
+    notifier.send(READY="1", STATUS=f"{role} is running", X_ROLE=role)
+    _log.info("role started", action="role_started", role=role)
+    try:
+        while not signals.stop.is_set():
+            if signals.reload.is_set():
+                signals.reload.clear()
+                service.reload()
+            pause = _turn(role, service)
+            notifier.pulse(time.monotonic())
+            if pause:
+                signals.stop.wait(pause)
+    finally:
+        notifier.send(STOPPING="1", X_ROLE=role)
+        service.close()
+        _log.info("role stopped", action="role_stopped", role=role)
+
+
+def _turn(role: str, service: Service) -> float:
+    try:
+        return 0.0 if service.turn(time.time()) else service.idle_s
+    except TransientError as error:
+        _log.warning("role waits", action="role_trouble", role=role, error=str(error))
+        return TROUBLE_S
+
+
+def run_role(role: str, settings: NodeSettings) -> None:
+    """Run one role in this process until SIGTERM; ConfigurationError when it cannot start."""
+    die_with_supervisor(os.environ)
+    notifier = Notifier(os.environ)
+    with handled_signals() as signals:
+        try:
+            service = build_service(role, settings, signals)
+        except ConfigurationError as error:
+            notifier.send(STATUS="; ".join(error.problems), X_ROLE=role)
+            raise
+        deadline = threading.Thread(target=_exit_by_deadline, args=(service, signals), daemon=True)
+        deadline.start()
+        serve_role(role, service, signals, notifier)
+
+
+def _exit_by_deadline(service: Service, signals: Signals) -> None:
+    """A slice on a slow CPU or a peer that hangs must not outlast the promise of ten seconds."""
+    signals.stop.wait()
+    time.sleep(FORCED_EXIT_S)
+    _log.warning("drain took too long", action="drain_forced")
+    service.close()
+    os._exit(0)

@@ -163,8 +163,17 @@ def _cliff(level: Tensor) -> int | None:
     scores = [_fall(level, k) for k in range(first, size - _LEAST_EMPTY)]
     for index, score in enumerate(scores):
         if score >= _CLIFF_DB and score == max(scores[index : index + _LEAST_EMPTY]):
-            return first + index
+            return _edge(level, first + index)
     return None
+
+
+def _edge(level: Tensor, k: int) -> int:
+    """The last frequency near the cliff at k that still stands on its top."""
+    top = level[k - _STEP + 1 : k + 1].mean()
+    # Of an even width the scanner keeps one Nyquist sample of two; the magnitude spreads it over
+    # both at half the amplitude (-6 dB), which is no acquired value of either.
+    standing = level[k - 2 : k + _STEP] > top - 5.0
+    return k - 2 + int(torch.nonzero(standing).max())
 
 
 def _fall(level: Tensor, k: int) -> float:
@@ -173,6 +182,6 @@ def _fall(level: Tensor, k: int) -> float:
     before = level[k - 2 * _STEP + 1 : k - _STEP + 1].mean()
     decay = ((before - top) / _STEP).clamp(min=0)
     expected = top - (_STEP + 1) * decay
-    # k + 1 is left out: of an even width the scanner keeps only one of its two Nyquist samples.
+    # k + 1 may be the Nyquist sample of the acquired width, neither top nor foot.
     foot = level[k + 2 : k + 2 + _STEP].mean()
     return float(expected - torch.maximum(foot, level[k + 2 :].max()))

@@ -1,0 +1,84 @@
+"""Small networks with all their parts, and bundles of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from restoration.bundle import write_bundle
+from restoration.diffcode import DiffCode, DiffCodeConfig
+from restoration.tasks import RestorationTask
+
+FIELDS: dict[str, Any] = {
+    "name": "test",
+    "version": "1.0",
+    "licence": "Apache-2.0",
+    "tasks": [task.value for task in RestorationTask],
+}
+
+
+def small_config(**changes: Any) -> DiffCodeConfig:
+    values: dict[str, Any] = {
+        "channels": (4, 6, 8, 8),
+        "blocks": (1, 1, 1, 1),
+        "latent_dim": 8,
+        "codes": 16,
+        "depths": 3,
+        "tlc_train": 32,
+    }
+    return DiffCodeConfig(**values | changes)
+
+
+def small_model(seed: int = 0, **changes: Any) -> DiffCode:
+    """A network in which every path carries a signal: no parameter is left at zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DiffCode(small_config(**changes))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+                if name == "bank.weight":
+                    parameter[:, 0] = 0.0
+    return model.eval()
+
+
+@pytest.fixture
+def make_model() -> Callable[..., DiffCode]:
+    """A small random network; keywords change its configuration."""
+    return small_model
+
+
+@pytest.fixture
+def idle_model() -> DiffCode:
+    """A network whose last convolution is zero, so that it returns its input."""
+    model = small_model()
+    with torch.no_grad():
+        for parameter in model.backbone.emit.parameters():
+            parameter.zero_()
+    return model
+
+
+@pytest.fixture
+def manifest_fields() -> dict[str, Any]:
+    """What a caller of `write_bundle` has to say."""
+    return dict(FIELDS)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle of the small random network."""
+    folder = tmp_path / "bundle"
+    write_bundle(folder, small_model(), FIELDS, "# Card\n", half=False)
+    return folder
+
+
+@pytest.fixture
+def idle_bundle(tmp_path: Path, idle_model: DiffCode) -> Path:
+    """A bundle of a network that returns its input."""
+    folder = tmp_path / "idle"
+    write_bundle(folder, idle_model, FIELDS)
+    return folder

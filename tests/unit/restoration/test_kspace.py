@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from restoration.kspace import Support, data_consistency, empty_band, truncate, zero_fill
+
+SIZES = [(16, 16), (15, 16), (17, 23), (8, 5), (1, 9)]
+
+
+def series(name: str, folder: Path) -> Tensor:
+    pydicom = pytest.importorskip("pydicom")
+    files = sorted((folder / "dicom" / name).iterdir())
+    slices = [pydicom.dcmread(path).pixel_array.astype(np.float32) for path in files]
+    return torch.from_numpy(np.stack(slices))
+
+
+def discs(size: int = 128, slices: int = 4) -> Tensor:
+    """Head-like discs with 1/f texture and noise, magnitude: (slices, size, size)."""
+    generator = torch.Generator().manual_seed(1)
+    axis = torch.linspace(-1, 1, size)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    radius = torch.linspace(0.6, 0.8, slices)[:, None, None]
+    head = (x.square() + y.square() * 1.4 < radius.square()).float()
+    white = torch.randn(slices, size, size, generator=generator)
+    k = torch.fft.fftfreq(size, 1 / size)
+    decay = 1 / (1 + (k[:, None].square() + k[None, :].square()).sqrt())
+    texture = torch.fft.ifft2(torch.fft.fft2(white) * decay).real
+    noise = 0.02 * torch.randn(slices, size, size, generator=generator)
+    return 800 * (head * (1 + texture) + noise).abs()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_constant_image_stays_constant_when_truncated(size: tuple[int, int]) -> None:
+    image = torch.full((2, *size), 7.25)
+    torch.testing.assert_close(truncate(image, 4), image)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_factor_of_one_keeps_all_of_kspace(size: tuple[int, int]) -> None:
+    image = torch.rand(3, 1, *size)
+    torch.testing.assert_close(truncate(image, 1), image)
+
+
+def test_only_the_central_quarter_of_each_axis_survives_truncation() -> None:
+    columns = torch.arange(256, dtype=torch.float64)
+    kept = 2 + torch.cos(2 * torch.pi * 31 * columns / 256)
+    lost = torch.cos(2 * torch.pi * 33 * columns / 256)
+    image = (kept + lost).expand(256, 256)
+    torch.testing.assert_close(truncate(image, 4), kept.expand(256, 256))
+    torch.testing.assert_close(truncate(image.T, 4), kept.expand(256, 256).T)
+
+
+def test_truncation_never_adds_energy() -> None:
+    image = discs()
+    assert truncate(image, 4).square().sum() < image.square().sum()
+    assert truncate(image, 4).mean() == pytest.approx(float(image.mean()), rel=0.02)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.0, -2.0, float("nan")])
+def test_a_factor_below_one_is_refused(factor: float) -> None:
+    with pytest.raises(ValueError, match="factor"):
+        truncate(torch.ones(8, 8), factor)
+
+
+def test_zero_filling_by_less_than_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="factor"):
+        zero_fill(torch.ones(8, 8), 0)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", SIZES)
+def test_zero_filling_keeps_every_sample_where_it_was(size: tuple[int, int], factor: int) -> None:
+    image = torch.rand(2, *size, dtype=torch.float64)
+    filled = zero_fill(image, factor)
+    assert filled.shape == (2, size[0] * factor, size[1] * factor)
+    torch.testing.assert_close(filled[..., ::factor, ::factor], image)
+
+
+def test_zero_filling_is_trigonometric_interpolation() -> None:
+    coarse = torch.arange(12, dtype=torch.float64) / 12
+    fine = torch.arange(48, dtype=torch.float64) / 48
+
+    def wave(t: Tensor) -> Tensor:
+        return 3 + torch.cos(2 * torch.pi * 2 * t + 0.3) + torch.sin(2 * torch.pi * 5 * t)
+
+    filled = zero_fill(wave(coarse).expand(12, 12), 4)
+    torch.testing.assert_close(filled, wave(fine).expand(48, 48))
+
+
+@pytest.mark.parametrize("size", [(128, 128), (127, 128), (130, 101)])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_empty_band_of_a_truncated_image_is_found(size: tuple[int, int], factor: int) -> None:
+    image = discs(136)[..., : size[0], : size[1]]
+    support = empty_band(truncate(image, factor).round())
+    assert support is not None
+    for found, n in ((support.rows, size[0]), (support.columns, size[1])):
+        assert round(n / factor) // 2 - 2 <= found <= round(n / factor) // 2
+
+
+def test_a_full_kspace_has_no_empty_band() -> None:
+    assert empty_band(discs()) is None
+
+
+def test_an_axis_is_judged_without_the_other() -> None:
+    image = discs()
+    spectrum = torch.fft.fftshift(torch.fft.fft2(image), dim=(-2, -1))
+    spectrum[..., : 64 - 20, :] = 0
+    spectrum[..., 64 + 21 :, :] = 0
+    rows_only = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).abs()
+    assert empty_band(rows_only) == Support(rows=20, columns=64)
+    assert empty_band(rows_only.transpose(-2, -1)) == Support(rows=64, columns=20)
+
+
+@pytest.mark.parametrize("image", [torch.zeros(3, 64, 64), torch.full((64, 64), 5.0)])
+def test_a_flat_image_has_no_empty_band(image: Tensor) -> None:
+    assert empty_band(image) is None
+
+
+def test_a_tiny_image_has_no_empty_band() -> None:
+    assert empty_band(torch.rand(2, 9, 9)) is None
+
+
+def test_flat_slices_of_a_series_do_not_hide_its_empty_band() -> None:
+    series = torch.cat([torch.zeros(5, 128, 128), truncate(discs(), 4), torch.zeros(70, 128, 128)])
+    assert empty_band(series) == empty_band(truncate(discs(), 4))
+
+
+REAL = ["mr_siemens_t2_tse", "mr_toshiba_t2_abdomen", "mr_siemens_haste_coronal", "mr_uih_t1"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_series_is_full_band_until_it_is_truncated(name: str, shared_data: Path) -> None:
+    image = series(name, shared_data)
+    assert empty_band(image) is None
+    support = empty_band(truncate(image, 4).round())
+    assert support is not None
+    height, width = image.shape[-2:]
+    assert abs(support.rows - height // 8) <= 1
+    assert abs(support.columns - width // 8) <= 1
+
+
+def test_full_weight_gives_back_exactly_the_acquired_frequencies() -> None:
+    x, y = torch.rand(2, 33, 40, dtype=torch.float64), torch.rand(2, 33, 40, dtype=torch.float64)
+    support = Support(rows=5, columns=7)
+    inside = support.mask(x)
+    result = torch.fft.fft2(data_consistency(x, y, support, 1.0))
+    torch.testing.assert_close(result * inside, torch.fft.fft2(x) * inside)
+    torch.testing.assert_close(result * ~inside, torch.fft.fft2(y) * ~inside)
+
+
+def test_the_weight_mixes_linearly() -> None:
+    x, y = torch.rand(24, 24, dtype=torch.float64), torch.rand(24, 24, dtype=torch.float64)
+    support = Support(rows=4, columns=12)
+    full = data_consistency(x, y, support, 1.0)
+    assert torch.equal(data_consistency(x, y, support, 0.0), y)
+    torch.testing.assert_close(data_consistency(x, y, support, 0.25), y + 0.25 * (full - y))
+
+
+def test_equal_images_are_left_alone() -> None:
+    x = torch.rand(16, 17)
+    assert torch.equal(data_consistency(x, x, Support(3, 3), 1.0), x)
+
+
+def test_a_weight_above_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="weight"):
+        data_consistency(torch.ones(8, 8), torch.ones(8, 8), Support(1, 1), 1.5)
+
+
+def test_the_mask_is_even_in_frequency() -> None:
+    for size in SIZES:
+        mask = Support(rows=2, columns=3).mask(torch.zeros(size))
+        mirrored = mask.flip(0, 1).roll((1, 1), (0, 1))
+        assert torch.equal(mask, mirrored)

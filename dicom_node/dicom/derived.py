@@ -7,7 +7,7 @@ and nothing else varies. Every instance carries what `is_own_output_header` know
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,9 +18,9 @@ import numpy as np
 from highdicom.base import SOPClass
 from numpy.typing import NDArray
 from pydicom import dcmwrite
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.datadict import keyword_for_tag
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
@@ -144,7 +144,7 @@ def _grid(header: Dataset) -> str:
     return f"{text(header, 'Rows')}x{text(header, 'Columns')}@{spacing}"
 
 
-class _DerivedImage(SOPClass):  # type: ignore[misc]
+class _DerivedImage(SOPClass):
     """A CT, MR or PET image that takes its header from a source by `policy`."""
 
     def __init__(self, source: Dataset, uids: tuple[str, str], series_number: int) -> None:
@@ -200,8 +200,6 @@ def _copy_by_policy(source: Dataset, target: Dataset) -> None:
     """Copy what the policy's tables keep: public attributes, overlays, private allow-list."""
     sop_class, modality = text(source, "SOPClassUID"), text(source, "Modality")
     for element in source:
-        if element.tag.is_private or element.tag.group in _OVERLAY_GROUPS:
-            continue
         keyword = keyword_for_tag(element.tag)
         if policy.fate(sop_class, modality, keyword) is Action.COPY:
             target.add(_public_copy(element))
@@ -247,7 +245,7 @@ def _series_number(source: Dataset, identity: IdentitySettings) -> int:
 def _set_series(image: Dataset, source: Dataset, derivation: _Derivation) -> None:
     """General Series and General Equipment of ours; the scanner's is in the provenance."""
     identity = derivation.identity
-    suffix = identity.description_suffixes[derivation.task]
+    suffix = _suffix(identity, derivation.task)
     described = text(source, "SeriesDescription")[: _LO_LENGTH - len(suffix)].rstrip()
     image.SeriesDescription = f"{described}{suffix}".strip()[:_LO_LENGTH]
     image.ContentQualification = _qualification(source, identity)
@@ -261,6 +259,11 @@ def _set_series(image: Dataset, source: Dataset, derivation: _Derivation) -> Non
             image.InstitutionName = identity.equipment.institution_name
         if identity.equipment.station_name:
             image.StationName = identity.equipment.station_name
+
+
+def _suffix(identity: IdentitySettings, task: str) -> str:
+    suffixes: Mapping[str, str] = identity.description_suffixes
+    return suffixes.get(task, "")
 
 
 def _qualification(source: Dataset, identity: IdentitySettings) -> str:

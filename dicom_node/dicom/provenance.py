@@ -14,6 +14,7 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr.coding import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.valuerep import DT
 
 from dicom_node import __version__
 from dicom_node.dicom.header import PRIVATE_SCHEME, text, texts
@@ -78,7 +79,7 @@ class DerivationTimes:
 
 
 def derived_uid(root: str | None, *parts: str) -> str:
-    """A UID that is the same whenever the parts are: a version 5 UUID under 2.25 or a site's root."""
+    """A UID that is the same whenever the parts are: a version 5 UUID, under 2.25 or a root."""
     # A byte that no part contains separates them, so that ("a", "bc") is not ("ab", "c").
     number = uuid.uuid5(_NAMESPACE, "\x1f".join(parts)).int
     if root is None:
@@ -149,7 +150,7 @@ def _scanner(header: Dataset) -> Dataset:
         item.SoftwareVersions = versions
     moment = text(header, "AcquisitionDate") + text(header, "AcquisitionTime")
     if moment[:8].isdigit():
-        item.ContributionDateTime = moment
+        item.ContributionDateTime = DT(moment)
     return item
 
 

@@ -18,8 +18,6 @@ from dicom_node.errors import ConfigurationError, EngineMemoryError, NodeError, 
 if TYPE_CHECKING:
     from restoration.restorer import Restorer
 
-TASKS = ("mri_sr", "ct_denoise", "pet_synthesis")
-
 Progress = Callable[[int, int], None]
 
 # torch raises a plain RuntimeError where the host's memory ends; only its text tells.

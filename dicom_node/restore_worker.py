@@ -57,6 +57,7 @@ class RestoredSeries:
     """A restored volume on its way to files; *instances* are made as they are asked for."""
 
     volume: SeriesVolume
+    series_instance_uid: str
     warnings: tuple[str, ...]
     seconds: dict[str, float]
     instances: Iterator[DerivedInstance]
@@ -97,7 +98,7 @@ def restore_series(
     )
     result = engine.restore(request, progress)
     seconds = {"load": loaded - started, "restore": time.perf_counter() - loaded}
-    warnings += result.flags
+    warnings = list(dict.fromkeys([*warnings, *result.flags]))
     made = derived.build(
         series,
         result.array,
@@ -109,7 +110,22 @@ def restore_series(
         created=created,
         parameters_hash=parameters_hash(task),
     )
-    return RestoredSeries(series, tuple(warnings), seconds, iter(made))
+    uid = _series_uid(series, task, result.model, settings)
+    return RestoredSeries(series, uid, tuple(warnings), seconds, made)
+
+
+def _series_uid(
+    series: SeriesVolume, task: str, model: ModelIdentity, settings: NodeSettings
+) -> str:
+    return derived.derived_series_uid(
+        series.headers[0],
+        task=task,
+        model=model,
+        identity=settings.identity,
+        strength=STRENGTH,
+        parameters_hash=parameters_hash(task),
+        source_set=derived.source_set_hash(series),
+    )
 
 
 def seeds(headers: Sequence[Dataset], model: ModelIdentity) -> tuple[int, ...]:
@@ -230,14 +246,14 @@ class RestoreWorker:
             progress=lambda done, total: self._beat(job),
         )
         started = time.perf_counter()
-        series_uid, outputs = self._store(job, made)
+        outputs = self._store(job, made)
         seconds = made.seconds | {"derive": time.perf_counter() - started}
         finished = queue.finish(
             self._ledger,
             job.id,
             self._name,
             outputs=outputs,
-            derived_series_instance_uid=series_uid,
+            derived_series_instance_uid=made.series_instance_uid,
             model_sha256=self._engine.model.sha256,
             seconds={key: round(value, 3) for key, value in seconds.items()},
             note="; ".join(made.warnings) or None,
@@ -247,14 +263,12 @@ class RestoreWorker:
             raise LeaseLostError
         _log.info("job done", action="job_done", job=job.id, instances=len(outputs), **seconds)
 
-    def _store(self, job: Job, made: RestoredSeries) -> tuple[str, list[Output]]:
+    def _store(self, job: Job, made: RestoredSeries) -> list[Output]:
         outputs = []
-        series_uid = ""
         for instance in made.instances:
             self._beat(job)
-            series_uid = instance.series_instance_uid
             stored = self._spool.write_outgoing(
-                series_uid, instance.sop_instance_uid, instance.data
+                made.series_instance_uid, instance.sop_instance_uid, instance.data
             )
             outputs.append(
                 Output(
@@ -266,7 +280,7 @@ class RestoreWorker:
                     size=stored.size,
                 )
             )
-        return series_uid, outputs
+        return outputs
 
     def _beat(self, job: Job) -> None:
         """Keep the lease; leave the job when it is lost or the process is to end."""

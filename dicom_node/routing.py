@@ -17,9 +17,9 @@ from typing import Any
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 
+from dicom_node.dicom.acceptance import TASK_MODALITY
 from dicom_node.dicom.header import numbers, text, texts
 from dicom_node.errors import ConfigurationError
-from dicom_node.inference import TASKS
 
 IGNORE = "ignore"
 EVERY_DESTINATION = "*"
@@ -274,9 +274,9 @@ class _Reader:
 
     def _task(self, place: str, table: Mapping[str, Any]) -> str:
         task = table.get("task")
-        if task in (*TASKS, IGNORE):
+        if task in (*TASK_MODALITY, IGNORE):
             return str(task)
-        known = ", ".join((*TASKS, IGNORE))
+        known = ", ".join((*TASK_MODALITY, IGNORE))
         said = "is missing" if task is None else f"{task!r} is unknown"
         self._problem(f"{place}.task", f"{said} (known: {known})")
         return IGNORE

@@ -120,18 +120,16 @@ def _write(
             note=job.reason,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
-        series_uid = ""
+        target = out / made.series_instance_uid
+        target.mkdir(parents=True, exist_ok=True)
         for instance in made.instances:
-            series_uid = instance.series_instance_uid
-            target = out / series_uid / f"{instance.sop_instance_uid}.dcm"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(instance.data)
+            (target / f"{instance.sop_instance_uid}.dcm").write_bytes(instance.data)
     return {
         "state": "done",
         "reason": "; ".join(made.warnings) or None,
-        "derived_series_instance_uid": series_uid,
+        "derived_series_instance_uid": made.series_instance_uid,
         "seconds": {name: round(value, 3) for name, value in made.seconds.items()},
-        "out": str(out / series_uid),
+        "out": str(target),
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from dicom_node.observability import get_logger
 
@@ -40,10 +41,11 @@ def handled_signals() -> Generator[Signals]:
         signal.SIGINT: signals.stop,
         signal.SIGHUP: signals.reload,
     }
-    before = {
-        number: signal.signal(number, lambda _n, _f, event=event: event.set())
-        for number, event in wanted.items()
-    }
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        wanted[signal.Signals(number)].set()
+
+    before = {number: signal.signal(number, note) for number in wanted}
     try:
         yield signals
     finally:
@@ -92,7 +94,7 @@ class Notices:
 
     def read(self) -> list[dict[str, str]]:
         """Every message that has come since the last call."""
-        messages = []
+        messages: list[dict[str, str]] = []
         while True:
             try:
                 text = self._socket.recv(65536).decode(errors="replace")

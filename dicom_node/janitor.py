@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Engine
 
+from dicom_node.dicom.header import instance_summary, read_header, why_ignored
+from dicom_node.errors import UnreadableInstanceError
+from dicom_node.ledger import intake, queue
+from dicom_node.observability import get_logger
 from dicom_node.spool import Spool
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,62 @@ class Recovered:
 
 
 def recover(engine: Engine, spool: Spool, *, stale_file_s: float, now: float) -> Recovered:
-    """Repair what a killed receive process left; call once, before listening."""
-    raise NotImplementedError
+    """Repair what a killed receive process left; call once, before listening.
+
+    Associations it had open are closed as lost. A file without a row was stored, but the
+    sender never heard so: it is recorded as if it had just come, or quarantined when it does
+    not parse. Old temporary files are removed.
+    """
+    associations = intake.close_lost_associations(engine, now)
+    orphans = list(spool.orphans(intake.known_paths(engine)))
+    adopted = sum(_adopt(engine, spool, path, now) for path in orphans)
+    recovered = Recovered(
+        associations=associations,
+        adopted=adopted,
+        quarantined=len(orphans) - adopted,
+        temporary=spool.remove_temporary(older_than=now - stale_file_s),
+    )
+    if recovered != Recovered(0, 0, 0, 0):
+        log.warning("recovered after a stop that was not clean", **vars(recovered))
+    return recovered
 
 
 def sweep(engine: Engine, *, max_attempts: int, now: float) -> int:
-    """Give jobs and deliveries with an expired lease back to the queue."""
-    raise NotImplementedError
+    """Give jobs and deliveries with an expired lease back to the queue; return how many."""
+    jobs = queue.expire_leases(engine, now, max_attempts=max_attempts)
+    deliveries = queue.expire_delivery_leases(engine, now)
+    if jobs or deliveries:
+        log.warning("leases expired", jobs=jobs, deliveries=deliveries)
+    return jobs + deliveries
+
+
+def _adopt(engine: Engine, spool: Spool, path: str, now: float) -> bool:
+    try:
+        instance = _received(spool, path)
+    except UnreadableInstanceError as error:
+        reason = f"found after a stop: {error.message}"
+        kept = spool.quarantine(path, reason)
+        intake.reject_instance(
+            engine,
+            sop_instance_uid=None,
+            path=kept.path,
+            reason=reason,
+            association_id=None,
+            now=now,
+        )
+        return False
+    intake.record_instance(engine, instance, now)
+    return True
+
+
+def _received(spool: Spool, path: str) -> intake.ReceivedInstance:
+    file = spool.resolve(path)
+    header = read_header(file)
+    return intake.ReceivedInstance(
+        **asdict(instance_summary(header)),
+        path=path,
+        # The name is the digest of the bytes: `Spool.write`.
+        sha256=file.stem,
+        size=file.stat().st_size,
+        ignored_reason=why_ignored(header),
+    )

@@ -232,8 +232,19 @@ def series_instances(
         return [InstanceRow(*row) for row in connection.execute(query)]
 
 
-def ignore_series(engine: Engine, series_uid: str, reason: str, now: float) -> bool:
-    """Close a receiving series without a job; False when it is not receiving."""
+def ignore_series(
+    engine: Engine,
+    series_uid: str,
+    reason: str,
+    now: float,
+    *,
+    instances_seen: int | None = None,
+) -> bool:
+    """Close a receiving series without a job.
+
+    Returns:
+        False when it is not receiving or, with `instances_seen`, when it has grown meanwhile.
+    """
     with writing(engine) as connection:
         return move(
             connection,
@@ -242,6 +253,7 @@ def ignore_series(engine: Engine, series_uid: str, reason: str, now: float) -> b
             SeriesState.IGNORED,
             reason=reason,
             now=now,
+            only=None if instances_seen is None else series.c.instances == instances_seen,
             forced=False,
         )
 

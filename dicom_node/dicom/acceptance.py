@@ -1,7 +1,7 @@
 """What may be restored, as far as headers can tell: the table of signals, as functions.
 
 Every function looks at the headers of one volume and yields findings; a person reads the reasons.
-Whether the volume lies in the training domain of a model is judged elsewhere, from `facts`.
+Whether the volume lies in the training domain of a model is judged elsewhere.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from dicom_node.dicom.suv import suv_factor
 from dicom_node.errors import RefusedError
 from dicom_node.settings import PolicySettings
 
-__all__ = ["TASK_MODALITY", "Fact", "Finding", "check", "facts", "gap_note"]
+__all__ = ["TASK_MODALITY", "Finding", "check", "gap_note"]
 
 Level = Literal["ignore", "refuse", "warn"]
-Fact = str | float
 
 TASK_MODALITY: Mapping[str, str] = {
     "ct_denoise": "CT",
@@ -183,63 +182,3 @@ def _missing(headers: Sequence[Dataset], task: str, policy: PolicySettings) -> I
 
 
 _LOOKS: tuple[Look, ...] = (_modality, _samples, _image_type, _geometry, _quantity, _missing)
-
-
-def facts(headers: Sequence[Dataset]) -> dict[str, Fact]:
-    """What a model's training domain is compared with; a fact the header lacks is left out.
-
-    Lengths in mm, field strength in tesla, tube voltage in kV, times in ms.
-    """
-    first = headers[len(headers) // 2]
-    measured = {
-        "thickness_mm": number(first, "SliceThickness"),
-        "field_strength_t": number(first, "MagneticFieldStrength"),
-        "kvp": number(first, "KVP"),
-        "echo_time_ms": number(first, "EchoTime"),
-        "repetition_time_ms": number(first, "RepetitionTime"),
-        "inversion_time_ms": number(first, "InversionTime"),
-        **_grid_facts(headers),
-    }
-    named = {
-        "modality": text(first, "Modality"),
-        "manufacturer": text(first, "Manufacturer"),
-        "model": text(first, "ManufacturerModelName"),
-        "kernel": "\\".join(texts(first, "ConvolutionKernel")),
-        "scanning_sequence": "\\".join(texts(first, "ScanningSequence")),
-        "body_part": text(first, "BodyPartExamined"),
-        "units": text(first, "Units"),
-        "tracer": _tracer(first),
-        "plane": _plane(first),
-    }
-    return {
-        **{name: value for name, value in named.items() if value},
-        **{name: value for name, value in measured.items() if value is not None},
-    }
-
-
-def _grid_facts(headers: Sequence[Dataset]) -> dict[str, float | None]:
-    try:
-        frames = [geometry.slice_frame(header) for header in headers]
-    except RefusedError:
-        return {}
-    along = np.sort(geometry.positions(frames))
-    return {
-        "spacing_z_mm": geometry.slice_spacing(along, headers[0]),
-        "spacing_y_mm": frames[0].spacing[0],
-        "spacing_x_mm": frames[0].spacing[1],
-        "rows": number(headers[0], "Rows"),
-        "columns": number(headers[0], "Columns"),
-        "slices": float(len(headers)),
-    }
-
-
-def _tracer(header: Dataset) -> str:
-    items = header.get("RadiopharmaceuticalInformationSequence")
-    return text(items[0], "Radiopharmaceutical") if items else ""
-
-
-def _plane(header: Dataset) -> str:
-    try:
-        return geometry.plane_name(geometry.slice_frame(header))
-    except RefusedError:
-        return ""

@@ -7,7 +7,7 @@ and nothing else varies. Every instance carries what `is_own_output_header` know
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -45,7 +45,6 @@ is_own_output_header = is_own_output
 
 _LO_LENGTH = 64
 _IS_MAXIMUM = 2**31 - 1
-_OVERLAY_GROUPS = range(0x6000, 0x6020, 2)  # PS3.3 C.9.2, PS3.5 7.6
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def _copy_by_policy(source: Dataset, target: Dataset) -> None:
         keyword = keyword_for_tag(element.tag)
         if policy.fate(sop_class, modality, keyword) is Action.COPY:
             target.add(_public_copy(element))
-    for group in _OVERLAY_GROUPS:
+    for group in policy.OVERLAY_GROUPS:
         _copy_overlay(source, target, group)
     for rule in policy.PRIVATE_KEPT.get(modality, ()):
         _copy_private(source, target, rule)
@@ -221,10 +220,10 @@ def _public_copy(element: DataElement) -> DataElement:
 def _copy_overlay(source: Dataset, target: Dataset, group: int) -> None:
     """Copy an overlay of the same grid; one within the bits of the pixels went with them."""
     plane = source.group_dataset(group)
-    rows, columns, data = plane.get((group, 0x0010)), plane.get((group, 0x0011)), (group, 0x3000)
-    if data not in plane or rows is None or columns is None:
+    if not all((group, element) in plane for element in (0x0010, 0x0011, 0x3000)):
         return
-    if (rows.value, columns.value) == (source.get("Rows"), source.get("Columns")):
+    grid = plane[group, 0x0010].value, plane[group, 0x0011].value
+    if grid == (source.get("Rows"), source.get("Columns")):
         target.update(deepcopy(plane))
 
 
@@ -262,8 +261,9 @@ def _set_series(image: Dataset, source: Dataset, derivation: _Derivation) -> Non
 
 
 def _suffix(identity: IdentitySettings, task: str) -> str:
-    suffixes: Mapping[str, str] = identity.description_suffixes
-    return suffixes.get(task, "")
+    return next(
+        (words for name, words in identity.description_suffixes.items() if name == task), ""
+    )
 
 
 def _qualification(source: Dataset, identity: IdentitySettings) -> str:

@@ -23,6 +23,7 @@ from dicom_node.dicom.suv import GE_PET_CREATOR, PHILIPS_PET_CREATOR
 __all__ = [
     "ATTRIBUTES",
     "MODULES",
+    "OVERLAY_GROUPS",
     "PRIVATE_KEPT",
     "Action",
     "AttributeRule",
@@ -171,6 +172,9 @@ ATTRIBUTES: tuple[AttributeRule, ...] = (
     *_rules(_COPY, "C.8.13.5.9", "DiffusionBValue DiffusionGradientOrientation", "MR"),
 )
 """Attributes that do not follow their module."""
+
+OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
+"""Overlay planes (PS3.3 C.9.2), copied where they have the grid of the image."""
 
 PRIVATE_KEPT: Mapping[str, tuple[PrivateRule, ...]] = {
     "PT": (

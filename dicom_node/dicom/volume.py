@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.dicom import geometry, pixels
-from dicom_node.dicom.acceptance import TASK_MODALITY, Fact, Finding, check, facts, gap_note
+from dicom_node.dicom.acceptance import TASK_MODALITY, Finding, check, gap_note
 from dicom_node.dicom.geometry import SliceFrame
 from dicom_node.dicom.header import number, read_dataset, text, texts
 from dicom_node.dicom.pixels import Rescale
@@ -27,13 +27,11 @@ from dicom_node.settings import PolicySettings
 __all__ = [
     "TASK_MODALITY",
     "WHOLE",
-    "Fact",
     "Finding",
     "Scale",
     "SeriesVolume",
     "VolumeGroup",
     "check",
-    "facts",
     "group_volumes",
     "load",
 ]

@@ -33,7 +33,9 @@ _FILTERS = [
         "dict_size": 1 << 23,
     }
 ]
-_DTYPES = {"int16": np.int16, "uint16": np.uint16}
+Stored = npt.NDArray[np.int16] | npt.NDArray[np.uint16]
+
+_DTYPES = ("int16", "uint16")
 
 
 class MedzError(ValueError):
@@ -47,7 +49,7 @@ class PackItem:
     path: Path
     index: int
     meta: dict[str, Any]
-    """The item's header: name, shape, dtype, spacing_mm [z, y, x], units, sha256 and free fields."""
+    """The item's header: name, shape, dtype, sha256, spacing_mm [z, y, x] and free fields."""
     base: int
     """File offset of the first coded stream."""
 
@@ -70,7 +72,7 @@ def read_items(path: Path) -> tuple[PackItem, ...]:
     return tuple(_checked(PackItem(path, i, meta, base)) for i, meta in enumerate(items))
 
 
-def read_volume(item: PackItem) -> npt.NDArray[np.int16 | np.uint16]:
+def read_volume(item: PackItem) -> Stored:
     """Decode one item to its stored integers [slice, row, column] and verify its SHA-256.
 
     Raises MedzError when the streams are truncated or damaged, or the hash differs.
@@ -81,13 +83,14 @@ def read_volume(item: PackItem) -> npt.NDArray[np.int16 | np.uint16]:
         coded |= plane.astype(np.uint32) << np.uint32(8 * shift)
     residual = np.where(coded & 1, -((coded.astype(np.int64) + 1) >> 1), coded >> 1)
     volume = _undo_prediction(residual.astype(np.int32).reshape(item.shape))
-    stored = np.ascontiguousarray(volume.astype(_DTYPES[item.meta["dtype"]]))
+    signed = item.meta["dtype"] == "int16"
+    stored: Stored = volume.astype(np.int16) if signed else volume.astype(np.uint16)
     if hashlib.sha256(stored.tobytes()).hexdigest() != item.meta["sha256"]:
         raise MedzError(f"{item.path}: item {item.name!r} is corrupt: its SHA-256 differs")
     return stored
 
 
-def iterate(path: Path) -> Iterator[tuple[npt.NDArray[np.int16 | np.uint16], PackItem]]:
+def iterate(path: Path) -> Iterator[tuple[Stored, PackItem]]:
     """Decode every item of a pack in turn. Raises MedzError."""
     for item in read_items(path):
         yield read_volume(item), item

@@ -42,7 +42,7 @@ class PrepareOptions:
     pet: PetThinning = field(default_factory=PetThinning)
     splits: tuple[str, ...] = ("train", "val")
     max_slices: int | None = None
-    """At most so many slices of a series, evenly spread."""
+    """At most so many slices of a training series, evenly spread; validation stays whole."""
     max_noise_hu: float = 30.0
     """CT noisier than this is no reference and is left out."""
     val_fraction: float = 0.1
@@ -79,8 +79,8 @@ def prepare(
     """Write pairs of all series in ``sources`` to the new folder ``out``.
 
     ``sources`` are packs, NIfTI files, or folders of those or of DICOM series; files and packs
-    named ``val_…`` are held out. ``progress(done, total, name)`` is called after each series. The result
-    depends on the sources, the seed and the options only.
+    named ``val_…`` are held out. ``progress(done, total, name)`` is called after each series.
+    The result depends on the sources, the seed and the options only.
     Raises PrepareError when ``out`` exists, SourceError for a source that cannot be used.
     """
     options = options or PrepareOptions()
@@ -143,8 +143,8 @@ def _write_all(
         if reason:
             skipped.append(f"{each.name}: {reason}")
         else:
-            for pair in _pairs(each, splits[each.subject], seed, tasks, options):
-                items.append(_write_pair(folder, pair))
+            pairs = _pairs(each, splits[each.subject], seed, tasks, options)
+            items.extend(_write_pair(folder, pair) for pair in pairs)
         if progress:
             progress(done, len(series), each.name)
     if not items:
@@ -171,7 +171,9 @@ def _pairs(
     tasks: Sequence[RestorationTask],
     options: PrepareOptions,
 ) -> Iterator[_Pair]:
-    hq = _thin(series.volume(), options.max_slices)
+    hq = series.volume()
+    if split == "train":
+        hq = _thin(hq, options.max_slices)
     if series.task is RestorationTask.MRI_SR:
         yield _mr_pair(series, split, hq, options)
     elif series.task is RestorationTask.PET_SYNTHESIS:
@@ -187,7 +189,8 @@ def _pairs(
 def _thin(volume: Volume, max_slices: int | None) -> Volume:
     if max_slices is None or len(volume) <= max_slices:
         return volume
-    return volume[np.linspace(0, len(volume) - 1, max_slices).round().astype(int)]
+    kept: Volume = volume[np.linspace(0, len(volume) - 1, max_slices).round().astype(int)]
+    return kept
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

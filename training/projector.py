@@ -163,15 +163,17 @@ def _ramp(length: int, dtype: torch.dtype) -> Tensor:
     offset = torch.minimum(offset, length - offset)
     kernel = torch.where(offset % 2 == 1, -1 / (math.pi * offset.clamp_min(1)) ** 2, 0.0)
     kernel[0] = 0.25
-    return torch.fft.rfft(kernel).real.to(dtype)
+    response: Tensor = torch.fft.rfft(kernel).real
+    return response.to(dtype)
 
 
 def _window(length: int, dtype: torch.dtype, apodisation: str | None, cutoff: float) -> Tensor:
     if not 0 < cutoff <= 1:
         raise ValueError(f"'cutoff' must be in (0, 1], not {cutoff}.")
-    frequency = torch.fft.rfftfreq(length, dtype=torch.float64) * 2 / cutoff
+    frequency: Tensor = torch.fft.rfftfreq(length, dtype=torch.float64) * 2 / cutoff
     if apodisation is None:
         return (frequency <= 1).to(dtype)
     if apodisation != "hann":
         raise ValueError(f"'apodisation' must be 'hann' or None, not {apodisation!r}.")
-    return (0.5 * (1 + torch.cos(math.pi * frequency.clamp(max=1)))).to(dtype)
+    window: Tensor = 0.5 * (1 + torch.cos(math.pi * frequency.clamp(max=1)))
+    return window.to(dtype)

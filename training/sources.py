@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ def _pack_series(path: Path) -> Iterator[Series]:
             licence=str(meta.get("licence", "unknown")),
             spacing_mm=_spacing(meta.get("spacing_mm"), where),
             where=where,
-            read=lambda item=item: _read_pack(item),
+            read=partial(_read_pack, item),
             validation=path.name.startswith("val_"),
             contrast=_contrast(meta.get("contrast")),
             noise_hu=meta.get("noise_hu"),
@@ -158,7 +159,7 @@ def _nifti_series(path: Path, tasks: Sequence[RestorationTask]) -> Series:
     import nibabel
 
     try:
-        header: Any = nibabel.load(path).header  # type: ignore[attr-defined]
+        header: Any = nibabel.load(path).header
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError) as error:
         raise SourceError(f"{path} is not a readable NIfTI file: {error}") from error
     if header.get_data_dtype().itemsize == 1:
@@ -174,7 +175,7 @@ def _nifti_series(path: Path, tasks: Sequence[RestorationTask]) -> Series:
         licence="unknown",
         spacing_mm=(zooms[2], zooms[1], zooms[0]),
         where=str(path),
-        read=lambda: _read_nifti(path),
+        read=partial(_read_nifti, path),
         validation=path.name.startswith("val_"),
         contrast=contrast,
     )
@@ -267,7 +268,7 @@ def _one_dicom_series(members: Sequence[tuple[Path, Dataset]]) -> Series:
         licence="unknown",
         spacing_mm=(_slice_distance(headers), rows, columns),
         where=where,
-        read=lambda: _read_dicom([path for path, _ in members]),
+        read=partial(_read_dicom, [path for path, _ in members]),
         contrast=_contrast(description) if header.Modality == "MR" else None,
         low_dose=bool(re.search(r"\blow[ _-]?dose\b", description, re.IGNORECASE)),
     )

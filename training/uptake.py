@@ -164,8 +164,8 @@ def _foci(
         central = np.hypot(*((soft - soft.mean(0)) * steps)[:, 1:].T) < 80
         centre = at(soft[central] if central.any() else soft)
         foci.append((centre, radii(30, 40), rng.uniform(9, 13), rng.uniform(2.6, 9)))
-    for _ in range(rng.poisson(0.8)):  # kidney, bladder, bowel
-        foci.append((at(soft), radii(12, 28), 0.0, rng.uniform(3, 14)))
+    kidneys_and_bowel = rng.poisson(0.8)
+    foci += [(at(soft), radii(12, 28), 0.0, rng.uniform(3, 14)) for _ in range(kidneys_and_bowel)]
     for _ in range(rng.poisson(1.5 + len(hu) / 8)):  # lesions
         size = float(np.exp(rng.uniform(np.log(3.5), np.log(18))))
         foci.append((at(tissue), radii(size, size), 0.0, float(np.exp(rng.uniform(0.95, 2.75)))))

@@ -6,40 +6,32 @@ are newest first; `since` is in seconds since 1970 UTC and compares with the tim
 
 from __future__ import annotations
 
-import enum
-from collections import defaultdict
-from datetime import UTC, datetime
-from typing import Any
-
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    Engine,
-    Row,
-    Select,
-    Subquery,
-    case,
-    func,
-    select,
-)
+from sqlalchemy import Engine, func, select
 
 from dicom_node.errors import NotFoundError
-from dicom_node.ledger import tables
+from dicom_node.ledger import rows, tables
+from dicom_node.ledger.rows import Report
 from dicom_node.ledger.tables import (
     DeliveryState,
     Entity,
     InstanceState,
-    ItemState,
     JobState,
     SeriesState,
     reading,
 )
 
-Report = dict[str, Any]
-
-_STEPS = ("load", "restore", "derive")
-_SENT = (ItemState.DELIVERED, ItemState.COMMITTED)
+__all__ = [
+    "Report",
+    "deliveries",
+    "delivery",
+    "instance",
+    "instances",
+    "job",
+    "jobs",
+    "one_series",
+    "series",
+    "stats",
+]
 
 
 def jobs(
@@ -53,13 +45,13 @@ def jobs(
 ) -> list[Report]:
     """Return jobs, each with `seconds{load,restore,derive}` and its `deliveries`."""
     table = tables.jobs.c
-    wanted = _filter(
+    wanted = rows.conditions(
         table.created_at,
         since,
         {table.state: state, table.task: task, table.series_instance_uid: series_uid},
     )
     with reading(engine) as connection:
-        return _jobs(connection, wanted, limit)
+        return rows.job_rows(connection, wanted, limit)
 
 
 def job(engine: Engine, job_id: int) -> Report:
@@ -69,14 +61,14 @@ def job(engine: Engine, job_id: int) -> Report:
         NotFoundError: When there is none.
     """
     with reading(engine) as connection:
-        found = _jobs(connection, [tables.jobs.c.id == job_id], None)
+        found = rows.job_rows(connection, [tables.jobs.c.id == job_id], None)
         if not found:
             raise NotFoundError(f"there is no job {job_id}")
         return {
             **found[0],
-            "sources": _sources(connection, job_id),
-            "outputs": _outputs(connection, tables.outputs.c.job_id == job_id),
-            "history": _history(connection, Entity.JOB, [job_id]),
+            "sources": rows.source_uids(connection, job_id),
+            "outputs": rows.output_rows(connection, tables.outputs.c.job_id == job_id),
+            "history": rows.history(connection, Entity.JOB, [job_id]),
         }
 
 
@@ -90,8 +82,8 @@ def series(
     """Return series with state, reason and number of instances."""
     table = tables.series.c
     with reading(engine) as connection:
-        return _series(
-            connection, _filter(table.first_received_at, since, {table.state: state}), limit
+        return rows.series_rows(
+            connection, rows.conditions(table.first_received_at, since, {table.state: state}), limit
         )
 
 
@@ -102,14 +94,16 @@ def one_series(engine: Engine, series_uid: str) -> Report:
         NotFoundError: When there is none.
     """
     with reading(engine) as connection:
-        found = _series(connection, [tables.series.c.series_instance_uid == series_uid], None)
+        found = rows.series_rows(
+            connection, [tables.series.c.series_instance_uid == series_uid], None
+        )
         if not found:
             raise NotFoundError(f"there is no series {series_uid}")
         jobs_of = [tables.jobs.c.series_instance_uid == series_uid]
         return {
             **found[0],
-            "jobs": _jobs(connection, jobs_of, None),
-            "history": _history(connection, Entity.SERIES, [series_uid]),
+            "jobs": rows.job_rows(connection, jobs_of, None),
+            "history": rows.history(connection, Entity.SERIES, [series_uid]),
         }
 
 
@@ -123,9 +117,11 @@ def deliveries(
 ) -> list[Report]:
     """Return deliveries with `sent` of `total` instances."""
     table = tables.deliveries.c
-    wanted = _filter(table.created_at, since, {table.state: state, table.destination: destination})
+    wanted = rows.conditions(
+        table.created_at, since, {table.state: state, table.destination: destination}
+    )
     with reading(engine) as connection:
-        return _deliveries(connection, wanted, limit)
+        return rows.delivery_rows(connection, wanted, limit)
 
 
 def delivery(engine: Engine, delivery_id: int) -> Report:
@@ -135,13 +131,13 @@ def delivery(engine: Engine, delivery_id: int) -> Report:
         NotFoundError: When there is none.
     """
     with reading(engine) as connection:
-        found = _deliveries(connection, [tables.deliveries.c.id == delivery_id], None)
+        found = rows.delivery_rows(connection, [tables.deliveries.c.id == delivery_id], None)
         if not found:
             raise NotFoundError(f"there is no delivery {delivery_id}")
         return {
             **found[0],
-            "items": _items(connection, tables.delivery_items.c.delivery_id == delivery_id),
-            "history": _history(connection, Entity.DELIVERY, [delivery_id]),
+            "items": rows.item_rows(connection, tables.delivery_items.c.delivery_id == delivery_id),
+            "history": rows.history(connection, Entity.DELIVERY, [delivery_id]),
         }
 
 
@@ -155,11 +151,11 @@ def instances(
 ) -> list[Report]:
     """Return received instances, conflicts and rejected ones included."""
     table = tables.instances.c
-    wanted = _filter(
+    wanted = rows.conditions(
         table.received_at, since, {table.state: state, table.series_instance_uid: series_uid}
     )
     with reading(engine) as connection:
-        return _instances(connection, wanted, limit)
+        return rows.instance_rows(connection, wanted, limit)
 
 
 def instance(engine: Engine, sop_instance_uid: str) -> Report:
@@ -170,7 +166,7 @@ def instance(engine: Engine, sop_instance_uid: str) -> Report:
     """
     with reading(engine) as connection:
         copies = [tables.instances.c.sop_instance_uid == sop_instance_uid]
-        received = _instances(connection, copies, None)
+        received = rows.instance_rows(connection, copies, None)
         if not received:
             raise NotFoundError(f"there is no instance {sop_instance_uid}")
         ids = [row["id"] for row in received]
@@ -181,10 +177,10 @@ def instance(engine: Engine, sop_instance_uid: str) -> Report:
         return {
             "sop_instance_uid": sop_instance_uid,
             "received": received,
-            "jobs": _jobs(connection, [tables.jobs.c.id.in_(job_ids)], None),
-            "outputs": _outputs(connection, made),
-            "deliveries": _items(connection, made),
-            "history": _history(connection, Entity.INSTANCE, ids),
+            "jobs": rows.job_rows(connection, [tables.jobs.c.id.in_(job_ids)], None),
+            "outputs": rows.output_rows(connection, made),
+            "deliveries": rows.item_rows(connection, made),
+            "history": rows.history(connection, Entity.INSTANCE, ids),
         }
 
 
@@ -192,298 +188,18 @@ def stats(engine: Engine) -> Report:
     """Return counts by state of instances, series, jobs and deliveries, and what is oldest."""
     with reading(engine) as connection:
         return {
-            "associations": {"open": _open_associations(connection)},
-            "instances": _counts(connection, tables.instances.c.state, InstanceState),
-            "series": _counts(connection, tables.series.c.state, SeriesState),
-            "jobs": _counts(connection, tables.jobs.c.state, JobState),
-            "deliveries": _counts(connection, tables.deliveries.c.state, DeliveryState),
+            "associations": {"open": rows.open_associations(connection)},
+            "instances": rows.counts(connection, tables.instances.c.state, InstanceState),
+            "series": rows.counts(connection, tables.series.c.state, SeriesState),
+            "jobs": rows.counts(connection, tables.jobs.c.state, JobState),
+            "deliveries": rows.counts(connection, tables.deliveries.c.state, DeliveryState),
             "received_bytes": connection.scalar(
                 select(func.coalesce(func.sum(tables.instances.c.size), 0))
             ),
-            "oldest_queued_job": _oldest(connection, tables.jobs.c, [JobState.QUEUED]),
-            "oldest_open_delivery": _oldest(
+            "oldest_queued_job": rows.oldest(connection, tables.jobs.c, [JobState.QUEUED]),
+            "oldest_open_delivery": rows.oldest(
                 connection,
                 tables.deliveries.c,
                 [DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.WAITING],
             ),
         }
-
-
-def _iso(at: float | None) -> str | None:
-    if at is None:
-        return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-
-
-def _filter(
-    created_at: Column[float], since: float | None, equal: dict[Column[str], str | None]
-) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [
-        column == value for column, value in equal.items() if value is not None
-    ]
-    return conditions if since is None else [*conditions, created_at >= since]
-
-
-def _jobs(
-    connection: Connection, conditions: list[ColumnElement[bool]], limit: int | None
-) -> list[Report]:
-    members = (
-        select(func.count())
-        .where(tables.job_instances.c.job_id == tables.jobs.c.id)
-        .scalar_subquery()
-    )
-    query = (
-        select(tables.jobs, tables.series.c.study_instance_uid, members.label("instances"))
-        .join(
-            tables.series,
-            tables.series.c.series_instance_uid == tables.jobs.c.series_instance_uid,
-        )
-        .where(*conditions)
-        .order_by(tables.jobs.c.id.desc())
-        .limit(limit)
-    )
-    chosen = query.with_only_columns(tables.jobs.c.id).subquery()
-    sent = _deliveries_by_job(connection, chosen)
-    return [_job(row, sent[row.id]) for row in connection.execute(query)]
-
-
-def _job(row: Row[Any], sent: list[Report]) -> Report:
-    return {
-        "id": row.id,
-        "state": row.state,
-        "task": row.task,
-        "reason": row.reason,
-        "study_instance_uid": row.study_instance_uid,
-        "series_instance_uid": row.series_instance_uid,
-        "derived_series_instance_uid": row.derived_series_instance_uid,
-        "volume": row.volume_key,
-        "revision": row.revision,
-        "route": row.route,
-        "priority": row.priority,
-        "attempts": row.attempts,
-        "worker": row.worker,
-        "note": row.note,
-        "instances": row.instances,
-        "model_sha256": row.model_sha256,
-        "created": _iso(row.created_at),
-        "finished": _iso(row.finished_at),
-        "seconds": {step: row.seconds.get(step) for step in _STEPS} | row.seconds,
-        "deliveries": sent,
-    }
-
-
-def _deliveries_by_job(connection: Connection, chosen: Subquery) -> dict[int, list[Report]]:
-    query = _deliveries_query().where(tables.deliveries.c.job_id.in_(select(chosen.c.id)))
-    found: dict[int, list[Report]] = defaultdict(list)
-    for row in connection.execute(query.order_by(tables.deliveries.c.id)):
-        found[row.job_id].append(
-            {
-                "id": row.id,
-                "destination": row.destination,
-                "state": row.state,
-                "reason": row.reason,
-                "sent": row.sent,
-                "total": row.total,
-            }
-        )
-    return found
-
-
-def _deliveries_query() -> Select[Any]:
-    item = tables.delivery_items.c
-    counts = (
-        select(
-            item.delivery_id,
-            func.count().label("total"),
-            func.sum(case((item.state.in_(_SENT), 1), else_=0)).label("sent"),
-        )
-        .group_by(item.delivery_id)
-        .subquery()
-    )
-    return select(
-        tables.deliveries,
-        func.coalesce(counts.c.sent, 0).label("sent"),
-        func.coalesce(counts.c.total, 0).label("total"),
-    ).outerjoin(counts, counts.c.delivery_id == tables.deliveries.c.id)
-
-
-def _deliveries(
-    connection: Connection, conditions: list[ColumnElement[bool]], limit: int | None
-) -> list[Report]:
-    query = (
-        _deliveries_query()
-        .add_columns(tables.jobs.c.series_instance_uid, tables.jobs.c.derived_series_instance_uid)
-        .join(tables.jobs, tables.jobs.c.id == tables.deliveries.c.job_id)
-        .where(*conditions)
-        .order_by(tables.deliveries.c.id.desc())
-        .limit(limit)
-    )
-    return [_delivery(row) for row in connection.execute(query)]
-
-
-def _delivery(row: Row[Any]) -> Report:
-    is_waiting = row.state == DeliveryState.WAITING
-    return {
-        "id": row.id,
-        "job": row.job_id,
-        "destination": row.destination,
-        "state": row.state,
-        "reason": row.reason,
-        "series_instance_uid": row.series_instance_uid,
-        "derived_series_instance_uid": row.derived_series_instance_uid,
-        "sent": row.sent,
-        "total": row.total,
-        "attempts": row.attempts,
-        "created": _iso(row.created_at),
-        "next_attempt": _iso(row.not_before) if is_waiting else None,
-        "finished": _iso(row.finished_at),
-    }
-
-
-def _series(
-    connection: Connection, conditions: list[ColumnElement[bool]], limit: int | None
-) -> list[Report]:
-    query = (
-        select(tables.series, tables.associations.c.calling_ae, tables.associations.c.called_ae)
-        .outerjoin(tables.associations, tables.associations.c.id == tables.series.c.association_id)
-        .where(*conditions)
-        .order_by(tables.series.c.first_received_at.desc())
-        .limit(limit)
-    )
-    return [
-        {
-            "series_instance_uid": row.series_instance_uid,
-            "study_instance_uid": row.study_instance_uid,
-            "modality": row.modality,
-            "state": row.state,
-            "reason": row.reason,
-            "instances": row.instances,
-            "calling_ae": row.calling_ae,
-            "called_ae": row.called_ae,
-            "first_received": _iso(row.first_received_at),
-            "last_received": _iso(row.last_received_at),
-        }
-        for row in connection.execute(query)
-    ]
-
-
-def _instances(
-    connection: Connection, conditions: list[ColumnElement[bool]], limit: int | None
-) -> list[Report]:
-    query = (
-        select(tables.instances, tables.associations.c.calling_ae, tables.associations.c.called_ae)
-        .outerjoin(
-            tables.associations, tables.associations.c.id == tables.instances.c.association_id
-        )
-        .where(*conditions)
-        .order_by(tables.instances.c.id.desc())
-        .limit(limit)
-    )
-    return [
-        {
-            "id": row.id,
-            "sop_instance_uid": row.sop_instance_uid,
-            "sop_class_uid": row.sop_class_uid,
-            "series_instance_uid": row.series_instance_uid,
-            "study_instance_uid": row.study_instance_uid,
-            "modality": row.modality,
-            "transfer_syntax_uid": row.transfer_syntax_uid,
-            "state": row.state,
-            "reason": row.reason,
-            "path": row.path,
-            "sha256": row.sha256,
-            "size": row.size,
-            "calling_ae": row.calling_ae,
-            "called_ae": row.called_ae,
-            "received": _iso(row.received_at),
-        }
-        for row in connection.execute(query)
-    ]
-
-
-def _sources(connection: Connection, job_id: int) -> list[str]:
-    query = (
-        select(tables.instances.c.sop_instance_uid)
-        .join(tables.job_instances, tables.job_instances.c.instance_id == tables.instances.c.id)
-        .where(tables.job_instances.c.job_id == job_id)
-        .order_by(tables.job_instances.c.position)
-    )
-    return list(connection.scalars(query))
-
-
-def _outputs(connection: Connection, condition: ColumnElement[bool]) -> list[Report]:
-    query = select(tables.outputs).where(condition).order_by(tables.outputs.c.id)
-    return [
-        {
-            "sop_instance_uid": row.sop_instance_uid,
-            "source_sop_instance_uid": row.source_sop_instance_uid,
-            "job": row.job_id,
-            "path": row.path,
-            "sha256": row.sha256,
-            "size": row.size,
-        }
-        for row in connection.execute(query)
-    ]
-
-
-def _items(connection: Connection, condition: ColumnElement[bool]) -> list[Report]:
-    item = tables.delivery_items.c
-    query = (
-        select(
-            tables.outputs.c.sop_instance_uid,
-            tables.deliveries.c.destination,
-            item.state,
-            item.status,
-            item.at,
-        )
-        .join(tables.outputs, tables.outputs.c.id == item.output_id)
-        .join(tables.deliveries, tables.deliveries.c.id == item.delivery_id)
-        .where(condition)
-        .order_by(item.delivery_id, item.output_id)
-    )
-    return [
-        {
-            "sop_instance_uid": row.sop_instance_uid,
-            "destination": row.destination,
-            "state": row.state,
-            "status": None if row.status is None else f"0x{row.status:04X}",
-            "at": _iso(row.at),
-        }
-        for row in connection.execute(query)
-    ]
-
-
-def _history(connection: Connection, entity: Entity, keys: list[Any]) -> list[Report]:
-    table = tables.events.c
-    query = (
-        select(tables.events)
-        .where(table.entity == entity, table.entity_id.in_([str(key) for key in keys]))
-        .order_by(table.id)
-    )
-    return [
-        {
-            "at": _iso(row.at),
-            "from": row.from_state,
-            "to": row.to_state,
-            "reason": row.reason,
-        }
-        for row in connection.execute(query)
-    ]
-
-
-def _counts(
-    connection: Connection, state: Column[str], states: type[enum.StrEnum]
-) -> dict[str, int]:
-    rows = connection.execute(select(state, func.count()).group_by(state))
-    return {str(each): 0 for each in states} | dict(rows.tuples().all())
-
-
-def _open_associations(connection: Connection) -> int:
-    query = select(func.count()).where(tables.associations.c.closed_at.is_(None))
-    return connection.scalar(query) or 0
-
-
-def _oldest(connection: Connection, table: Any, states: list[str]) -> str | None:
-    return _iso(
-        connection.scalar(select(func.min(table.created_at)).where(table.state.in_(states)))
-    )

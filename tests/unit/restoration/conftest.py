@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from restoration.bundle import write_bundle
 from restoration.diffcode import DiffCode, DiffCodeConfig
@@ -82,3 +83,20 @@ def idle_bundle(tmp_path: Path, idle_model: DiffCode) -> Path:
     folder = tmp_path / "idle"
     write_bundle(folder, idle_model, FIELDS)
     return folder
+
+
+@pytest.fixture(scope="session")
+def heads() -> Tensor:
+    """Head-like discs with 1/f texture and noise, magnitude: (4, 136, 136)."""
+    slices, size = 4, 136
+    generator = torch.Generator().manual_seed(1)
+    axis = torch.linspace(-1, 1, size)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    radius = torch.linspace(0.6, 0.8, slices)[:, None, None]
+    head = (x.square() + y.square() * 1.4 < radius.square()).float()
+    white = torch.randn(slices, size, size, generator=generator)
+    k = torch.fft.fftfreq(size, 1 / size)
+    decay = 1 / (1 + (k[:, None].square() + k[None, :].square()).sqrt())
+    texture = torch.fft.ifft2(torch.fft.fft2(white) * decay).real
+    noise = 0.02 * torch.randn(slices, size, size, generator=generator)
+    return 800 * (head * (1 + texture) + noise).abs()

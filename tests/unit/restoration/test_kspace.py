@@ -19,21 +19,6 @@ def series(name: str, folder: Path) -> Tensor:
     return torch.from_numpy(np.stack(slices))
 
 
-def discs(size: int = 128, slices: int = 4) -> Tensor:
-    """Head-like discs with 1/f texture and noise, magnitude: (slices, size, size)."""
-    generator = torch.Generator().manual_seed(1)
-    axis = torch.linspace(-1, 1, size)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    radius = torch.linspace(0.6, 0.8, slices)[:, None, None]
-    head = (x.square() + y.square() * 1.4 < radius.square()).float()
-    white = torch.randn(slices, size, size, generator=generator)
-    k = torch.fft.fftfreq(size, 1 / size)
-    decay = 1 / (1 + (k[:, None].square() + k[None, :].square()).sqrt())
-    texture = torch.fft.ifft2(torch.fft.fft2(white) * decay).real
-    noise = 0.02 * torch.randn(slices, size, size, generator=generator)
-    return 800 * (head * (1 + texture) + noise).abs()
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_a_constant_image_stays_constant_when_truncated(size: tuple[int, int]) -> None:
     image = torch.full((2, *size), 7.25)
@@ -55,8 +40,8 @@ def test_only_the_central_quarter_of_each_axis_survives_truncation() -> None:
     torch.testing.assert_close(truncate(image.T, 4), kept.expand(256, 256).T)
 
 
-def test_truncation_never_adds_energy() -> None:
-    image = discs()
+def test_truncation_never_adds_energy(heads: Tensor) -> None:
+    image = heads
     assert truncate(image, 4).square().sum() < image.square().sum()
     assert truncate(image, 4).mean() == pytest.approx(float(image.mean()), rel=0.02)
 
@@ -94,26 +79,28 @@ def test_zero_filling_is_trigonometric_interpolation() -> None:
 
 @pytest.mark.parametrize("size", [(128, 128), (127, 128), (130, 101)])
 @pytest.mark.parametrize("factor", [2, 4])
-def test_the_empty_band_of_a_truncated_image_is_found(size: tuple[int, int], factor: int) -> None:
-    image = discs(136)[..., : size[0], : size[1]]
+def test_the_empty_band_of_a_truncated_image_is_found(
+    size: tuple[int, int], factor: int, heads: Tensor
+) -> None:
+    image = heads[..., : size[0], : size[1]]
     support = empty_band(truncate(image, factor).round())
     assert support is not None
     for found, n in ((support.rows, size[0]), (support.columns, size[1])):
         assert round(n / factor) // 2 - 2 <= found <= round(n / factor) // 2
 
 
-def test_a_full_kspace_has_no_empty_band() -> None:
-    assert empty_band(discs()) is None
+def test_a_full_kspace_has_no_empty_band(heads: Tensor) -> None:
+    assert empty_band(heads) is None
 
 
-def test_an_axis_is_judged_without_the_other() -> None:
-    image = discs()
+def test_an_axis_is_judged_without_the_other(heads: Tensor) -> None:
+    image = heads
     spectrum = torch.fft.fftshift(torch.fft.fft2(image), dim=(-2, -1))
-    spectrum[..., : 64 - 20, :] = 0
-    spectrum[..., 64 + 21 :, :] = 0
+    spectrum[..., : 68 - 20, :] = 0
+    spectrum[..., 68 + 21 :, :] = 0
     rows_only = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).abs()
-    assert empty_band(rows_only) == Support(rows=20, columns=64)
-    assert empty_band(rows_only.transpose(-2, -1)) == Support(rows=64, columns=20)
+    assert empty_band(rows_only) == Support(rows=20, columns=68)
+    assert empty_band(rows_only.transpose(-2, -1)) == Support(rows=68, columns=20)
 
 
 @pytest.mark.parametrize("image", [torch.zeros(3, 64, 64), torch.full((64, 64), 5.0)])
@@ -125,9 +112,9 @@ def test_a_tiny_image_has_no_empty_band() -> None:
     assert empty_band(torch.rand(2, 9, 9)) is None
 
 
-def test_flat_slices_of_a_series_do_not_hide_its_empty_band() -> None:
-    series = torch.cat([torch.zeros(5, 128, 128), truncate(discs(), 4), torch.zeros(70, 128, 128)])
-    assert empty_band(series) == empty_band(truncate(discs(), 4))
+def test_flat_slices_of_a_series_do_not_hide_its_empty_band(heads: Tensor) -> None:
+    series = torch.cat([torch.zeros(5, 136, 136), truncate(heads, 4), torch.zeros(70, 136, 136)])
+    assert empty_band(series) == empty_band(truncate(heads, 4))
 
 
 REAL = ["mr_siemens_t2_tse", "mr_toshiba_t2_abdomen", "mr_siemens_haste_coronal", "mr_uih_t1"]

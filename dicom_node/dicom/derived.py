@@ -31,6 +31,7 @@ from dicom_node.dicom.pixels import Quantised
 from dicom_node.dicom.policy import Action
 from dicom_node.dicom.provenance import DerivationTimes, ModelIdentity
 from dicom_node.dicom.volume import SeriesVolume
+from dicom_node.errors import UnreadableInstanceError
 from dicom_node.settings import IdentitySettings
 
 __all__ = [
@@ -180,12 +181,23 @@ def _derive(
     )
     sop_uid = derived_sop_uid(source, series_uid, identity.uid_root)
     quantised = _quantise(volume, i, values)
-    with quiet_pydicom():
-        image = _DerivedImage(source, (series_uid, sop_uid), _series_number(source, identity))
-        _set_series(image, source, derivation)
-        _set_provenance(image, source, derivation)
-        _set_pixels(image, source, quantised)
-        data = _encode(image)
+    series_number = _series_number(source, identity)
+    try:
+        with quiet_pydicom():
+            image = _DerivedImage(source, (series_uid, sop_uid), series_number)
+            _set_series(image, source, derivation)
+            _set_provenance(image, source, derivation)
+            _set_pixels(image, source, quantised)
+            data = _encode(image)
+    except Exception as error:
+        # A header that could be read may still hold values that no data set can: its kind says
+        # enough, its text may quote them.
+        source_uid = text(source, "SOPInstanceUID")
+        raise UnreadableInstanceError(
+            f"the header of SOP Instance {source_uid} cannot be carried over "
+            f"({type(error).__name__})",
+            sop_instance_uid=source_uid,
+        ) from None
     return DerivedInstance(
         sop_instance_uid=sop_uid,
         sop_class_uid=text(source, "SOPClassUID"),

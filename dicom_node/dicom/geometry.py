@@ -74,7 +74,7 @@ def slice_frame(header: Dataset) -> SliceFrame:
 
 def _vector(header: Dataset, keyword: str, length: int) -> Vector:
     found = numbers(header, keyword)
-    if found is None or len(found) != length or not np.all(np.isfinite(found)):
+    if found is None or len(found) != length:
         raise RefusedError(f"{keyword} is absent or not {length} numbers")
     return np.asarray(found, dtype=np.float64)
 

@@ -8,6 +8,7 @@ UnreadableInstanceError, whose text names no value.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import warnings
@@ -293,7 +294,6 @@ def _values(value: Any) -> Iterator[Any]:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, int | float):
-        return float(value)
     word = str(value).strip()
-    return float(word) if _NUMBER.fullmatch(word) else None
+    found = float(word) if _NUMBER.fullmatch(word) else None
+    return found if found is not None and math.isfinite(found) else None

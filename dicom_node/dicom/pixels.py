@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.pixels.utils import pixel_array
 from pydicom.valuerep import format_number_as_ds
 
 from dicom_node.dicom.header import number, quiet_pydicom, text
@@ -101,11 +102,12 @@ def decode(dataset: Dataset) -> Stored:
     wanted = pixel_format(dataset)
     try:
         with quiet_pydicom():
-            pixels = np.asarray(dataset.pixel_array)
+            pixels = np.asarray(pixel_array(dataset))
     except Exception as error:
         raise UnreadableInstanceError(
             f"the pixel data of SOP Instance {text(dataset, 'SOPInstanceUID')} do not decode "
-            f"({type(error).__name__})"
+            f"({type(error).__name__})",
+            sop_instance_uid=text(dataset, "SOPInstanceUID"),
         ) from None
     if pixels.ndim != 2:
         raise RefusedError(f"an image of shape {pixels.shape} is not one grey-scale slice")
@@ -131,7 +133,7 @@ def _stated(header: Dataset, keyword: str, default: float) -> float:
     if not text(header, keyword):
         return default
     value = number(header, keyword)
-    if value is None or not np.isfinite(value):
+    if value is None:
         raise RefusedError(f"{keyword} is no number")
     return value
 

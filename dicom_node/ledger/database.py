@@ -12,7 +12,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from dicom_node.errors import ConfigurationError, LedgerError
+from dicom_node.errors import ConfigurationError, LedgerError, NodeError
 
 #: The Alembic revision this code reads and writes.
 SCHEMA_REVISION = "0001"
@@ -32,11 +32,15 @@ def open_ledger(url: str) -> Engine:
         LedgerError: When the database does not answer.
     """
     engine = _sqlite(url) if make_url(url).get_backend_name() == "sqlite" else _postgresql(url)
-    with reading(engine) as connection:
-        if _revision(connection) == SCHEMA_REVISION:
-            return engine
-    with writing(engine) as connection:
-        _upgrade(connection)
+    try:
+        with reading(engine) as connection:
+            is_current = _revision(connection) == SCHEMA_REVISION
+        if not is_current:
+            with writing(engine) as connection:
+                _upgrade(connection)
+    except NodeError:
+        engine.dispose()
+        raise
     return engine
 
 

@@ -1,0 +1,97 @@
+"""An empty ledger on each engine, and the rows that most tests begin with."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from dicom_node.ledger import intake, queue
+from dicom_node.ledger.tables import SeriesState, open_ledger
+from tests.unit.dicom_node.ledger.examples import NOW, SERIES, instance, new_job, output
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        return
+    server = make_url(os.environ["DICOM_NODE_TEST_POSTGRES"])
+    schema = f"test_{uuid.uuid4().hex}"
+    admin = create_engine(server)
+    with admin.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
+    url = server.update_query_dict({"options": f"-csearch_path={schema}"})
+    yield url.render_as_string(hide_password=False)
+    with admin.begin() as connection:
+        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+    admin.dispose()
+
+
+@pytest.fixture
+def engine(ledger_url: str) -> Iterator[Engine]:
+    """An empty ledger."""
+    engine = open_ledger(ledger_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def receive(engine: Engine) -> Callable[..., None]:
+    """Record slices of the given numbers."""
+
+    def record(*numbers: int, now: float = NOW, **changes: object) -> None:
+        for number in numbers:
+            intake.record_instance(engine, instance(number, **changes), now)
+
+    return record
+
+
+@pytest.fixture
+def make_jobs(engine: Engine, receive: Callable[..., None]) -> Callable[..., list[int]]:
+    """Receive two slices (unless there are some) and close their series with the given jobs."""
+
+    def make(*jobs: queue.NewJob, now: float = NOW) -> list[int]:
+        if not intake.series_instances(engine, SERIES):
+            receive(1, 2, now=now)
+        made = queue.enqueue(
+            engine,
+            SERIES,
+            series_state=SeriesState.COMPLETE,
+            reason=None,
+            jobs=jobs or (new_job(),),
+            instances_seen=len(intake.series_instances(engine, SERIES)),
+            now=now,
+        )
+        assert made is not None
+        return made
+
+    return make
+
+
+@pytest.fixture
+def finish_job(engine: Engine, make_jobs: Callable[..., list[int]]) -> Callable[..., int]:
+    """Make one job, claim it and finish it with two outputs."""
+
+    def finish(*destinations: str) -> int:
+        (job_id,) = make_jobs(new_job(destinations=destinations or ("pacs",)))
+        assert queue.claim(engine, "worker", lease_s=60, now=NOW) is not None
+        assert queue.finish(
+            engine,
+            job_id,
+            "worker",
+            outputs=[output(1), output(2)],
+            derived_series_instance_uid="2.25",
+            model_sha256="a" * 64,
+            seconds={"load": 0.5, "restore": 2.0, "derive": 0.25},
+            note=None,
+            now=NOW + 3,
+        )
+        return job_id
+
+    return finish

@@ -1,0 +1,54 @@
+"""What the tests of the ledger write into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dicom_node.ledger import intake, queue
+
+SERIES = "1.2.3"
+STUDY = "1.2"
+NOW = 1_700_000_000.0
+
+
+def instance(number: int, **changes: object) -> intake.ReceivedInstance:
+    """The received CT slice of that number."""
+    values: dict[str, object] = {
+        "sop_instance_uid": f"{SERIES}.{number}",
+        "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
+        "study_instance_uid": STUDY,
+        "series_instance_uid": SERIES,
+        "modality": "CT",
+        "transfer_syntax_uid": "1.2.840.10008.1.2.1",
+        "path": f"incoming/00/{number}.dcm",
+        "sha256": f"{number:064x}",
+        "size": 1000,
+        **changes,
+    }
+    return intake.ReceivedInstance(**values)  # type: ignore[arg-type]
+
+
+def new_job(instances: Sequence[int] = (1, 2), **changes: object) -> queue.NewJob:
+    """A job over slices of those numbers."""
+    values: dict[str, object] = {
+        "series_instance_uid": SERIES,
+        "volume_key": "",
+        "task": "ct_denoise",
+        "destinations": ("pacs",),
+        "instance_uids": tuple(f"{SERIES}.{number}" for number in instances),
+        "route": "ct",
+        **changes,
+    }
+    return queue.NewJob(**values)  # type: ignore[arg-type]
+
+
+def output(number: int) -> queue.Output:
+    """The restored slice of that number."""
+    return queue.Output(
+        sop_instance_uid=f"2.25.{number}",
+        sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+        source_sop_instance_uid=f"{SERIES}.{number}",
+        path=f"outgoing/2.25/2.25.{number}.dcm",
+        sha256=f"{number:064x}",
+        size=1000,
+    )

@@ -47,6 +47,8 @@ class Item:
     """Factor already applied to the stored intensities (MR)."""
     noise_hu: float | None = None
     """Measured noise of the CT reference."""
+    acquired_lq: bool = False
+    """True when the input was acquired, not made by the operator."""
 
 
 @dataclass(frozen=True)

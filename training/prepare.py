@@ -59,6 +59,21 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
+class _Work:
+    """What every series of one run is prepared with."""
+
+    splits: dict[str, str]
+    low_dose: dict[str, Series]
+    seed: int
+    tasks: frozenset[RestorationTask]
+    options: PrepareOptions
+
+    def generator(self, name: str) -> np.random.Generator:
+        """Noise of one item: the same whatever else is prepared beside it."""
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+
+
+@dataclass(frozen=True)
 class _Pair:
     """A finished pair before it has files."""
 
@@ -92,10 +107,12 @@ def prepare(
     series = _unique(discover(sources, [task for task in RestorationTask if task in searched]))
     splits = split_subjects(series, seed=seed, val_fraction=options.val_fraction)
     series = [each for each in series if splits[each.subject] in options.splits]
+    low_dose = _low_dose_partners(series)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        manifest = _write_all(series, splits, partial, seed, tasks, options, progress)
+        work = _Work(splits, low_dose, seed, frozenset(tasks), options)
+        manifest = _write_all(series, partial, work, progress)
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -127,30 +144,36 @@ def _unique(series: Sequence[Series]) -> list[Series]:
     return named
 
 
+def _low_dose_partners(series: Sequence[Series]) -> dict[str, Series]:
+    """By the name of a full-dose series, the low-dose one of the same slices of the subject."""
+    low_dose = {(each.subject, each.task, each.positions): each for each in series if each.low_dose}
+    return {
+        each.name: low_dose[key]
+        for each in series
+        if (key := (each.subject, each.task, each.positions)) in low_dose and not each.low_dose
+    }
+
+
 def _write_all(
-    series: Sequence[Series],
-    splits: dict[str, str],
-    folder: Path,
-    seed: int,
-    tasks: Sequence[RestorationTask],
-    options: PrepareOptions,
-    progress: Progress | None,
+    series: Sequence[Series], folder: Path, work: _Work, progress: Progress | None
 ) -> PreparedManifest:
     items: list[Item] = []
     skipped: list[str] = []
     for done, each in enumerate(series, 1):
-        reason = _reason_to_skip(each, options)
+        reason = _reason_to_skip(each, work.options)
         if reason:
             skipped.append(f"{each.name}: {reason}")
         else:
-            pairs = _pairs(each, splits[each.subject], seed, tasks, options)
-            items.extend(_write_pair(folder, pair) for pair in pairs)
+            items.extend(_write_pair(folder, pair) for pair in _pairs(each, work))
         if progress:
             progress(done, len(series), each.name)
     if not items:
         raise PrepareError(f"No pair was made; left out: {'; '.join(skipped) or 'nothing'}.")
     manifest = PreparedManifest(
-        seed=seed, operators=options.operators(), items=tuple(items), skipped=tuple(skipped)
+        seed=work.seed,
+        operators=work.options.operators(),
+        items=tuple(items),
+        skipped=tuple(skipped),
     )
     manifest.write(folder)
     return manifest
@@ -158,32 +181,27 @@ def _write_all(
 
 def _reason_to_skip(series: Series, options: PrepareOptions) -> str | None:
     if series.low_dose:
-        return "a low-dose acquisition is no reference"
+        return "a low-dose acquisition is an input, never a reference"
     if series.noise_hu is not None and series.noise_hu > options.max_noise_hu:
         return f"noise {series.noise_hu} HU is above {options.max_noise_hu} HU"
     return None
 
 
-def _pairs(
-    series: Series,
-    split: str,
-    seed: int,
-    tasks: Sequence[RestorationTask],
-    options: PrepareOptions,
-) -> Iterator[_Pair]:
-    hq = series.volume()
-    if split == "train":
-        hq = _thin(hq, options.max_slices)
+def _pairs(series: Series, work: _Work) -> Iterator[_Pair]:
+    split = work.splits[series.subject]
+    limit = work.options.max_slices if split == "train" else None
+    hq = _thin(series.volume(), limit)
     if series.task is RestorationTask.MRI_SR:
-        yield _mr_pair(series, split, hq, options)
+        yield _mr_pair(series, split, hq, work)
     elif series.task is RestorationTask.PET_SYNTHESIS:
-        yield _pet_pair(series, split, hq, options, _generator(seed, series.name))
+        yield _pet_pair(series, split, hq, work)
     else:
-        if RestorationTask.CT_DENOISE in tasks:
-            yield _ct_pair(series, split, hq, options, _generator(seed, series.name))
-        if RestorationTask.PET_SYNTHESIS in tasks and options.simulated_pet:
-            name = f"{series.name}-fdg"
-            yield _fdg_pair(series, name, split, hq, options, _generator(seed, name))
+        if RestorationTask.CT_DENOISE in work.tasks:
+            partner = work.low_dose.get(series.name)
+            lq = None if partner is None else _thin(partner.volume(), limit)
+            yield _ct_pair(series, split, hq, lq, work)
+        if RestorationTask.PET_SYNTHESIS in work.tasks and work.options.simulated_pet:
+            yield _fdg_pair(series, split, hq, work)
 
 
 def _thin(volume: Volume, max_slices: int | None) -> Volume:
@@ -193,54 +211,48 @@ def _thin(volume: Volume, max_slices: int | None) -> Volume:
     return kept
 
 
-def _generator(seed: int, name: str) -> np.random.Generator:
-    """Noise of one item: the same whatever else is prepared beside it."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
-
-
-def _mr_pair(series: Series, split: str, hq: Volume, options: PrepareOptions) -> _Pair:
-    lq = options.mr.apply(hq)
+def _mr_pair(series: Series, split: str, hq: Volume, work: _Work) -> _Pair:
+    lq = work.options.mr.apply(hq)
     # The node knows only the low-quality series, so that one sets the scale here too.
     scale = intensity_scale(lq, series.task)
     item = replace(_item(series, split, hq), scale=scale, contrast=series.contrast)
     return _Pair(item, lq * np.float32(scale), hq * np.float32(scale))
 
 
-def _ct_pair(
-    series: Series, split: str, hq: Volume, options: PrepareOptions, rng: np.random.Generator
-) -> _Pair:
+def _ct_pair(series: Series, split: str, hq: Volume, acquired: Volume | None, work: _Work) -> _Pair:
+    if acquired is not None and acquired.shape != hq.shape:
+        raise SourceError(f"{series.where}: the low-dose series has other slices.")
     try:
         noise = series.noise_hu or soft_tissue_noise(hq)
-        lq = options.ct.apply(hq, pixel_mm=series.spacing_mm[1], noise_hu=noise, rng=rng)
+        lq = acquired
+        if lq is None:
+            rng = work.generator(series.name)
+            pixel = series.spacing_mm[1]
+            lq = work.options.ct.apply(hq, pixel_mm=pixel, noise_hu=noise, rng=rng)
     except ValueError as error:
         raise SourceError(f"{series.where}: {error}") from error
-    item = replace(_item(series, split, hq), noise_hu=noise)
+    item = replace(_item(series, split, hq), noise_hu=noise, acquired_lq=acquired is not None)
     return _Pair(item, lq, np.rint(np.clip(hq, -32768, 32767)).astype(np.int16))
 
 
-def _pet_pair(
-    series: Series, split: str, suv: Volume, options: PrepareOptions, rng: np.random.Generator
-) -> _Pair:
+def _pet_pair(series: Series, split: str, suv: Volume, work: _Work) -> _Pair:
     pixel = series.spacing_mm[1]
     size = _field_of(max(np.hypot(*suv.shape[1:]) + 4, 220 / pixel), series.where)
     activity, attenuation, (rows, columns) = embed_crop(suv, pixel_mm=pixel, size=size)
-    lq, hq = options.pet.apply(activity, attenuation, pixel_mm=pixel, rng=rng, psf_fwhm_mm=0)
+    lq, hq = work.options.pet.apply(
+        activity, attenuation, pixel_mm=pixel, rng=work.generator(series.name), psf_fwhm_mm=0
+    )
     return _Pair(_item(series, split, suv), lq[:, rows, columns], hq[:, rows, columns])
 
 
-def _fdg_pair(
-    series: Series,
-    name: str,
-    split: str,
-    hu: Volume,
-    options: PrepareOptions,
-    rng: np.random.Generator,
-) -> _Pair:
+def _fdg_pair(series: Series, split: str, hu: Volume, work: _Work) -> _Pair:
+    name = f"{series.name}-fdg"
+    rng = work.generator(name)
     extent = largest_extent_mm(hu.shape, series.spacing_mm)
     pixel = float(rng.choice([3.3, 4.0, 4.7, 5.47]))
     size = _field_of(extent / pixel, series.where)
     activity, attenuation = fdg_from_ct(hu, series.spacing_mm, size=size, pixel_mm=pixel, rng=rng)
-    lq, hq = options.pet.apply(activity, attenuation, pixel_mm=pixel, rng=rng)
+    lq, hq = work.options.pet.apply(activity, attenuation, pixel_mm=pixel, rng=rng)
     item = replace(
         _item(series, split, hq),
         name=name,

@@ -65,7 +65,9 @@ class Series:
     contrast: str | None = None
     noise_hu: float | None = None
     low_dose: bool = False
-    """The low-dose half of a real pair."""
+    """The low-dose half of a real pair, as in the LDCT-and-Projection-data collection."""
+    positions: tuple[float, ...] = ()
+    """Slice positions in mm, where the source tells them."""
 
     def volume(self) -> Volume:
         """Read and check. Raises SourceError naming the slice that is not finite."""
@@ -270,6 +272,7 @@ def _one_dicom_series(members: Sequence[tuple[Path, Dataset]]) -> Series:
         where=where,
         read=partial(_read_dicom, [path for path, _ in members]),
         contrast=_contrast(description) if header.Modality == "MR" else None,
+        positions=tuple(round(_position(each)[0], 2) for each in headers),
         low_dose=bool(re.search(r"\blow[ _-]?dose\b", description, re.IGNORECASE)),
     )
 

@@ -8,12 +8,13 @@ float32 [slice, n, n] on one square grid, as ``training.degrade.simulate_pet`` t
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, max_pool2d, pad
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 
 Volume = npt.NDArray[np.float32]
 
@@ -64,23 +65,37 @@ def largest_extent_mm(shape: tuple[int, ...], spacing_mm: tuple[float, float, fl
 def embed_crop(
     suv: Volume, *, pixel_mm: float, size: int
 ) -> tuple[Volume, Volume, tuple[slice, slice]]:
-    """A real PET crop inside a round body: (activity, attenuation, where the crop lies).
+    """A real PET image inside a larger field: (activity, attenuation, where the image lies).
 
-    The crop is mirrored outwards up to a circle of water, so attenuation and counts from outside
-    the crop are like those of a limb or a trunk. Raises ValueError for a crop beyond the grid.
+    An image with air all round is a whole body and stays alone. A crop out of a body is mirrored
+    outwards up to a circle, so counts and attenuation around it are like those of a limb or a
+    trunk. What takes up tracer attenuates like water. Raises ValueError for an image beyond the
+    grid.
     """
     rows, columns = suv.shape[1:]
-    radius = max(math.hypot(rows, columns) / 2 + 2, 110 / pixel_mm)
-    if radius > size / 2:
-        raise ValueError(f"A PET crop of {rows} x {columns} does not fit a field of {size}.")
     top, left = (size - rows) // 2, (size - columns) // 2
+    radius = max(math.hypot(rows, columns) / 2 + 2, 110 / pixel_mm)
+    if min(top, left) < 0 or radius > size / 2:
+        raise ValueError(f"A PET image of {rows} x {columns} does not fit a field of {size}.")
     border = ((0, 0), (top, size - rows - top), (left, size - columns - left))
-    activity = np.pad(np.maximum(suv, 0), border, mode="symmetric")
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     disc = (np.hypot(y, x) <= radius).astype(np.float32)
-    attenuation = np.broadcast_to(WATER_PER_MM * disc, activity.shape).astype(np.float32)
-    where = (slice(top, top + rows), slice(left, left + columns))
-    return (activity * disc).astype(np.float32), attenuation, where
+    mode: Literal["constant", "symmetric"] = "constant" if _is_whole(suv) else "symmetric"
+    activity = (np.pad(np.maximum(suv, 0), border, mode=mode) * disc).astype(np.float32)
+    body = _outline(torch.from_numpy(activity)) * disc
+    return activity, WATER_PER_MM * body, (slice(top, top + rows), slice(left, left + columns))
+
+
+def _is_whole(suv: Volume) -> bool:
+    edges = (suv[:, 0], suv[:, -1], suv[:, :, 0], suv[:, :, -1])
+    return float(np.percentile(np.concatenate([edge.ravel() for edge in edges]), 90)) < 0.1
+
+
+def _outline(activity: Tensor) -> Volume:
+    """Tissue with tracer and whatever it encloses (lungs), 0 or 1."""
+    smooth = avg_pool2d(activity[:, None], 3, 1, 1)
+    outline: Volume = _filled((smooth > 0.08).float())[:, 0].numpy()
+    return outline
 
 
 def _on_grid(hu: Tensor, zoom: tuple[float, float], size: int) -> Tensor:
@@ -93,23 +108,23 @@ def _on_grid(hu: Tensor, zoom: tuple[float, float], size: int) -> Tensor:
 
 def _body(hu: Tensor) -> npt.NDArray[np.float32]:
     """The body without table and air: what air from the border cannot reach, opened by 4 pixels."""
-    tissue = (hu > -350).float()[:, None]
-    air = torch.zeros_like(tissue)
-    air[..., 0, :] = air[..., -1, :] = air[..., :, 0] = air[..., :, -1] = 1
-    # Cut edges: tissue at the border of a cropped image is body, not a way in.
-    air = _flood(air * (1 - tissue), 1 - tissue)
-    filled = 1 - air
+    filled = _filled((hu > -350).float()[:, None])
     core = 1 - max_pool2d(1 - filled, 7, 1, 3)
     body: npt.NDArray[np.float32] = (max_pool2d(core, 9, 1, 4) * filled)[:, 0].numpy()
     return body
 
 
-def _flood(seed: Tensor, allowed: Tensor) -> Tensor:
+def _filled(tissue: Tensor) -> Tensor:
+    """Tissue (S, 1, n, n) and the air it encloses: all that air from the border cannot reach."""
+    air = 1 - tissue
+    outside = torch.zeros_like(tissue)
+    outside[..., 0, :] = outside[..., -1, :] = outside[..., :, 0] = outside[..., :, -1] = 1
+    outside = outside * air
     while True:
-        grown = max_pool2d(seed, 3, 1, 1) * allowed
-        if torch.equal(grown, seed):
-            return seed
-        seed = grown
+        grown = max_pool2d(outside, 3, 1, 1) * air
+        if torch.equal(grown, outside):
+            return 1 - outside
+        outside = grown
 
 
 def _smooth_field(

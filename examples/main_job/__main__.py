@@ -34,6 +34,7 @@ class Run:
     bundle: str | None
     own_archive: bool
     timeout_s: float
+    quick: bool
 
 
 def _end(signum: int, frame: FrameType | None) -> NoReturn:
@@ -57,13 +58,19 @@ def _end(signum: int, frame: FrameType | None) -> NoReturn:
 @click.option("--bundle", help="A model bundle other than the one that is shipped.")
 @click.option("--own-archive", is_flag=True, help="Deliver to our own storage SCP, not Orthanc.")
 @click.option("--timeout", type=float, default=1800.0, show_default=True, help="Seconds.")
+@click.option("--quick", is_flag=True, help="Phantoms of a few slices.")
 def main(
-    folder: Path | None, out: Path, bundle: str | None, own_archive: bool, timeout: float
+    folder: Path | None,
+    out: Path,
+    bundle: str | None,
+    own_archive: bool,
+    timeout: float,
+    quick: bool,
 ) -> None:
     """Send series through the node into an archive and show what came out."""
     # The programs around us end with this one however it is ended.
     signal.signal(signal.SIGTERM, _end)
-    run = Run(Console(), folder, out, bundle, own_archive, timeout)
+    run = Run(Console(), folder, out, bundle, own_archive, timeout, quick)
     try:
         arrived = _run(run)
     except (NodeCommandError, SendError, RuntimeError, TimeoutError, ValueError) as error:
@@ -95,7 +102,7 @@ def _sources(run: Run) -> tuple[Source, ...]:
     if run.folder is not None:
         return read_folder(run.folder)
     with run.console.status("Making a chest CT, a brain MR and a body PET, and degrading them"):
-        return make_phantoms(run.out / "sent")
+        return make_phantoms(run.out / "sent", quick=run.quick)
 
 
 def _restore(run: Run, sources: Sequence[Source], archive: Archive) -> tuple[Outcome, ...]:

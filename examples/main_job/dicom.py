@@ -42,7 +42,7 @@ class Scan:
     acquired: datetime
 
 
-def suv_to_bqml(scan: Scan) -> float:
+def suv_to_bqml() -> float:
     """Bq/ml per SUVbw, decay corrected to the start of the acquisition (PS3.3 C.8.9.1)."""
     remaining = math.pow(0.5, UPTAKE.total_seconds() / FLUORINE_HALF_LIFE_S)
     return INJECTED_BQ * remaining / (WEIGHT_KG * 1000)
@@ -105,14 +105,14 @@ def _common(scan: Scan) -> Dataset:
 
 
 def _place(dataset: Dataset, scan: Scan, index: int) -> None:
-    """The General Image, Image Plane and Image Pixel modules: axial slices, feet to head."""
+    """The General Image, Image Plane and Image Pixel modules: axial slices, head to feet."""
     slices, rows, columns = scan.volume.shape
     thickness, row_mm, column_mm = scan.spacing_mm
     dataset.SOPInstanceUID = generate_uid()
     dataset.InstanceNumber = index + 1
     dataset.AcquisitionNumber = 1
     dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    corner = (-columns * column_mm / 2, -rows * row_mm / 2, (index - slices / 2) * thickness)
+    corner = (-columns * column_mm / 2, -rows * row_mm / 2, (slices / 2 - index) * thickness)
     dataset.ImagePositionPatient = [round(value, 3) for value in corner]
     dataset.SliceThickness = thickness
     dataset.PixelSpacing = [row_mm, column_mm]
@@ -211,7 +211,7 @@ def _code(value: str, meaning: str) -> Dataset:
 
 def _store_pet(dataset: Dataset, scan: Scan, plane: Volume) -> None:
     """Each slice by a slope of its own, as PET scanners do: the brightest pixel uses all bits."""
-    activity = plane * suv_to_bqml(scan)
+    activity = plane * suv_to_bqml()
     slope = max(float(activity.max()), 1.0) / STORED_MAX
     dataset.RescaleIntercept, dataset.RescaleSlope = 0, f"{slope:.9g}"
     _store(dataset, activity / np.float32(dataset.RescaleSlope))

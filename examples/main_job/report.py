@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from rich.table import Table
 
 from examples.main_job.series import Source
-from training.evaluate import psnr
+from training import metrics
 
 Volume = NDArray[np.float32]
 
@@ -33,6 +33,8 @@ class Restored:
     before: Volume
     after: Volume
     truth: Volume | None
+    slice_mm: float
+    pixel_mm: float
 
     @property
     def task(self) -> str:
@@ -42,7 +44,7 @@ class Restored:
 
 def collect(source: Source, job: Mapping[str, Any], files: Iterable[Path]) -> Restored:
     """Pair each restored instance with the instance that it names as its source."""
-    restored = sorted((dcmread(path) for path in files), key=_position)
+    restored = sorted((dcmread(path) for path in files), key=_position, reverse=True)
     if not restored:
         raise ValueError(f"the archive has no instance of job {job['id']}")
     sent = {_uid(path): path for path in source.files}
@@ -54,6 +56,8 @@ def collect(source: Source, job: Mapping[str, Any], files: Iterable[Path]) -> Re
         _physical([dcmread(path) for path in origins], source.unit),
         _physical(restored, source.unit),
         None if truth is None else truth[[source.files.index(path) for path in origins]],
+        _slice_mm(restored),
+        float(restored[0].PixelSpacing[1]),
     )
 
 
@@ -73,6 +77,12 @@ def _position(dataset: Dataset) -> float:
     return float(along)
 
 
+def _slice_mm(datasets: Sequence[Dataset]) -> float:
+    places = [_position(dataset) for dataset in datasets]
+    gaps = np.abs(np.diff(places))
+    return float(np.median(gaps)) if len(gaps) else float(datasets[0].get("SliceThickness", 1))
+
+
 def _physical(datasets: Sequence[Dataset], unit: float) -> Volume:
     planes = [
         dataset.pixel_array * float(dataset.get("RescaleSlope", 1))
@@ -84,7 +94,7 @@ def _physical(datasets: Sequence[Dataset], unit: float) -> Volume:
 
 def table(rows: Sequence[tuple[str, ...]], title: str) -> Table:
     """The table that the run ends with."""
-    made = Table(title=title)
+    made = Table(title=title, caption=f"PSNR: {metrics.PROTOCOL}")
     for name in ("series", "task", "slices"):
         made.add_column(name)
     for name in ("seconds", "PSNR before", "PSNR after"):
@@ -123,28 +133,48 @@ def unrestored(label: str, why: str, job: Mapping[str, Any] | None = None) -> tu
 def _measured(restored: Restored, image: Volume) -> str:
     if restored.truth is None:
         return "–"
-    return f"{psnr(restored.truth, image, restored.task):.2f} dB"
+    pairs = zip(image, restored.truth, strict=True)
+    scores = [metrics.score(plane, truth, restored.task) for plane, truth in pairs]
+    mean = metrics.mean_score([score for score in scores if score is not None])
+    return f"{mean.psnr:.2f} dB"
 
 
 def draw(restored: Restored, path: Path) -> None:
-    """Before, after, difference and, where it is known, the truth of the middle slice."""
-    middle = len(restored.after) // 2
-    before, after = restored.before[middle], restored.after[middle]
-    panels = [("before", before), ("after", after)]
+    """Before, after, difference and, where it is known, the truth of one plane."""
+    plane, aspect, where = _plane(restored)
+    panels = {"before": restored.before[plane], "after": restored.after[plane]}
     if restored.truth is not None:
-        panels.append(("truth", restored.truth[middle]))
-    low, high = _WINDOWS.get(restored.task, (0.0, float(np.percentile(after, 99.5))))
-    figure = Figure(figsize=(4 * (len(panels) + 1), 4.4), layout="constrained")
+        panels["truth"] = restored.truth[plane]
+    difference = panels["after"] - panels["before"]
+    low, high = _WINDOWS.get(restored.task, (0.0, float(np.percentile(panels["after"], 99.5))))
+    figure = Figure(figsize=(4 * (len(panels) + 1), 4.4 * min(aspect * _tall(difference), 1.6)))
     axes = figure.subplots(1, len(panels) + 1)
-    grey = _GREY.get(restored.task, "gray")
-    for axis, (name, image) in zip(axes, panels, strict=False):
-        axis.imshow(image, cmap=grey, vmin=low, vmax=high)
+    for axis, (name, image) in zip(axes, panels.items(), strict=False):
+        grey = _GREY.get(restored.task, "gray")
+        axis.imshow(image, cmap=grey, vmin=low, vmax=high, aspect=aspect)
         axis.set_title(name)
-    reach = max(float(np.percentile(np.abs(after - before), 99.5)), 1e-6)
-    shown = axes[-1].imshow(after - before, cmap="RdBu_r", vmin=-reach, vmax=reach)
+    reach = max(float(np.percentile(np.abs(difference), 99.5)), 1e-6)
+    shown = axes[-1].imshow(difference, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect=aspect)
     axes[-1].set_title("after − before")
-    figure.colorbar(shown, ax=axes[-1], shrink=0.7)
     for axis in axes:
         axis.set_axis_off()
-    figure.suptitle(f"{restored.source.label}: {restored.task}, slice {middle + 1}")
+    figure.suptitle(f"{restored.source.label}: {restored.task}, {where}")
+    figure.tight_layout()
+    figure.colorbar(shown, ax=axes, shrink=0.7, pad=0.01, fraction=0.02)
     figure.savefig(path, dpi=80)
+
+
+def _tall(image: Volume) -> float:
+    return float(image.shape[0] / image.shape[1])
+
+
+def _plane(restored: Restored) -> tuple[tuple[slice | int, ...], float, str]:
+    """The plane to draw, how much taller than wide its pixels are, and what to call it.
+
+    A body that is longer than it is wide is seen from the front, anything else from the feet.
+    """
+    slices, rows, _ = restored.after.shape
+    ratio = restored.slice_mm / restored.pixel_mm
+    if slices * ratio > rows:
+        return (slice(None), rows // 2), ratio, "coronal"
+    return (slices // 2,), 1.0, f"slice {slices // 2 + 1} of {slices}"

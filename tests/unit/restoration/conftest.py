@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,8 @@ def make_model() -> Callable[..., DiffCode]:
     return small_model
 
 
-@pytest.fixture
-def idle_model() -> DiffCode:
-    """A network whose last convolution is zero, so that it returns its input."""
-    model = small_model()
+def quiet(model: DiffCode) -> DiffCode:
+    """The network with its last convolution at zero, so that it returns its input."""
     with torch.no_grad():
         for parameter in model.backbone.emit.parameters():
             parameter.zero_()
@@ -69,20 +68,25 @@ def manifest_fields() -> dict[str, Any]:
     return dict(FIELDS)
 
 
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both bundles, which no test may change."""
+    folder = tmp_path_factory.mktemp("bundles")
+    write_bundle(folder / "random", small_model(), FIELDS, "# Card\n", half=False)
+    write_bundle(folder / "idle", quiet(small_model()), FIELDS)
+    return folder
+
+
 @pytest.fixture
-def bundle(tmp_path: Path) -> Path:
+def bundle(tmp_path: Path, written: Path) -> Path:
     """A bundle of the small random network."""
-    folder = tmp_path / "bundle"
-    write_bundle(folder, small_model(), FIELDS, "# Card\n", half=False)
-    return folder
+    return shutil.copytree(written / "random", tmp_path / "bundle")
 
 
 @pytest.fixture
-def idle_bundle(tmp_path: Path, idle_model: DiffCode) -> Path:
+def idle_bundle(tmp_path: Path, written: Path) -> Path:
     """A bundle of a network that returns its input."""
-    folder = tmp_path / "idle"
-    write_bundle(folder, idle_model, FIELDS)
-    return folder
+    return shutil.copytree(written / "idle", tmp_path / "idle")
 
 
 @pytest.fixture(scope="session")

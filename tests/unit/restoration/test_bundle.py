@@ -57,8 +57,9 @@ def test_what_is_written_is_what_is_read(
     assert manifest.domain["ct_denoise"] == domain
     assert manifest.variant == "full"
     assert (tmp_path / "b" / CARD).read_text() == "# A card\n"
+    state = loaded.state_dict()
     for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value), name
+        assert torch.equal(state[name], value), name
 
 
 def test_the_model_is_opened_for_inference(bundle: Path) -> None:
@@ -76,8 +77,9 @@ def test_half_precision_is_stored_and_single_is_loaded(
     assert manifest.dtype == "float16"
     assert {t.dtype for t in load_file(tmp_path / "b" / WEIGHTS).values()} == {torch.float16}
     _, loaded = load_bundle(tmp_path / "b")
+    state = loaded.state_dict()
     for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value.half().float()), name
+        assert torch.equal(state[name], value.half().float()), name
 
 
 @pytest.mark.parametrize("variant", ["v1", "v2", "v3", "full"])

@@ -14,7 +14,7 @@ from restoration.tiling import Window, pad_to_multiple, restore_tiled, windows
     tile=st.integers(1, 64),
     share=st.floats(0, 0.99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_blend_weights_sum_to_one_everywhere(
     height: int, width: int, tile: int, share: float
 ) -> None:

@@ -93,8 +93,6 @@ TRANSFER_SYNTAXES: tuple[TransferSyntax, ...] = (
     TransferSyntax(JPEGExtended12Bit, "JPEG Extended (Processes 2 and 4)", lossy=True),
 )
 
-_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
-
 EventHandler = tuple[Any, Callable[..., Any]] | tuple[Any, Callable[..., Any], list[Any]]
 
 
@@ -247,17 +245,6 @@ def on_connection(event: Event) -> None:
         wrapper.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def on_data(event: Event) -> None:
-    """Acknowledge a sender's last segment at once; Linux forgets the option after each read.
-
-    A sender that leaves Nagle's algorithm on (DCMTK, Orthanc as they come) holds the tail of each
-    instance until this acknowledgement, which the kernel otherwise delays by 40 ms.
-    """
-    wrapper = event.assoc.dul.socket
-    if wrapper is not None and wrapper.socket is not None and _QUICKACK is not None:
-        wrapper.socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-
-
 # --- associations that we open --------------------------------------------------------------
 
 
@@ -302,6 +289,7 @@ class _Progress:
     """How far an association request came; set by the event handlers."""
 
     connected: bool = False
+    socket: socket.socket | None = None
     started: float = field(default_factory=time.monotonic)
 
 
@@ -345,7 +333,11 @@ def _request(
     as_scp: Collection[str],
 ) -> Association:
     progress = _Progress()
-    bound: list[EventHandler] = [(evt.EVT_CONN_OPEN, _on_open, [progress]), *handlers]
+    bound: list[EventHandler] = [
+        (evt.EVT_ACSE_SENT, _on_acse, [progress]),
+        (evt.EVT_CONN_OPEN, _on_open, [progress]),
+        *handlers,
+    ]
     try:
         association = _entity(peer).associate(
             peer.host,
@@ -359,6 +351,9 @@ def _request(
     except OSError as error:
         raise DestinationError(f"{peer.where}: {_network_words(error, peer)}") from error
     if not association.is_established:
+        if progress.socket is not None:
+            # pynetdicom drops the socket of a refused connection without closing it.
+            progress.socket.close()
         raise _failure(association, peer, progress)
     return association
 
@@ -373,6 +368,12 @@ def _entity(peer: Peer) -> AE:
     entity.dimse_timeout = peer.dimse_timeout
     entity.network_timeout = peer.network_timeout
     return entity
+
+
+def _on_acse(event: Event, progress: _Progress) -> None:
+    """Keep the socket of the request, which is made before it is queued."""
+    if progress.socket is None and event.assoc.dul.socket is not None:
+        progress.socket = event.assoc.dul.socket.socket
 
 
 def _on_open(event: Event, progress: _Progress) -> None:

@@ -237,11 +237,11 @@ class DeliveryWorker:
             return Conclusion(DeliveryState.WAITING, why, due)
         dead = self._dead_statuses(delivery.id)
         if dead:
-            why = attempt.dead_why or f"answered 0x{dead[0] or 0:04X}"
+            why = attempt.dead_why or f"answered {dead[0]}"
             return Conclusion(DeliveryState.DEAD, f"{len(dead)} refused: {why}", None)
         return Conclusion(DeliveryState.DELIVERED, None, None)
 
-    def _dead_statuses(self, delivery_id: int) -> list[int | None]:
+    def _dead_statuses(self, delivery_id: int) -> list[str]:
         """The status of each instance refused for good, in this attempt or one before."""
         items = reports.delivery(self._engine, delivery_id)["items"]
         return [item["status"] for item in items if item["state"] == ItemState.DEAD]

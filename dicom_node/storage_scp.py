@@ -32,7 +32,6 @@ from dicom_node.association import (
     contexts_scp,
     normal_title,
     on_connection,
-    on_data,
 )
 from dicom_node.dicom.header import (
     RESTORABLE,
@@ -287,7 +286,6 @@ class StorageSCP:
     def _own_handlers(self) -> list[EventHandler]:
         return [
             (evt.EVT_CONN_OPEN, on_connection),
-            (evt.EVT_DATA_RECV, on_data),
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_ESTABLISHED, self._on_established),
             (evt.EVT_C_STORE, self._on_store),

@@ -17,10 +17,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, UncompressedTransferSyntaxes
 from pynetdicom import build_context
 from pynetdicom.association import Association
-from pynetdicom.dsutils import split_dataset
 
 from dicom_node.association import MAX_CONTEXTS, VERIFICATION, Peer, associate, contexts_for
-from dicom_node.dicom.header import quiet_pydicom, valid_uid
+from dicom_node.dicom.header import quiet_pydicom, text, valid_uid
 from dicom_node.errors import NodeError, PermanentError, UnreadableInstanceError
 
 Outcome = Literal["delivered", "retry", "dead"]
@@ -48,32 +47,35 @@ def classify_status(status: int | None) -> Outcome:
 
 @dataclass(frozen=True)
 class Sendable:
-    """One PS3.10 file to send, by what presentation context negotiation needs to know."""
+    """One PS3.10 file to send, by what presentation context negotiation needs to know.
+
+    *as_stored* is False where the meta information names another instance than the data set does,
+    so that the command set must be made from the data set.
+    """
 
     path: Path
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    as_stored: bool = True
 
     @classmethod
     def of(cls, path: Path) -> Sendable:
-        """Read a file's meta information; UnreadableInstanceError where it is no DICOM file."""
+        """Read a file's identity; UnreadableInstanceError where it is no DICOM file."""
         try:
             with quiet_pydicom():
-                meta, _ = split_dataset(path)
+                head = dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"])
         except Exception as error:
             raise UnreadableInstanceError(f"not a DICOM file ({type(error).__name__})") from None
-        uids = [
-            str(meta.get(keyword, ""))
-            for keyword in (
-                "MediaStorageSOPClassUID",
-                "MediaStorageSOPInstanceUID",
-                "TransferSyntaxUID",
-            )
-        ]
-        if not all(valid_uid(uid) for uid in uids):
-            raise UnreadableInstanceError("not a DICOM file with file meta information")
-        return cls(path, *uids)
+        told = (
+            text(head.file_meta, "MediaStorageSOPClassUID"),
+            text(head.file_meta, "MediaStorageSOPInstanceUID"),
+        )
+        uids = (text(head, "SOPClassUID") or told[0], text(head, "SOPInstanceUID") or told[1])
+        syntax = text(head.file_meta, "TransferSyntaxUID")
+        if not all(valid_uid(uid) for uid in (*uids, syntax)):
+            raise UnreadableInstanceError("not a DICOM file with UIDs and a transfer syntax")
+        return cls(path, *uids, syntax, as_stored=uids == told)
 
 
 @dataclass(frozen=True)
@@ -155,19 +157,28 @@ def _in_accepted_syntax(item: Sendable, accepted: set[str]) -> Path | Dataset:
     if not item.path.is_file():
         raise PermanentError("the file of the instance is missing")
     if item.transfer_syntax_uid in accepted:
-        return item.path
+        return item.path if item.as_stored else _read(item)
     dataset = _decoded(item)
     if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
         raise PermanentError("the destination does not accept big endian data")
     return dataset
 
 
-def _decoded(item: Sendable) -> Dataset:
+def _read(item: Sendable) -> Dataset:
     try:
         with quiet_pydicom():
-            dataset = dcmread(item.path)
-            if item.transfer_syntax_uid not in UncompressedTransferSyntaxes:
-                dataset.decompress(generate_instance_uid=False)
+            return dcmread(item.path)
+    except Exception as error:
+        raise PermanentError(f"the file does not parse ({type(error).__name__})") from None
+
+
+def _decoded(item: Sendable) -> Dataset:
+    dataset = _read(item)
+    if item.transfer_syntax_uid in UncompressedTransferSyntaxes:
+        return dataset
+    try:
+        with quiet_pydicom():
+            dataset.decompress(generate_instance_uid=False)
     except Exception as error:
         kind = type(error).__name__
         raise PermanentError(

@@ -1,0 +1,100 @@
+"""Fixtures with real sockets: our node, Orthanc and DCMTK's storescp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicom_node.ledger.tables import open_ledger
+from dicom_node.settings import NodeSettings
+from dicom_node.spool import Spool
+from dicom_node.storage_scp import StorageSCP
+from tests.integration.peers import (
+    STORESCP,
+    Node,
+    Orthanc,
+    listens,
+    reserve_port,
+    running,
+    running_orthanc,
+    until,
+)
+
+
+class ElasticSpool(Spool):
+    """A spool whose disk a test fills and empties."""
+
+    full = False
+
+    def has_room(self, extra_bytes: int = 0) -> bool:
+        return not self.full and super().has_room(extra_bytes)
+
+
+@pytest.fixture
+def start_node(tmp_path: Path) -> Generator[Callable[..., Node]]:
+    """Start a receiving node with changed settings; all are stopped at the end of the test."""
+    with ExitStack() as stack:
+
+        def start(**changes: Any) -> Node:
+            settings = node_settings(tmp_path, **changes)
+            ledger = open_ledger(settings.ledger.url)
+            stack.callback(ledger.dispose)
+            spool = ElasticSpool(tmp_path / "spool")
+            scp = StorageSCP(settings, spool, ledger, handlers=changes.get("handlers", ()))
+            scp.start()
+            stack.callback(scp.stop, 2.0)
+            return Node(settings, spool, ledger, scp)
+
+        yield start
+
+
+def node_settings(folder: Path, **changes: Any) -> NodeSettings:
+    """Settings of a node in *folder*; *changes* are whole sections."""
+    sections = {
+        "node": {"port": reserve_port(), "data_dir": folder},
+        "spool": {"path": folder / "spool"},
+        "ledger": {"url": f"sqlite:///{folder / 'ledger.sqlite'}"},
+    }
+    given = {key: value for key, value in changes.items() if key != "handlers"}
+    return NodeSettings.model_validate({**sections, **given})
+
+
+@pytest.fixture
+def node_scp(start_node: Callable[..., Node]) -> Node:
+    """A receiving node with the default settings."""
+    return start_node()
+
+
+@pytest.fixture
+def orthanc(orthanc_program: Path, tmp_path: Path) -> Generator[Orthanc]:
+    """A running Orthanc with an empty storage of its own."""
+    folder = tmp_path / "orthanc"
+    folder.mkdir()
+    with running_orthanc(orthanc_program, folder) as peer:
+        yield peer
+
+
+@dataclass(frozen=True)
+class StoreSCP:
+    """A running DCMTK storescp and the folder where it keeps what it receives."""
+
+    port: int
+    folder: Path
+
+
+@pytest.fixture
+def storescp_peer(tmp_path: Path) -> Generator[StoreSCP]:
+    """A running DCMTK storescp that takes every transfer syntax."""
+    if not Path(STORESCP).exists():
+        pytest.skip(f"missing peer: DCMTK ({STORESCP})")
+    folder, port = tmp_path / "storescp", reserve_port()
+    folder.mkdir()
+    command = [STORESCP, "--accept-all", "--bit-preserving", "-od", folder, str(port)]
+    with running(command, tmp_path / "storescp.log"):
+        until(lambda: listens(port), "storescp listens")
+        yield StoreSCP(port, folder)

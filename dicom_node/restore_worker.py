@@ -98,7 +98,9 @@ def restore_series(
     )
     result = engine.restore(request, progress)
     seconds = {"load": loaded - started, "restore": time.perf_counter() - loaded}
-    warnings = list(dict.fromkeys([*warnings, *result.flags]))
+    # The domain was judged above, with all that the header says.
+    guards = [flag for flag in result.flags if flag != "outside_domain"]
+    warnings = list(dict.fromkeys([*warnings, *(f"guard {g} did not hold" for g in guards)]))
     made = derived.build(
         series,
         result.array,

@@ -42,7 +42,7 @@ _SERIES_COLUMNS = {
 }
 _DELIVERY_COLUMNS = {
     "id": "delivery",
-    "job_id": "job",
+    "job": "job",
     "destination": "destination",
     "state": "state",
     "sent": "sent",
@@ -163,7 +163,8 @@ def show_series(series_uid: str, config: Path, as_json: bool) -> None:
     """Show one series with its jobs and history."""
     from dicom_node.ledger import reports
 
-    common.print_story(reports.one_series(_ledger(config), series_uid), as_json=as_json)
+    story = reports.one_series(_ledger(config), series_uid)
+    common.print_story(story, as_json=as_json, columns={"jobs": _JOB_COLUMNS})
 
 
 @series.command("force")
@@ -265,16 +266,16 @@ def _view(engine: Engine) -> RenderableType:
 
     from dicom_node.ledger import reports
 
-    counts = reports.stats(engine)
-    lines = [f"{what:<11}{_counts(states)}" for what, states in counts.items()]
+    counts = {what: _counts(value) for what, value in reports.stats(engine).items()}
+    lines = [f"{what.replace('_', ' '):<22}{value}" for what, value in counts.items() if value]
     newest = common.table(reports.jobs(engine, limit=15), _JOB_COLUMNS)
     return Group(*lines, newest)
 
 
-def _counts(states: Any) -> str:
-    if not isinstance(states, dict):
-        return str(states)
-    return "  ".join(f"{state} {count}" for state, count in states.items() if count) or "none"
+def _counts(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{state} {count}" for state, count in value.items() if count)
+    return "" if value is None else common.plain(value)
 
 
 def _ledger(config: Path) -> Engine:

@@ -28,6 +28,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Row = Mapping[str, Any]
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
+# Columns that are folded, and those that only the JSON shows.
+_LONG = re.compile(r"uid|reason|detail|advice|deliveries|source|out|path")
+_NOT_IN_TABLES = frozenset({"path", "sha256", "size", "job"})
+
 _SPAN_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -109,10 +114,12 @@ def open_ledger(settings: NodeSettings) -> Engine:
 
 
 def console() -> Console:
-    """Where tables go: stdout, plain where it is no terminal."""
+    """Where tables go: stdout; a file or a pipe gets lines that are not cut for a screen."""
+    import sys
+
     from rich.console import Console
 
-    return Console(soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def error_console() -> Console:
@@ -141,20 +148,20 @@ def print_rows(
 
 
 def table(rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
-    """Rows as a table; a cell whose key has a dot looks into the value."""
+    """Rows as a table; UIDs and sentences are folded where the screen is narrow, nothing else."""
     from rich import box
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in columns.values():
-        made.add_column(heading, overflow="fold")
+    for key, heading in columns.items():
+        made.add_column(heading, overflow="fold", no_wrap=not _LONG.search(key))
     for row in rows:
         made.add_row(*(cell(row, key) for key in columns))
     return made
 
 
 def cell(row: Row, key: str) -> str:
-    """One value of a row as a person reads it."""
+    """One value of a row as a person reads it; times in local time."""
     value = row.get(key)
     if value is None:
         return ""
@@ -162,33 +169,46 @@ def cell(row: Row, key: str) -> str:
         return ", ".join(f"{d['destination']} {d['state']} {d['sent']}/{d['total']}" for d in value)
     if key == "seconds":
         return f"{sum(value.values()):.1f}" if value else ""
+    return plain(value)
+
+
+def plain(value: Any) -> str:
+    """A value in words: lists with commas, mappings as ``key value``, times as local time."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(map(plain, value))
+    if isinstance(value, str) and _TIME.match(value):
+        return datetime.fromisoformat(value).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return str(value)
 
 
-def print_story(story: Row, *, as_json: bool) -> None:
-    """One row's whole story: its values, then its history and what belongs to it as tables."""
+def print_story(
+    story: Row, *, as_json: bool, columns: Mapping[str, Mapping[str, str]] | None = None
+) -> None:
+    """One row's whole story: its values, then its history and what belongs to it as tables.
+
+    *columns* names those of a table that are shown, where not all are.
+    """
     if as_json:
         print_json(story)
         return
     screen = console()
-    lists = {key: value for key, value in story.items() if _is_table(value)}
+    tables = {key: value for key, value in story.items() if _is_table(value)}
     for key, value in story.items():
-        if key not in lists and value is not None and value != []:
-            screen.print(f"[bold]{key}[/bold]  {_plain(value)}", highlight=False)
-    for key, rows in lists.items():
+        if key not in tables and value not in (None, [], {}):
+            screen.print(f"[bold]{key:<28}[/bold]{_short(value)}", highlight=False)
+    for key, rows in tables.items():
+        names = [name for name in rows[0] if name not in _NOT_IN_TABLES]
+        shown = (columns or {}).get(key) or {name: name.replace("_", " ") for name in names}
         screen.print(f"\n[bold]{key}[/bold]")
-        screen.print(table(rows, {name: name.replace("_", " ") for name in rows[0]}))
+        screen.print(table(rows, shown))
 
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {each}" for key, each in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value)
+def _short(value: Any) -> str:
+    """A long list of UIDs by its length; the whole of it is in the JSON."""
+    return f"{len(value)} instances" if isinstance(value, list) and len(value) > 3 else plain(value)

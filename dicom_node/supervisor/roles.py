@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from sqlalchemy import Engine
 
@@ -220,8 +220,8 @@ def _turn(role: str, service: Service) -> float:
         return TROUBLE_S
 
 
-def run_role(role: str, settings: NodeSettings) -> None:
-    """Run one role in this process until SIGTERM; ConfigurationError when it cannot start."""
+def run_role(role: str, settings: NodeSettings) -> NoReturn:
+    """Run one role until SIGTERM and end the process; ConfigurationError when it cannot start."""
     die_with_supervisor(os.environ)
     notifier = Notifier(os.environ)
     with handled_signals() as signals:
@@ -233,6 +233,8 @@ def run_role(role: str, settings: NodeSettings) -> None:
         deadline = threading.Thread(target=_exit_by_deadline, args=(service, signals), daemon=True)
         deadline.start()
         serve_role(role, service, signals, notifier)
+    # All is closed. Taking torch's modules apart keeps a busy CPU for seconds, and there are ten.
+    os._exit(0)
 
 
 def _exit_by_deadline(service: Service, signals: Signals) -> None:

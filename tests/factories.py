@@ -328,8 +328,9 @@ def _fill(
         if padding[1] is not None:
             dataset.PixelPaddingRangeLimit = padding[1]
         stored[_corners(stored.shape)] = padding[0]
-    dataset.PixelData = stored.tobytes()
-    dataset["PixelData"].VR = "OW"
+    data = stored.tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    dataset["PixelData"].VR = "OW" if allocated == 16 else "OB"
 
 
 def _corners(shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -351,6 +352,6 @@ def _encode(dataset: Dataset, transfer_syntax: str) -> Dataset:
         dataset.PixelData = (
             np.frombuffer(dataset.PixelData, f"<{width}").astype(f">{width}").tobytes()
         )
-        dataset["PixelData"].VR = "OW"
+        dataset["PixelData"].VR = "OW" if dataset.BitsAllocated == 16 else "OB"
     dataset.file_meta.TransferSyntaxUID = syntax
     return dataset

@@ -352,7 +352,8 @@ def _set_pixels(image: Dataset, source: Dataset, quantised: Quantised) -> None:
         if keyword in source:
             image.add(DataElement(keyword, "SS" if signed else "US", int(value)))
     data = stored.tobytes()
-    image.add(DataElement("PixelData", "OW", data + b"\0" * (len(data) % 2)))
+    kind = "OW" if stored.dtype.itemsize == 2 else "OB"  # PS3.5 A.2
+    image.add(DataElement("PixelData", kind, data + b"\0" * (len(data) % 2)))
 
 
 def _slope_text(source: Dataset, quantised: Quantised) -> str:

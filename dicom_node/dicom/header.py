@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pydicom import dcmread
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
@@ -87,14 +87,8 @@ _NOT_A_SLICE = {
 _WARNINGS_LOCK = threading.RLock()
 
 
-class _NoValuesInLogs(logging.Filter):
-    """Keeps pydicom's own log lines back: below ERROR they quote element values."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-
-logging.getLogger("pydicom").addFilter(_NoValuesInLogs())
+# pydicom logs what it warns of, element values included; its errors reach us as exceptions.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 @contextmanager
@@ -127,7 +121,7 @@ def valid_uid(value: object) -> bool:
 
 
 def read_header(source: Path | str | bytes, *, whole: bool = False) -> Dataset:
-    """Read a PS3.10 file's data set without its pixels, each element converted.
+    """Read a PS3.10 file's data set without its pixels, each element converted or left out.
 
     With whole=True the pixel data are read too, and dropped, to find a data set that ends early.
     Raises UnreadableInstanceError where the bytes are no DICOM file or end within the header.
@@ -160,7 +154,7 @@ def _opened(source: Path | str | bytes) -> IO[bytes]:
 
 def _ends_early(dataset: Dataset) -> bool:
     """Whether the stream held fewer bytes than an element's length announced."""
-    found: list[Any] = [dataset.get_item(tag) for tag in tuple(dataset.keys())]
+    found = [_raw(dataset, tag) for tag in tuple(dataset.keys())]
     return any(
         isinstance(raw, RawDataElement)
         and isinstance(raw.value, bytes)
@@ -176,22 +170,25 @@ def _lacks_pixels(dataset: Dataset) -> bool:
 
 
 def _convert_all(dataset: Dataset) -> None:
-    """Convert every element now, while warnings are held; keep what does not convert as UN."""
+    """Convert every element now, while warnings are held; leave out what does not convert."""
     for tag in list(dataset.keys()):
-        raw = dataset.get_item(tag)
         try:
             element = dataset[tag]
         except Exception:
-            dataset[tag] = _as_unknown(tag, raw)
+            del dataset[tag]
             continue
         if isinstance(element.value, DicomSequence):
             for item in element.value:
                 _convert_all(item)
 
 
-def _as_unknown(tag: BaseTag, raw: DataElement | RawDataElement) -> DataElement:
-    value = raw.value if isinstance(raw.value, bytes) else b""
-    return DataElement(tag, "UN", value)
+def _raw(dataset: Dataset, tag: BaseTag) -> Any:
+    """The element as it was read; None where pydicom cannot even hand that out."""
+    try:
+        return dataset.get_item(tag)
+    except Exception:
+        # An empty element of an unknown value representation.
+        return None
 
 
 def instance_summary(dataset: Dataset) -> InstanceSummary:

@@ -1,0 +1,231 @@
+"""Stored values to physical units and back, to the last step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from dicom_node.dicom import pixels
+from dicom_node.dicom.header import read_dataset
+from dicom_node.dicom.pixels import PixelFormat, Rescale
+from dicom_node.errors import RefusedError, UnreadableInstanceError
+from tests.factories import make_series, write_series
+
+SIGNED, UNSIGNED = PixelFormat(16, 16, True), PixelFormat(16, 16, False)
+TWELVE = PixelFormat(16, 12, False)
+NOTHING = np.zeros((2, 2), dtype=bool)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ImplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
+        DeflatedExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        RLELossless,
+        JPEGLSLossless,
+        JPEG2000Lossless,
+    ],
+    ids=lambda syntax: syntax.name.split(",")[0],
+)
+def test_every_lossless_syntax_decodes_to_the_stored_values(
+    tmp_path: Path, syntax: str, bits: int, signed: bool
+) -> None:
+    low = -(2 ** (bits - 1)) if signed else 0
+    values = low + np.arange(40 * 36).reshape(1, 40, 36) % (2**bits)
+    values[0, 0, :2] = low, low + 2**bits - 1
+    datasets = make_series(
+        "MR", physical=values, bits_stored=bits, signed=signed, transfer_syntax=syntax
+    )
+    read = read_dataset(write_series(datasets, tmp_path)[0])
+    stored = pixels.decode(read)
+    assert np.array_equal(stored, values[0])
+    assert stored.dtype == pixels.pixel_format(read).dtype
+
+
+def test_pixel_data_that_do_not_decode_name_the_instance() -> None:
+    dataset = make_series("CT", slices=1, transfer_syntax=JPEG2000Lossless)[0]
+    dataset.PixelData = dataset.PixelData[:60] + b"\0" * (len(dataset.PixelData) - 60)
+    with pytest.raises(UnreadableInstanceError, match=str(dataset.SOPInstanceUID)) as raised:
+        pixels.decode(dataset)
+    assert raised.value.sop_instance_uid == dataset.SOPInstanceUID
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31},
+        {"BitsStored": 7, "HighBit": 6},
+        {"HighBit": 13, "BitsStored": 12},
+    ],
+)
+def test_a_packing_that_cannot_be_kept_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(RefusedError):
+        pixels.pixel_format(make_series("CT", slices=1, **changes)[0])
+
+
+@pytest.mark.parametrize(
+    ("form", "lowest", "highest"),
+    [
+        (PixelFormat(8, 8, False), 0, 255),
+        (PixelFormat(16, 12, False), 0, 4095),
+        (PixelFormat(16, 12, True), -2048, 2047),
+        (SIGNED, -32768, 32767),
+        (UNSIGNED, 0, 65535),
+    ],
+)
+def test_bits_stored_bound_the_values(form: PixelFormat, lowest: int, highest: int) -> None:
+    assert (form.minimum, form.maximum) == (lowest, highest)
+
+
+def test_a_slice_without_rescale_is_taken_as_it_is() -> None:
+    assert pixels.rescale(make_series("MR", slices=1)[0]) == Rescale(1.0, 0.0)
+
+
+@pytest.mark.parametrize("slope", ["0", "much"])
+def test_a_slope_that_cannot_be_inverted_is_refused(slope: str) -> None:
+    dataset = make_series("CT", slices=1)[0]
+    dataset.add_new("RescaleSlope", "LO", slope)
+    with pytest.raises(RefusedError, match="RescaleSlope"):
+        pixels.rescale(dataset)
+
+
+def quantise(
+    physical: list[list[float]],
+    by: Rescale,
+    form: PixelFormat,
+    padding: tuple[int, int] | None = None,
+) -> pixels.Quantised:
+    source = np.zeros((2, 2), dtype=form.dtype)
+    values = np.asarray(physical)
+    return pixels.quantise(values, by, form, source=source, mask=NOTHING, padding=padding)
+
+
+def test_halves_round_to_even() -> None:
+    made = quantise([[0.5, 1.5], [2.5, -0.5]], Rescale(1.0, 0.0), SIGNED)
+    assert made.stored.tolist() == [[0, 2], [2, 0]]
+
+
+def test_values_beyond_the_stored_range_are_clamped_and_counted() -> None:
+    # 12 bits, slope 1, intercept -1024: -1024 to 3071 HU can be stored.
+    made = quantise([[-1500.0, -1024.0], [3071.0, 4000.0]], Rescale(1.0, -1024.0), TWELVE)
+    assert made.stored.tolist() == [[0, 0], [4095, 4095]]
+    assert made.clamped == 2
+
+
+@given(
+    st.floats(1e-4, 1e3),
+    st.floats(-5000, 5000),
+    st.lists(st.integers(-32768, 32767), min_size=4, max_size=4),
+)
+def test_stored_values_come_back_unchanged(slope: float, base: float, steps: list[int]) -> None:
+    by = Rescale(slope, base)
+    source = np.asarray(steps, dtype=np.int16).reshape(2, 2)
+    physical = pixels.to_physical(source, by)
+    made = pixels.quantise(physical, by, SIGNED, source=source, mask=NOTHING, padding=None)
+    assert np.array_equal(made.stored, source)
+    assert made.clamped == 0
+
+
+@pytest.mark.parametrize(
+    ("padding", "wanted"),
+    [
+        ((-2000, -2000), [[-1999, -1999], [-1999, 7]]),
+        ((-2001, -1998), [[-2002, -2002], [-1997, 7]]),  # to the nearer side of the range
+        ((-32768, -1998), [[-1997, -1997], [-1997, 7]]),  # nothing lies below
+    ],
+)
+def test_no_restored_pixel_reads_as_padding(
+    padding: tuple[int, int], wanted: list[list[int]]
+) -> None:
+    made = quantise([[-1999.9, -2000.4], [-1999.0, 7.0]], Rescale(1.0, 0.0), SIGNED, padding)
+    assert made.stored.tolist() == wanted
+
+
+def test_padding_is_bit_exact_whatever_the_result_says() -> None:
+    dataset = make_series("CT", slices=1, padding=-2000)[0]
+    stored = pixels.decode(dataset)
+    by = pixels.rescale(dataset)
+    mask = pixels.padding_mask(stored, dataset, by)
+    assert mask.mean() == pytest.approx(1 - np.pi / 4, abs=0.08)  # outside the inscribed circle
+    made = pixels.quantise(
+        np.full(stored.shape, 55.0), by, SIGNED, source=stored, mask=mask, padding=(-2000, -2000)
+    )
+    assert (made.stored[mask] == -2000).all()
+    assert (made.stored[~mask] == 55 + 1024).all()
+
+
+def test_a_padding_range_masks_all_of_it() -> None:
+    dataset = make_series("CT", slices=1, padding=-2000, padding_limit=-1990)[0]
+    assert pixels.padding_range(dataset) == (-2000, -1990)
+    stored = np.array([[-2001, -2000], [-1990, -1989]], dtype=np.int16)
+    mask = pixels.padding_mask(stored, dataset, Rescale(1.0, 0.0))
+    # In CT, what lies below any tissue is padding too, declared or not.
+    assert mask.all()
+    dataset.Modality = "MR"
+    mask = pixels.padding_mask(stored, dataset, Rescale(1.0, 0.0))
+    assert mask.tolist() == [[False, True], [True, False]]
+
+
+def test_air_is_not_padding() -> None:
+    dataset = make_series("CT", slices=1)[0]
+    stored = np.array([[0, 24], [-100, -3024]], dtype=np.int16)  # -1024, -1000, -1124, -4048 HU
+    mask = pixels.padding_mask(stored, dataset, Rescale(1.0, -1024.0))
+    assert mask.tolist() == [[False, False], [False, True]]
+
+
+@given(st.lists(st.floats(0, 1e6, width=32), min_size=4, max_size=4), st.booleans())
+def test_a_new_pet_slope_keeps_every_value_within_half_a_step(
+    values: list[float], signed: bool
+) -> None:
+    physical = np.asarray(values, dtype=np.float64).reshape(2, 2)
+    form = PixelFormat(16, 16, signed)
+    source = np.full((2, 2), 1, dtype=form.dtype)
+    made = pixels.quantise_slice_scale(
+        physical, Rescale(0.5, 0.0), form, source=source, mask=NOTHING, padding=None
+    )
+    back = pixels.to_physical(made.stored, made.rescale)
+    assert np.abs(back - physical).max() <= made.rescale.slope / 2 * (1 + 1e-9)
+    assert made.rescale.intercept == 0.0
+    assert made.clamped == 0
+
+
+def test_pet_values_that_did_not_change_keep_slope_and_pixels() -> None:
+    source = np.array([[0, 100], [20000, 32000]], dtype=np.int16)
+    by = Rescale(0.773247, 0.0)
+    physical = pixels.to_physical(source, by).astype(np.float32).astype(np.float64)
+    made = pixels.quantise_slice_scale(
+        physical, by, SIGNED, source=source, mask=NOTHING, padding=None
+    )
+    assert made.rescale == by
+    assert np.array_equal(made.stored, source)
+
+
+def test_negative_pet_values_in_unsigned_pixels_are_clamped_and_counted() -> None:
+    source = np.zeros((2, 2), dtype=np.uint16)
+    made = pixels.quantise_slice_scale(
+        np.array([[-5.0, 10.0], [0.0, 5.0]]),
+        Rescale(1.0, 0.0),
+        UNSIGNED,
+        source=source,
+        mask=NOTHING,
+        padding=None,
+    )
+    assert made.clamped == 1
+    assert made.stored[0, 0] == 0

@@ -65,8 +65,14 @@ def _ledger_errors() -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
-        raise LedgerError(f"ledger: {type(cause).__name__}: {cause}") from error
+        raise LedgerError(f"ledger: {_cause(error)}") from error
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    """Name the error of the database without the row that PostgreSQL quotes in its detail."""
+    cause = getattr(error, "orig", None) or error
+    diagnosis = getattr(getattr(cause, "diag", None), "message_primary", None) or str(cause)
+    return f"{type(cause).__name__}: {diagnosis.partition(chr(10))[0]}"
 
 
 def _sqlite(url: str) -> Engine:
@@ -141,4 +147,5 @@ def insert_or_nothing(connection: Connection, table: Table, row: Mapping[str, ob
     """Insert a row unless a unique one is there already; tell whether it was inserted."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table).values(row).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
+    inserted = connection.execute(statement.returning(*table.primary_key))
+    return inserted.first() is not None

@@ -250,6 +250,7 @@ def item_rows(connection: Connection, condition: ColumnElement[bool]) -> list[Re
     query = (
         select(
             tables.outputs.c.sop_instance_uid,
+            tables.outputs.c.sop_class_uid,
             tables.deliveries.c.destination,
             item.state,
             item.status,
@@ -263,6 +264,7 @@ def item_rows(connection: Connection, condition: ColumnElement[bool]) -> list[Re
     return [
         {
             "sop_instance_uid": row.sop_instance_uid,
+            "sop_class_uid": row.sop_class_uid,
             "destination": row.destination,
             "state": row.state,
             "status": None if row.status is None else f"0x{row.status:04X}",

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from dicom_node.ledger import intake, queue
+from dicom_node.ledger import intake, queue, tables
 from dicom_node.ledger.tables import SeriesState, open_ledger
 from tests.unit.dicom_node.ledger.examples import NOW, SERIES, instance, new_job, output
 
+_ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The address of an empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
-        return
+
+@contextmanager
+def _schema() -> Iterator[str]:
+    """Make an empty schema on the PostgreSQL server of the environment; yield its address."""
     server = make_url(os.environ["DICOM_NODE_TEST_POSTGRES"])
     schema = f"test_{uuid.uuid4().hex}"
     admin = create_engine(server)
@@ -31,6 +32,48 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with admin.begin() as connection:
         connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
     admin.dispose()
+
+
+@pytest.fixture(params=_ENGINES)
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of a database without any table."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        return
+    with _schema() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite ledger, migrated once for all tests."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
+    open_ledger(f"sqlite:///{path}").dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_schema() -> Iterator[str]:
+    """An empty PostgreSQL ledger, migrated once for all tests."""
+    with _schema() as url:
+        open_ledger(url).dispose()
+        yield url
+
+
+@pytest.fixture(params=_ENGINES)
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty ledger."""
+    if request.param == "sqlite":
+        path = tmp_path / "ledger.sqlite"
+        shutil.copy(request.getfixturevalue("migrated_file"), path)
+        return f"sqlite:///{path}"
+    url: str = request.getfixturevalue("migrated_schema")
+    admin = create_engine(url)
+    with admin.begin() as connection:
+        names = ", ".join(table.name for table in tables.metadata.sorted_tables)
+        connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
+    admin.dispose()
+    return url
 
 
 @pytest.fixture

@@ -86,22 +86,22 @@ def test_the_code_knows_the_newest_revision() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == database.SCHEMA_REVISION
 
 
-def test_a_ledger_of_a_newer_version_is_refused(ledger_url: str) -> None:
-    engine = open_ledger(ledger_url)
+def test_a_ledger_of_a_newer_version_is_refused(empty_database: str) -> None:
+    engine = open_ledger(empty_database)
     with writing(engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     engine.dispose()
     with pytest.raises(ConfigurationError, match="9999"):
-        open_ledger(ledger_url)
+        open_ledger(empty_database)
 
 
 def _open(url: str) -> None:
     open_ledger(url).dispose()
 
 
-def test_several_processes_may_open_a_new_ledger_at_once(ledger_url: str) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        pool.map(_open, [ledger_url] * 4)
+def test_several_processes_may_open_a_new_ledger_at_once(empty_database: str) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.map(_open, [empty_database] * 2)
 
 
 def test_sqlite_is_set_to_lose_nothing(tmp_path: Path) -> None:

@@ -56,28 +56,32 @@ def plan(
     *,
     routes: Routes,
     policy: PolicySettings,
+    note: str | None = None,
 ) -> Plan:
-    """Decide what becomes of the instances whose headers are given by SOP Instance UID. Pure."""
+    """Decide what becomes of the instances whose headers are given by SOP Instance UID. Pure.
+
+    *note* is what else is to be said in the description of each result.
+    """
     wanted = {uid: header for uid, header in headers.items() if why_ignored(header) is None}
     if not wanted:
         reasons = (why_ignored(header) or "" for header in headers.values())
         return Plan(SeriesState.IGNORED, _joined(reasons) or "no instance is left", ())
     groups = volume.group_volumes(list(wanted.values()), policy.split_by)
-    notes = _joined(group.note or "" for group in groups)
+    gaps = _joined(group.note or "" for group in groups)
     jobs: list[NewJob] = []
     ignored: list[str] = []
     for group in groups:
         members = [wanted[uid] for uid in group.sop_instance_uids]
         decision = decide(titles, _representative(members), routes)
-        outcome = _job(group, members, decision, policy)
+        outcome = _job(group, members, decision, policy, note)
         if isinstance(outcome, NewJob):
             jobs.append(outcome)
         else:
             ignored.append(outcome)
     if not jobs:
         return Plan(SeriesState.IGNORED, _joined(ignored), ())
-    state = SeriesState.INCOMPLETE if notes else SeriesState.COMPLETE
-    return Plan(state, notes or None, tuple(jobs))
+    state = SeriesState.INCOMPLETE if gaps else SeriesState.COMPLETE
+    return Plan(state, _joined((gaps, *ignored)) or None, tuple(jobs))
 
 
 def _representative(members: Sequence[Dataset]) -> Dataset:
@@ -90,6 +94,7 @@ def _job(
     members: Sequence[Dataset],
     decision: Decision,
     policy: PolicySettings,
+    note: str | None,
 ) -> NewJob | str:
     """The job of one volume in the state its headers put it in, or why there is none."""
     if decision.task is None:
@@ -100,6 +105,7 @@ def _job(
         return ignored
     refused = _joined(each.reason for each in findings if each.level == "refuse")
     state, reason = _state(group, refused, policy)
+    note = note if state is JobState.QUEUED else None
     return NewJob(
         series_instance_uid=str(members[0].SeriesInstanceUID),
         volume_key=group.key,
@@ -109,7 +115,7 @@ def _job(
         route=decision.route or "",
         priority=decision.priority,
         state=state,
-        reason=reason,
+        reason=_joined((note or "", reason or "")) or None,
     )
 
 
@@ -164,12 +170,19 @@ class Assembler:
         return 1
 
     def _conclude(self, series: SeriesProgress, now: float) -> None:
-        by_slice = series.modality in _RESTORED_SLICE_BY_SLICE
         uid = series.series_instance_uid
-        rows = intake.series_instances(self._ledger, uid, only_unassigned=by_slice)
+        rows = intake.series_instances(self._ledger, uid)
+        late = [row for row in rows if not row.assigned]
+        alone = series.modality in _RESTORED_SLICE_BY_SLICE and 0 < len(late) < len(rows)
         titles = Titles(series.calling_ae, series.called_ae, series.address)
-        headers = self._headers(rows, now)
-        decided = plan(titles, headers, routes=self.routes, policy=self._settings.policy)
+        headers = self._headers(late if alone else rows, now)
+        decided = plan(
+            titles,
+            headers,
+            routes=self.routes,
+            policy=self._settings.policy,
+            note=f"late, apart from {len(rows) - len(late)} earlier instances" if alone else None,
+        )
         if self._write(series, decided, now):
             _log.info(
                 "series concluded",
@@ -207,7 +220,8 @@ class Assembler:
         """False when an instance came in between: the next look sees it."""
         uid = series.series_instance_uid
         if not decided.jobs:
-            return intake.ignore_series(self._ledger, uid, decided.reason or "", now)
+            seen, reason = series.instances, decided.reason or ""
+            return intake.ignore_series(self._ledger, uid, reason, now, instances_seen=seen)
         made = queue.enqueue(
             self._ledger,
             uid,

@@ -11,6 +11,7 @@ import click
 
 from dicom_node.cli import common
 from dicom_node.cli.common import config_option, json_option, list_options
+from dicom_node.errors import NotFoundError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -129,11 +130,14 @@ def _act(
     """Apply an action to each id; those whose state does not allow it are named at the end."""
     refused = []
     for each in ids:
-        before = state_of(each)
-        if apply(each):
-            click.echo(f"{what} {each}: {before} → {done}")
-        else:
-            refused.append(f"{what} {each} is {before}; {name} does not apply")
+        try:
+            before = state_of(each)
+            if apply(each):
+                click.echo(f"{what} {each}: {before} → {done}")
+            else:
+                refused.append(f"{what} {each} is {before}; {name} does not apply")
+        except NotFoundError as error:
+            refused.append(error.message)
     if refused:
         raise click.ClickException("\n".join(refused))
 

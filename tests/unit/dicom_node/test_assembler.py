@@ -1,0 +1,356 @@
+"""When a series counts as complete, and what the headers make of it, on a real ledger and spool."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+from sqlalchemy import Engine
+
+from dicom_node.assembler import Assembler, is_quiet, plan
+from dicom_node.cli.starter import DEFAULT_ROUTES
+from dicom_node.dicom.header import instance_summary, why_ignored
+from dicom_node.ledger import intake, queue, reports
+from dicom_node.ledger.intake import SeriesProgress
+from dicom_node.ledger.tables import JobState, SeriesState, open_ledger
+from dicom_node.routing import Routes, Titles, parse_routes
+from dicom_node.settings import AssemblySettings, NodeSettings, PolicySettings
+from dicom_node.spool import Spool
+from tests.conftest import ManualClock
+from tests.factories import make_series, write_series
+
+ROUTES = parse_routes(tomllib.loads(DEFAULT_ROUTES), ["pacs"])
+QUIET = 10.0
+
+
+@dataclass
+class Bench:
+    """A receiving side without a socket: instances go into spool and ledger as C-STORE does it."""
+
+    folder: Path
+    ledger: Engine
+    spool: Spool
+    assembler: Assembler
+    clock: ManualClock
+    association: int | None = None
+
+    def receive(self, datasets: Sequence[Dataset]) -> None:
+        for path in write_series(datasets, self.folder / "sent"):
+            stored = self.spool.write(path.read_bytes())
+            header = datasets[int(path.stem) - 1]
+            summary = instance_summary(header)
+            intake.record_instance(
+                self.ledger,
+                intake.ReceivedInstance(
+                    sop_instance_uid=summary.sop_instance_uid,
+                    sop_class_uid=summary.sop_class_uid,
+                    study_instance_uid=summary.study_instance_uid,
+                    series_instance_uid=summary.series_instance_uid,
+                    modality=summary.modality,
+                    transfer_syntax_uid=summary.transfer_syntax_uid,
+                    path=stored.path,
+                    sha256=stored.sha256,
+                    size=stored.size,
+                    association_id=self.association,
+                    ignored_reason=why_ignored(header),
+                ),
+                self.clock(),
+            )
+
+    def tick(self, after: float = QUIET) -> int:
+        return self.assembler.tick(self.clock.advance(after))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return list(reversed(reports.jobs(self.ledger)))
+
+    def series(self) -> dict[str, Any]:
+        (only,) = reports.series(self.ledger)
+        return only
+
+    def sources(self, job: dict[str, Any]) -> set[str]:
+        return set(reports.job(self.ledger, job["id"])["sources"])
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Generator[Engine]:
+    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    yield engine
+    engine.dispose()
+
+
+def bench(folder: Path, ledger: Engine, clock: ManualClock, **sections: Any) -> Bench:
+    settings = NodeSettings.model_validate({"assembly": {"quiet_s": QUIET}, **sections})
+    spool = Spool(folder / "spool")
+    return Bench(folder, ledger, spool, Assembler(settings, spool, ledger, ROUTES), clock)
+
+
+@pytest.fixture
+def node(tmp_path: Path, ledger: Engine, clock: ManualClock) -> Bench:
+    return bench(tmp_path, ledger, clock)
+
+
+def uids(datasets: Sequence[Dataset]) -> set[str]:
+    return {str(dataset.SOPInstanceUID) for dataset in datasets}
+
+
+def progress(**changes: Any) -> SeriesProgress:
+    usual = {
+        "series_instance_uid": "1.2",
+        "study_instance_uid": "1",
+        "modality": "CT",
+        "state": SeriesState.RECEIVING,
+        "instances": 3,
+        "last_received": 100.0,
+        "open_associations": 0,
+        "forced": False,
+        "calling_ae": "CT1",
+        "called_ae": "DIFFCODE",
+        "address": "10.0.0.7",
+    }
+    return SeriesProgress(**{**usual, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "now", "quiet"),
+    [
+        ({}, 109.9, False),
+        ({}, 110.0, True),  # 100 + 10
+        ({"modality": "PT"}, 110.0, False),
+        ({"modality": "PT"}, 160.0, True),  # 100 + 60
+        ({"open_associations": 1}, 1000.0, False),
+        ({"open_associations": 1, "forced": True}, 100.0, True),
+    ],
+)
+def test_a_series_is_quiet_by_modality_once_no_association_is_open(
+    changes: dict[str, Any], now: float, quiet: bool
+) -> None:
+    assembly = AssemblySettings(quiet_s=10.0, quiet_by_modality_s={"PT": 60.0})
+    assert is_quiet(progress(**changes), assembly, now) is quiet
+
+
+def test_a_quiet_series_becomes_one_job_with_all_its_instances(node: Bench) -> None:
+    sent = make_series("CT", slices=5)
+    node.receive(sent)
+    assert node.tick(QUIET - 0.1) == 0
+    assert node.tick(0.1) == 1
+    (job,) = node.jobs()
+    assert (job["state"], job["task"], job["route"]) == ("queued", "ct_denoise", "ct")
+    assert node.sources(job) == uids(sent)
+    assert (node.series()["state"], node.series()["reason"]) == ("complete", None)
+    assert node.tick() == 0
+
+
+def test_a_series_waits_for_its_association_to_end(node: Bench) -> None:
+    opened = intake.open_association(
+        node.ledger, calling_ae="CT1", called_ae="DIFFCODE", address="127.0.0.1", now=node.clock()
+    )
+    node.association = opened
+    node.receive(make_series("CT", slices=2))
+    assert node.tick(1000.0) == 0
+    intake.close_association(node.ledger, opened, "aborted", node.clock())
+    assert node.tick(0.0) == 1
+
+
+def test_a_series_split_over_associations_within_the_quiet_time_is_one_job(node: Bench) -> None:
+    sent = make_series("MR", slices=6)
+    node.receive(sent[:2])
+    assert node.tick(QUIET / 2) == 0
+    node.receive(sent[2:4])
+    assert node.tick(QUIET / 2) == 0
+    node.receive(sent[4:])
+    assert node.tick() == 1
+    assert [node.sources(job) for job in node.jobs()] == [uids(sent)]
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_late_slice_of_ct_or_mr_is_restored_alone(node: Bench, modality: Any) -> None:
+    sent = make_series(modality, slices=5)
+    node.receive(sent[:4])
+    node.tick()
+    node.receive(sent[4:])
+    assert node.series()["state"] == "receiving"
+    node.tick()
+    first, second = node.jobs()
+    assert node.sources(first) == uids(sent[:4])
+    assert node.sources(second) == uids(sent[4:])
+    assert "late, apart from 4 earlier instances" in second["note"]
+
+
+def test_a_late_slice_of_pet_makes_a_new_revision_of_the_whole(node: Bench) -> None:
+    sent = make_series("PT", slices=5)
+    node.receive(sent[:4])
+    node.tick()
+    node.receive(sent[4:])
+    node.tick()
+    first, second = node.jobs()
+    assert (first["revision"], second["revision"]) == (1, 2)
+    assert node.sources(second) == uids(sent)
+
+
+def test_the_same_instances_again_make_no_second_job(node: Bench) -> None:
+    sent = make_series("CT", slices=3)
+    node.receive(sent)
+    node.tick()
+    node.receive(sent)
+    node.tick()
+    assert len(node.jobs()) == 1
+
+
+def test_two_echoes_in_one_series_are_two_jobs(node: Bench) -> None:
+    early = make_series("MR", slices=3, EchoTime="11")
+    late = make_series("MR", slices=3, EchoTime="92", seed=1)
+    for dataset in late:
+        dataset.SeriesInstanceUID = early[0].SeriesInstanceUID
+    node.receive([*early, *late])
+    node.tick()
+    assert sorted(len(node.sources(job)) for job in node.jobs()) == [3, 3]
+    assert {frozenset(node.sources(job)) for job in node.jobs()} == {
+        frozenset(uids(early)),
+        frozenset(uids(late)),
+    }
+
+
+def test_what_no_route_wants_is_ignored_with_the_reason(node: Bench) -> None:
+    phase = ["ORIGINAL", "PRIMARY", "P", "ND"]
+    node.receive(make_series("MR", slices=3, ImageType=phase))
+    assert node.tick() == 1
+    assert node.jobs() == []
+    assert node.series()["state"] == "ignored"
+    assert "phase image" in node.series()["reason"]
+
+
+def test_an_ignored_series_can_be_forced_when_the_routes_have_changed(node: Bench) -> None:
+    node.assembler.routes = Routes(())
+    node.receive(make_series("CT", slices=3))
+    node.tick()
+    assert node.series()["reason"] == "no route matches (modality CT)"
+    node.assembler.routes = ROUTES
+    uid = node.series()["series_instance_uid"]
+    intake.force_series(node.ledger, uid, reason="routes changed", now=node.clock())
+    assert node.tick(0.0) == 1
+    assert len(node.jobs()) == 1
+
+
+def test_forcing_a_complete_series_repeats_nothing(node: Bench) -> None:
+    node.receive(make_series("CT", slices=3))
+    node.tick()
+    uid = node.series()["series_instance_uid"]
+    intake.force_series(node.ledger, uid, reason="impatience", now=node.clock())
+    node.tick(0.0)
+    assert (len(node.jobs()), node.series()["state"]) == (1, "complete")
+
+
+def test_a_reformatted_ct_is_refused_at_once(node: Bench) -> None:
+    node.receive(make_series("CT", slices=4, plane="coronal"))
+    node.tick()
+    (job,) = node.jobs()
+    assert job["state"] == "refused"
+    assert "coronal" in job["reason"]
+
+
+@pytest.mark.parametrize(
+    ("incomplete", "state"), [("restore", "queued"), ("hold", "held"), ("refuse", "refused")]
+)
+def test_a_gap_follows_the_policy_for_incomplete_series(
+    tmp_path: Path, ledger: Engine, clock: ManualClock, incomplete: str, state: str
+) -> None:
+    node = bench(tmp_path, ledger, clock, policy={"incomplete": incomplete})
+    node.receive(make_series("CT", slices=8, missing=[3]))
+    node.tick()
+    (job,) = node.jobs()
+    assert job["state"] == state
+    assert "slices are missing" in job["note"]
+    assert node.series()["state"] == "incomplete"
+
+
+def test_fewer_slices_than_a_pet_announces_are_incomplete(node: Bench) -> None:
+    node.receive(make_series("PT", slices=6, missing=[4, 5]))
+    node.tick()
+    assert node.series()["state"] == "incomplete"
+    assert "4 of the 6 slices" in node.series()["reason"]
+
+
+def test_an_instance_whose_file_was_damaged_is_put_aside_and_the_rest_goes_on(
+    node: Bench,
+) -> None:
+    sent = make_series("CT", slices=4)
+    node.receive(sent)
+    rows = intake.series_instances(node.ledger, node.series()["series_instance_uid"])
+    node.spool.resolve(rows[0].path).write_bytes(b"damaged")
+    node.spool.resolve(rows[1].path).unlink()
+    node.tick()
+    node.tick()
+    (job,) = node.jobs()
+    assert node.sources(job) == uids(sent) - {row.sop_instance_uid for row in rows[:2]}
+    assert len(reports.instances(node.ledger, state="rejected")) == 2
+
+
+def test_an_instance_that_comes_in_between_is_seen_by_the_next_look(
+    node: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = make_series("CT", slices=4)
+    node.receive(sent[:3])
+    enqueue = queue.enqueue
+
+    def slow_enqueue(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        node.receive(sent[3:])
+        return enqueue(*args, **kwargs)
+
+    monkeypatch.setattr(queue, "enqueue", slow_enqueue)
+    node.tick()
+    assert node.jobs() == []
+    node.tick()
+    assert [node.sources(job) for job in node.jobs()] == [uids(sent)]
+
+
+def test_titles_of_the_sender_reach_the_routes(node: Bench) -> None:
+    node.assembler.routes = parse_routes(
+        {
+            "route": [
+                {
+                    "name": "screening",
+                    "task": "ct_denoise",
+                    "destinations": ["*"],
+                    "priority": 9,
+                    "match": {"calling_ae": "CT1", "address": "127.0.0.1"},
+                }
+            ]
+        },
+        ["pacs"],
+    )
+    node.association = intake.open_association(
+        node.ledger, calling_ae="CT1", called_ae="DIFFCODE", address="127.0.0.1", now=node.clock()
+    )
+    node.receive(make_series("CT", slices=2))
+    intake.close_association(node.ledger, node.association, "released", node.clock())
+    node.tick()
+    (job,) = node.jobs()
+    assert (job["route"], job["priority"]) == ("screening", 9)
+
+
+def test_a_plan_of_own_output_is_to_leave_it_alone() -> None:
+    own = make_series("CT", slices=2, Manufacturer="DiffCode")
+    for dataset in own:
+        dataset.ManufacturerModelName = "DiffCode DICOM node"
+    headers = {str(dataset.SOPInstanceUID): dataset for dataset in own}
+    decided = plan(Titles(), headers, routes=ROUTES, policy=PolicySettings())
+    assert (decided.state, decided.jobs) == (SeriesState.IGNORED, ())
+    assert "our own output" in (decided.reason or "")
+
+
+def test_a_magnitude_volume_beside_an_ignored_phase_volume_says_both() -> None:
+    magnitude = make_series("MR", slices=3, ImageType=["ORIGINAL", "PRIMARY", "M"])
+    phase = make_series("MR", slices=3, seed=1, ImageType=["ORIGINAL", "PRIMARY", "P"])
+    for dataset in phase:
+        dataset.SeriesInstanceUID = magnitude[0].SeriesInstanceUID
+    headers = {str(dataset.SOPInstanceUID): dataset for dataset in [*magnitude, *phase]}
+    decided = plan(Titles(), headers, routes=ROUTES, policy=PolicySettings())
+    (job,) = decided.jobs
+    assert (job.state, set(job.instance_uids)) == (JobState.QUEUED, uids(magnitude))
+    assert "phase image" in (decided.reason or "")

@@ -138,7 +138,18 @@ class DeliverService:
     def __init__(self, settings: NodeSettings, stop: threading.Event) -> None:
         self.idle_s = settings.delivery.idle_poll_s
         self._ledger, spool = open_stores(settings)
-        self._worker = DeliveryWorker(settings, spool, self._ledger, time.time, stop=stop)
+        self._slot = WorkerSlot(settings.node.data_dir, "deliver")
+        ask = commitment.requester(self._ledger, time.time)
+        self._worker = DeliveryWorker(
+            settings,
+            spool,
+            self._ledger,
+            time.time,
+            name=self._slot.name,
+            stop=stop,
+            on_delivered=ask if settings.delivery.commitment else None,
+        )
+        self._worker.recover()
 
     def turn(self, now: float) -> bool:
         """Send one series to one destination."""
@@ -148,7 +159,9 @@ class DeliverService:
         """Nothing to read again."""
 
     def close(self) -> None:
-        """Close the ledger."""
+        """Give back what is in hand."""
+        self._worker.recover()
+        self._slot.close()
         self._ledger.dispose()
 
 

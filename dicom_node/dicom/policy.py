@@ -168,6 +168,8 @@ ATTRIBUTES: tuple[AttributeRule, ...] = (
     *_rules(_SET, "C.8.9.4.1.6", "RescaleSlope RescaleIntercept", "PT"),
     # It maps the stored values of the source, and the slope is a new one.
     *_rules(_DROP, "C.7.6.16.2.11", "RealWorldValueMappingSequence", "PT"),
+    # Not in the MR Image IOD, and sent all the same: the values mean nothing without their scale.
+    *_rules(_COPY, "C.11.1", "RescaleSlope RescaleIntercept RescaleType", "MR"),
     # Not in the MR Image IOD, and without it a diffusion image says nothing.
     *_rules(_COPY, "C.8.13.5.9", "DiffusionBValue DiffusionGradientOrientation", "MR"),
 )

@@ -295,8 +295,8 @@ def history(connection: Connection, entity: Entity, keys: list[Any]) -> list[Rep
 def counts(
     connection: Connection, state: Column[str], states: type[enum.StrEnum]
 ) -> dict[str, int]:
-    found = connection.execute(select(state, func.count()).group_by(state)).tuples().all()
-    return {str(each): 0 for each in states} | dict(found)
+    found = connection.execute(select(state, func.count()).group_by(state))
+    return {str(each): 0 for each in states} | {str(name): count for name, count in found}
 
 
 def open_associations(connection: Connection) -> int:

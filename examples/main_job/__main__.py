@@ -70,7 +70,15 @@ def main(
     """Send series through the node into an archive and show what came out."""
     # The programs around us end with this one however it is ended.
     signal.signal(signal.SIGTERM, _end)
-    run = Run(Console(), folder, out, bundle, own_archive, timeout, quick)
+    run = Run(
+        Console(width=None if sys.stdout.isatty() else 100),
+        folder,
+        out,
+        bundle,
+        own_archive,
+        timeout,
+        quick,
+    )
     try:
         arrived = _run(run)
     except (NodeCommandError, SendError, RuntimeError, TimeoutError, ValueError) as error:
@@ -87,8 +95,8 @@ def _run(run: Run) -> bool:
         outcomes = _restore(run, sources, archive)
         ended = zip(sources, outcomes, strict=True)
         rows = [row for source, outcome in ended for row in _rows(run, archive, source, outcome)]
-    run.console.print(report.table(rows, "Restored series, as the archive has them"))
-    run.console.print(f"Before, after and difference: {run.out / 'pictures'}")
+    run.console.print(report.table(rows, archive.name))
+    run.console.print(f"Before, after and difference: {run.out / 'pictures'}/*.png")
     return _well(outcomes)
 
 
@@ -132,7 +140,7 @@ def _rows(
         uid = str(job["derived_series_instance_uid"])
         restored = report.collect(source, job, archive.fetch(uid, run.out / "fetched" / uid))
         report.draw(restored, run.out / "pictures" / f"{restored.task}-{job['id']}.png")
-        yield report.row(restored, archive.name)
+        yield report.row(restored)
 
 
 def _well(outcomes: Sequence[Outcome]) -> bool:

@@ -92,21 +92,25 @@ def _physical(datasets: Sequence[Dataset], unit: float) -> Volume:
     return np.asarray(planes, dtype=np.float32) / np.float32(unit)
 
 
-def table(rows: Sequence[tuple[str, ...]], title: str) -> Table:
+def table(rows: Sequence[tuple[str, ...]], archive: str) -> Table:
     """The table that the run ends with."""
-    made = Table(title=title, caption=f"PSNR: {metrics.PROTOCOL}")
-    for name in ("series", "task", "slices"):
-        made.add_column(name)
-    for name in ("seconds", "PSNR before", "PSNR after"):
+    made = Table(
+        title=f"Restored series, as read back from {archive}",
+        caption=f"PSNR: {metrics.PROTOCOL}",
+        caption_justify="left",
+    )
+    for name in ("series", "task"):
+        made.add_column(name, no_wrap=True)
+    for name in ("slices", "seconds", "PSNR before", "PSNR after"):
         made.add_column(name, justify="right")
-    for name in ("destination", "job"):
-        made.add_column(name)
+    made.add_column("destination")
+    made.add_column("job", justify="right")
     for row in rows:
         made.add_row(*row)
     return made
 
 
-def row(restored: Restored, archive: str) -> tuple[str, ...]:
+def row(restored: Restored) -> tuple[str, ...]:
     """One line of the table."""
     job = restored.job
     seconds = sum(value or 0.0 for value in job["seconds"].values())
@@ -119,7 +123,7 @@ def row(restored: Restored, archive: str) -> tuple[str, ...]:
         f"{seconds:.1f}",
         _measured(restored, restored.before),
         _measured(restored, restored.after),
-        f"{archive}: {status}",
+        status,
         str(job["id"]),
     )
 
@@ -147,7 +151,8 @@ def draw(restored: Restored, path: Path) -> None:
         panels["truth"] = restored.truth[plane]
     difference = panels["after"] - panels["before"]
     low, high = _WINDOWS.get(restored.task, (0.0, float(np.percentile(panels["after"], 99.5))))
-    figure = Figure(figsize=(4 * (len(panels) + 1), 4.4 * min(aspect * _tall(difference), 1.6)))
+    height = 0.6 + 4 * min(aspect * _tall(difference), 1.6)
+    figure = Figure(figsize=(4 * len(panels) + 4.6, height), layout="constrained")
     axes = figure.subplots(1, len(panels) + 1)
     for axis, (name, image) in zip(axes, panels.items(), strict=False):
         grey = _GREY.get(restored.task, "gray")
@@ -159,7 +164,6 @@ def draw(restored: Restored, path: Path) -> None:
     for axis in axes:
         axis.set_axis_off()
     figure.suptitle(f"{restored.source.label}: {restored.task}, {where}")
-    figure.tight_layout()
     figure.colorbar(shown, ax=axes, shrink=0.7, pad=0.01, fraction=0.02)
     figure.savefig(path, dpi=80)
 
@@ -171,10 +175,10 @@ def _tall(image: Volume) -> float:
 def _plane(restored: Restored) -> tuple[tuple[slice | int, ...], float, str]:
     """The plane to draw, how much taller than wide its pixels are, and what to call it.
 
-    A body that is longer than it is wide is seen from the front, anything else from the feet.
+    A long stack of slices is seen from the front, anything else from the feet.
     """
     slices, rows, _ = restored.after.shape
     ratio = restored.slice_mm / restored.pixel_mm
-    if slices * ratio > rows:
+    if slices * ratio > 0.7 * rows:
         return (slice(None), rows // 2), ratio, "coronal"
     return (slices // 2,), 1.0, f"slice {slices // 2 + 1} of {slices}"

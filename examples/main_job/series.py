@@ -66,7 +66,7 @@ def make_phantoms(folder: Path, *, quick: bool = False) -> tuple[Source, ...]:
     return (
         _chest(folder / "ct", 2 if quick else 6, rng),
         _brain(folder / "mr", 2 if quick else 10),
-        _body(folder / "pet", 8 if quick else 140, rng),
+        _body(folder / "pet", 8 if quick else 96, rng),
     )
 
 

@@ -200,8 +200,10 @@ class Assembler:
             try:
                 headers[row.sop_instance_uid] = read_header(self._spool.resolve(row.path))
             except UnreadableInstanceError as error:
-                kept = self._spool.quarantine(row.path, error.message).path
+                damaged = self._spool.resolve(row.path).read_bytes()
+                kept = self._spool.quarantine(damaged, error.message).path
                 self._put_aside(row, kept, error.message, now)
+                self._spool.delete(row.path)
             except FileNotFoundError:
                 self._put_aside(row, row.path, "the file is gone from the spool", now)
         return headers

@@ -314,15 +314,18 @@ class RestoreWorker:
         _log.warning("job waits", action="job_waits", job=job.id, reason=reason)
 
     def _put_aside(self, job: Job, error: UnreadableInstanceError) -> None:
-        """Quarantine the instance that does not decode, so that a retry goes on without it."""
+        """Quarantine the instance that does not decode, so that a good copy may be sent again."""
         uid = error.sop_instance_uid
         path = dict(job.paths).get(uid or "")
         if uid is None or path is None:
             return
-        kept = self._spool.quarantine(path, error.message)
-        intake.quarantine_instance(
-            self._ledger, uid, path=kept.path, reason=error.message, now=self._clock()
-        )
+        # Copy, row, original: whenever this is cut short, the row names a file that is there.
+        kept = self._spool.quarantine(self._spool.resolve(path).read_bytes(), error.message)
+        now = self._clock()
+        if intake.quarantine_instance(
+            self._ledger, uid, path=kept.path, reason=error.message, now=now
+        ):
+            self._spool.delete(path)
 
 
 def _whereabouts(error: BaseException) -> str:

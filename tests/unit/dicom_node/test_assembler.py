@@ -2,100 +2,21 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom.dataset import Dataset
 from sqlalchemy import Engine
 
-from dicom_node.assembler import Assembler, is_quiet, plan
-from dicom_node.cli.starter import DEFAULT_ROUTES
-from dicom_node.dicom.header import instance_summary, why_ignored
+from dicom_node.assembler import is_quiet, plan
 from dicom_node.ledger import intake, queue, reports
 from dicom_node.ledger.intake import SeriesProgress
-from dicom_node.ledger.tables import JobState, SeriesState, open_ledger
+from dicom_node.ledger.tables import JobState, SeriesState
 from dicom_node.routing import Routes, Titles, parse_routes
-from dicom_node.settings import AssemblySettings, NodeSettings, PolicySettings
-from dicom_node.spool import Spool
+from dicom_node.settings import AssemblySettings, PolicySettings
 from tests.conftest import ManualClock
-from tests.factories import make_series, write_series
-
-ROUTES = parse_routes(tomllib.loads(DEFAULT_ROUTES), ["pacs"])
-QUIET = 10.0
-
-
-@dataclass
-class Bench:
-    """A receiving side without a socket: instances go into spool and ledger as C-STORE does it."""
-
-    folder: Path
-    ledger: Engine
-    spool: Spool
-    assembler: Assembler
-    clock: ManualClock
-    association: int | None = None
-
-    def receive(self, datasets: Sequence[Dataset]) -> None:
-        for path in write_series(datasets, self.folder / "sent"):
-            stored = self.spool.write(path.read_bytes())
-            header = datasets[int(path.stem) - 1]
-            summary = instance_summary(header)
-            intake.record_instance(
-                self.ledger,
-                intake.ReceivedInstance(
-                    sop_instance_uid=summary.sop_instance_uid,
-                    sop_class_uid=summary.sop_class_uid,
-                    study_instance_uid=summary.study_instance_uid,
-                    series_instance_uid=summary.series_instance_uid,
-                    modality=summary.modality,
-                    transfer_syntax_uid=summary.transfer_syntax_uid,
-                    path=stored.path,
-                    sha256=stored.sha256,
-                    size=stored.size,
-                    association_id=self.association,
-                    ignored_reason=why_ignored(header),
-                ),
-                self.clock(),
-            )
-
-    def tick(self, after: float = QUIET) -> int:
-        return self.assembler.tick(self.clock.advance(after))
-
-    def jobs(self) -> list[dict[str, Any]]:
-        return list(reversed(reports.jobs(self.ledger)))
-
-    def series(self) -> dict[str, Any]:
-        (only,) = reports.series(self.ledger)
-        return only
-
-    def sources(self, job: dict[str, Any]) -> set[str]:
-        return set(reports.job(self.ledger, job["id"])["sources"])
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Generator[Engine]:
-    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    yield engine
-    engine.dispose()
-
-
-def bench(folder: Path, ledger: Engine, clock: ManualClock, **sections: Any) -> Bench:
-    settings = NodeSettings.model_validate({"assembly": {"quiet_s": QUIET}, **sections})
-    spool = Spool(folder / "spool")
-    return Bench(folder, ledger, spool, Assembler(settings, spool, ledger, ROUTES), clock)
-
-
-@pytest.fixture
-def node(tmp_path: Path, ledger: Engine, clock: ManualClock) -> Bench:
-    return bench(tmp_path, ledger, clock)
-
-
-def uids(datasets: Sequence[Dataset]) -> set[str]:
-    return {str(dataset.SOPInstanceUID) for dataset in datasets}
+from tests.factories import make_series
+from tests.unit.dicom_node.bench import QUIET, ROUTES, Bench, bench, uids
 
 
 def progress(**changes: Any) -> SeriesProgress:
@@ -147,7 +68,11 @@ def test_a_quiet_series_becomes_one_job_with_all_its_instances(node: Bench) -> N
 
 def test_a_series_waits_for_its_association_to_end(node: Bench) -> None:
     opened = intake.open_association(
-        node.ledger, calling_ae="CT1", called_ae="DIFFCODE", address="127.0.0.1", now=node.clock()
+        node.ledger,
+        calling_ae="CT1",
+        called_ae="DIFFCODE",
+        address="127.0.0.1",
+        now=node.clock(),
     )
     node.association = opened
     node.receive(make_series("CT", slices=2))
@@ -156,7 +81,9 @@ def test_a_series_waits_for_its_association_to_end(node: Bench) -> None:
     assert node.tick(0.0) == 1
 
 
-def test_a_series_split_over_associations_within_the_quiet_time_is_one_job(node: Bench) -> None:
+def test_a_series_split_over_associations_within_the_quiet_time_is_one_job(
+    node: Bench,
+) -> None:
     sent = make_series("MR", slices=6)
     node.receive(sent[:2])
     assert node.tick(QUIET / 2) == 0
@@ -257,9 +184,9 @@ def test_a_reformatted_ct_is_refused_at_once(node: Bench) -> None:
     ("incomplete", "state"), [("restore", "queued"), ("hold", "held"), ("refuse", "refused")]
 )
 def test_a_gap_follows_the_policy_for_incomplete_series(
-    tmp_path: Path, ledger: Engine, clock: ManualClock, incomplete: str, state: str
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock, incomplete: str, state: str
 ) -> None:
-    node = bench(tmp_path, ledger, clock, policy={"incomplete": incomplete})
+    node = bench(tmp_path, bench_ledger, clock, policy={"incomplete": incomplete})
     node.receive(make_series("CT", slices=8, missing=[3]))
     node.tick()
     (job,) = node.jobs()
@@ -325,7 +252,11 @@ def test_titles_of_the_sender_reach_the_routes(node: Bench) -> None:
         ["pacs"],
     )
     node.association = intake.open_association(
-        node.ledger, calling_ae="CT1", called_ae="DIFFCODE", address="127.0.0.1", now=node.clock()
+        node.ledger,
+        calling_ae="CT1",
+        called_ae="DIFFCODE",
+        address="127.0.0.1",
+        now=node.clock(),
     )
     node.receive(make_series("CT", slices=2))
     intake.close_association(node.ledger, node.association, "released", node.clock())

@@ -1,0 +1,250 @@
+"""One job from the queue to the outbox, however it ends and however often it is tried."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import RLELossless
+from sqlalchemy import Engine
+
+from dicom_node.errors import EngineMemoryError, PermanentError
+from dicom_node.inference import DomainVerdict
+from dicom_node.ledger import queue, reports
+from dicom_node.restore_worker import parameters_hash, seeds
+from tests.conftest import ManualClock
+from tests.factories import make_series
+from tests.unit.dicom_node.bench import Bench, Gain, bench, uids
+
+
+def queued(node: Bench, modality: Any = "CT", **options: Any) -> Bench:
+    """A bench with one job in its queue."""
+    node.receive(make_series(modality, **{"slices": 4, "rows": 16, **options}))
+    node.tick()
+    return node
+
+
+def outgoing(node: Bench) -> dict[str, bytes]:
+    folder = node.spool.root / "outgoing"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.dcm")}
+
+
+def raising(error: BaseException) -> Callable[[int], None]:
+    def act(number: int) -> None:
+        raise error
+
+    return act
+
+
+def test_an_empty_queue_is_no_work(node: Bench) -> None:
+    assert node.worker(Gain()).run_once(node.clock()) is False
+
+
+def test_a_job_becomes_restored_files_and_a_delivery(node: Bench) -> None:
+    sent = make_series("CT", slices=4, rows=16)
+    node.receive(sent)
+    node.tick()
+    assert node.worker(Gain(gain=5.0)).run_once(node.clock()) is True
+    job = node.job()
+    assert (job["state"], job["instances"]) == ("done", 4)
+    assert set(job["seconds"]) == {"load", "restore", "derive"}
+    assert job["model_sha256"] == "ab" * 32
+    assert [(d["destination"], d["state"], d["total"]) for d in job["deliveries"]] == [
+        ("pacs", "queued", 4)
+    ]
+    by_uid = {dataset.SOPInstanceUID: dataset for dataset in sent}
+    for output in job["outputs"]:
+        made = dcmread(node.spool.resolve(output["path"]))
+        source = by_uid[output["source_sop_instance_uid"]]
+        assert made.SeriesInstanceUID == job["derived_series_instance_uid"]
+        assert made.StudyInstanceUID == source.StudyInstanceUID
+        np.testing.assert_array_equal(made.pixel_array, source.pixel_array + 5)  # HU, slope 1
+
+
+def test_a_second_try_makes_the_same_files_and_no_more(
+    node: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker dies between its files and its row, as by SIGKILL; a successor starts anew."""
+    queued(node)
+
+    def die(*_: Any, **__: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(queue, "finish", die)
+    with pytest.raises(KeyboardInterrupt):
+        node.worker(Gain()).run_once(node.clock())
+    monkeypatch.undo()
+    first = outgoing(node)
+    assert (len(first), node.job()["state"]) == (4, "running")
+
+    node.clock.advance(3600.0)
+    successor = node.worker(Gain())
+    assert successor.recover(node.clock()) == 1
+    assert successor.run_once(node.clock()) is True
+    assert outgoing(node) == first
+    assert (node.job()["state"], node.job()["attempts"]) == ("done", 2)
+
+
+def test_a_job_keeps_its_lease_as_long_as_slices_are_done(node: Bench) -> None:
+    queued(node)
+    lease = node.settings.engine.lease_s
+
+    def slow(number: int) -> None:
+        node.clock.advance(0.6 * lease)
+        assert queue.expire_leases(node.ledger, node.clock()) == 0
+
+    node.worker(Gain(before=slow)).run_once(node.clock())
+    assert node.job()["state"] == "done"
+
+
+def test_a_worker_that_lost_its_lease_leaves_the_job_to_the_next(node: Bench) -> None:
+    queued(node)
+    lease = node.settings.engine.lease_s
+    other = node.worker(Gain(gain=7.0), name="restore-1@there")
+
+    def stall(number: int) -> None:
+        if number == 0:
+            node.clock.advance(2 * lease)
+            assert queue.expire_leases(node.ledger, node.clock()) == 1
+            assert other.run_once(node.clock())
+
+    node.worker(Gain(gain=5.0, before=stall)).run_once(node.clock())
+    job = node.job()
+    assert job["state"] == "done"
+    assert len(job["deliveries"]) == 1
+
+
+def test_a_worker_that_is_to_end_gives_its_job_back(node: Bench) -> None:
+    queued(node)
+    stop = threading.Event()
+
+    def end(number: int) -> None:
+        if number == 1:
+            stop.set()
+
+    engine = Gain(before=end)
+    node.worker(engine, stop=stop).run_once(node.clock())
+    assert node.job()["state"] == "queued"
+    assert node.worker(Gain()).run_once(node.clock())
+    assert node.job()["state"] == "done"
+
+
+@pytest.mark.parametrize(("policy", "state"), [("refuse", "refused"), ("warn", "done")])
+def test_outside_the_training_domain_follows_the_policy(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock, policy: str, state: str
+) -> None:
+    node = queued(bench(tmp_path, bench_ledger, clock, policy={"domain": policy}))
+    outside = DomainVerdict(outside=("slice thickness 3 mm is outside 0.5 ... 1 mm",))
+    node.worker(Gain(verdict=outside)).run_once(node.clock())
+    assert node.job()["state"] == state
+    assert "slice thickness 3 mm" in node.job()["reason"]
+
+
+@pytest.mark.parametrize(("policy", "state"), [("refuse", "refused"), ("warn", "done")])
+def test_what_the_header_does_not_state_follows_the_policy(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock, policy: str, state: str
+) -> None:
+    node = queued(bench(tmp_path, bench_ledger, clock, policy={"missing_metadata": policy}))
+    node.worker(Gain(verdict=DomainVerdict(missing=("contrast",)))).run_once(node.clock())
+    assert node.job()["state"] == state
+    assert "does not state contrast" in node.job()["reason"]
+
+
+def test_the_domain_is_judged_by_what_the_header_says(node: Bench) -> None:
+    engine = Gain()
+    queued(node, "MR", spacing=(0.5, 0.75), MagneticFieldStrength="3")
+    node.worker(engine).run_once(node.clock())
+    assert engine.facts == [
+        {
+            "modality": "MR",
+            "pixel_spacing_mm": (0.5, 0.75),
+            "slice_thickness_mm": 3.0,
+            "field_strength_t": 3.0,
+            "kernel": None,
+        }
+    ]
+
+
+def test_a_task_that_the_model_cannot_do_is_refused(node: Bench) -> None:
+    queued(node)
+    node.worker(Gain(tasks=("mri_sr",))).run_once(node.clock())
+    assert (node.job()["state"], node.job()["reason"]) == (
+        "refused",
+        "the model gain cannot do ct_denoise",
+    )
+
+
+def test_an_engine_without_memory_is_tried_again_later(node: Bench) -> None:
+    queued(node)
+    worker = node.worker(Gain(before=raising(EngineMemoryError("no memory for a slice"))))
+    worker.run_once(node.clock())
+    assert (node.job()["state"], node.job()["reason"]) == ("queued", "no memory for a slice")
+    assert worker.run_once(node.clock()) is False
+    node.clock.advance(node.settings.engine.retry_s)
+    assert node.worker(Gain()).run_once(node.clock())
+    assert node.job()["state"] == "done"
+
+
+def test_what_no_other_try_can_mend_fails_at_once(node: Bench) -> None:
+    queued(node)
+    node.worker(Gain(before=raising(PermanentError("not finite")))).run_once(node.clock())
+    assert (node.job()["state"], node.job()["reason"]) == ("failed", "not finite")
+
+
+def test_an_error_that_nobody_foresaw_tells_where_and_no_value(node: Bench) -> None:
+    queued(node)
+    node.worker(Gain(before=raising(KeyError("Doe^John")))).run_once(node.clock())
+    job = node.job()
+    assert job["state"] == "failed"
+    assert job["reason"].startswith("unexpected KeyError at test_restore_worker.py:")
+    assert "Doe" not in str(job)
+
+
+def test_pixels_that_do_not_decode_fail_the_job_and_leave_quarantine_a_copy(node: Bench) -> None:
+    sent = make_series("CT", slices=3, rows=16, transfer_syntax=RLELossless)
+    sent[1].PixelData = encapsulate([b"\xff" * 100])
+    node.receive(sent)
+    node.tick()
+    node.worker(Gain()).run_once(node.clock())
+    job = node.job()
+    assert job["state"] == "failed"
+    (rejected,) = reports.instances(node.ledger, state="rejected")
+    assert rejected["sop_instance_uid"] == sent[1].SOPInstanceUID
+    assert node.spool.resolve(rejected["path"]).is_file()
+    assert outgoing(node) == {}
+
+    queue.retry(node.ledger, job["id"], reason="hope", now=node.clock())
+    node.worker(Gain()).run_once(node.clock())
+    assert node.job()["state"] == "failed"
+    assert node.spool.resolve(rejected["path"]).is_file()
+
+
+def test_a_note_of_the_assembler_reaches_the_description(node: Bench) -> None:
+    queued(node, slices=8, missing=[3])
+    node.worker(Gain()).run_once(node.clock())
+    made = dcmread(node.spool.resolve(node.job()["outputs"][0]["path"]))
+    assert "slices are missing" in made.DerivationDescription
+
+
+def test_a_slice_has_the_same_seed_in_any_company() -> None:
+    headers = make_series("CT", slices=5, rows=8)
+    model = Gain().model
+    together = dict(zip(sorted(uids(headers)), _seeds_by_uid(headers, model), strict=True))
+    for header in headers:
+        assert seeds([header], model) == (together[header.SOPInstanceUID],)
+    assert len(set(together.values())) == 5
+    assert all(0 <= seed < 2**63 for seed in together.values())
+
+
+def _seeds_by_uid(headers: Any, model: Any) -> tuple[int, ...]:
+    return seeds(sorted(headers, key=lambda header: str(header.SOPInstanceUID)), model)
+
+
+def test_parameters_tell_tasks_apart() -> None:
+    assert len({parameters_hash(task) for task in Gain().tasks}) == 3

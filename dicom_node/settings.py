@@ -13,6 +13,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
+from operator import eq
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -179,7 +180,8 @@ class AssemblySettings(Section):
 
     def quiet_for(self, modality: str) -> float:
         """Return the quiet time of a modality in seconds."""
-        return dict[str, float](self.quiet_by_modality_s).get(modality, self.quiet_s)
+        special = {str(known): seconds for known, seconds in self.quiet_by_modality_s.items()}
+        return special.get(modality, self.quiet_s)
 
 
 class EngineSettings(Section):
@@ -291,7 +293,7 @@ class PolicySettings(Section):
     )
     split_by: tuple[Literal["echo_time", "b_value", "image_type", "temporal_position"], ...] = (
         Field(
-            ("echo_time", "b_value", "image_type", "temporal_position"),
+            default=("echo_time", "b_value", "image_type", "temporal_position"),
             description="attributes that make several volumes, hence several jobs, of one series",
         )
     )
@@ -443,7 +445,7 @@ def _parsed(value: str) -> object:
 
 def _problem(error: ErrorDetails, origins: Mapping[tuple[str, ...], str], default: str) -> str:
     location = tuple(str(part) for part in error["loc"] if part != "[key]")
-    matching = [keys for keys in origins if location[: len(keys)] == keys]
+    matching = [keys for keys in origins if all(map(eq, keys, location))] if location else []
     source = origins[max(matching, key=len)] if matching else default
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":

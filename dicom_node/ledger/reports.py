@@ -193,8 +193,9 @@ def stats(engine: Engine) -> Report:
             "series": rows.counts(connection, tables.series.c.state, SeriesState),
             "jobs": rows.counts(connection, tables.jobs.c.state, JobState),
             "deliveries": rows.counts(connection, tables.deliveries.c.state, DeliveryState),
-            "received_bytes": connection.scalar(
-                select(func.coalesce(func.sum(tables.instances.c.size), 0))
+            # PostgreSQL sums to a decimal, which is no number in JSON.
+            "received_bytes": int(
+                connection.scalar(select(func.sum(tables.instances.c.size))) or 0
             ),
             "oldest_queued_job": rows.oldest(connection, tables.jobs.c, [JobState.QUEUED]),
             "oldest_open_delivery": rows.oldest(

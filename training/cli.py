@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,17 +13,15 @@ import click
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console
 
-    from restoration.diffcode import DiffCode
     from training.recipe import Recipe
-    from training.slices import PreparedSet
     from training.stages import Stage
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 VARIANTS = ("v1", "v2", "v3", "full")
-GATE = "gate.json"
-GATE_TOKENS = 50_000
+TASKS = ("mri_sr", "ct_denoise", "pet_synthesis")
+FOLDER = click.Path(path_type=Path)
+EXISTING = click.Path(path_type=Path, exists=True)
 
 
 class Refused(click.ClickException):
@@ -55,46 +53,51 @@ def train() -> None:
 
 
 def _train_options(command: Command) -> Command:
-    folder = click.Path(path_type=Path)
     options = [
         click.option("--recipe", default="compact", show_default=True, help="preset or TOML file"),
-        click.option("--data", required=True, type=folder, help="prepared folder"),
-        click.option("--out", required=True, type=folder, help="run folder"),
+        click.option("--data", required=True, type=FOLDER, help="prepared folder"),
+        click.option("--out", required=True, type=FOLDER, help="run folder"),
         click.option("--variant", type=click.Choice(VARIANTS), help="rung of the ladder"),
         click.option("--steps", type=click.IntRange(1), help="planned steps of the stage, in all"),
         click.option("--max-seconds", type=click.FloatRange(0), help="save and stop after this"),
         click.option("--seed", type=int, help="instead of the recipe's"),
         click.option("--threads", type=click.IntRange(1), help="CPU threads"),
         click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda"),
-        click.option("--init-from", type=folder, help="run or bundle that Stage III starts from"),
+        click.option("--init-from", type=FOLDER, help="run or bundle that Stage III starts from"),
         click.option("--force", is_flag=True, help="go on past a gate or a changed schedule"),
     ]
     return functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
 def _register(name: str, text: str) -> None:
-    @train.command(name, help=text)
+    @train.command(name, help=text, short_help=text)
     @_train_options
+    @_refusing
     def command(**options: Any) -> None:
         from training.stages import Stage
 
-        _guarded(_train, Stage(name), **options)
+        _train(Stage(name), **options)
 
 
-_register("codebook", "Stage I: the VQ autoencoder and the codebook bank, Eq. (3).")
-_register("diffusion", "Stage II: the condition encoder and the latent diffusion, Eq. (6).")
-_register("restoration", "Stage III: the backbone, its routing and the classifier, Eq. (7).")
+def _refusing(command: Command) -> Command:
+    """What the libraries refuse becomes one line on stderr and exit code 1."""
+
+    @functools.wraps(command)
+    def guarded(*arguments: Any, **options: Any) -> None:
+        from restoration.bundle import RestorationError
+        from training.checkpoint import TrainingError
+
+        try:
+            command(*arguments, **options)
+        except (TrainingError, RestorationError, ValueError, TypeError, OSError) as error:
+            raise Refused(str(error)) from error
+
+    return guarded  # type: ignore[return-value]
 
 
-def _guarded(command: Callable[..., None], *arguments: Any, **options: Any) -> None:
-    """Run a command; what the libraries refuse becomes one line on stderr and exit code 1."""
-    from restoration.bundle import RestorationError
-    from training.checkpoint import TrainingError
-
-    try:
-        command(*arguments, **options)
-    except (TrainingError, RestorationError, ValueError, TypeError, OSError) as error:
-        raise Refused(str(error)) from error
+_register("codebook", "Stage I: VQ autoencoder and codebook bank, Eq. 3")
+_register("diffusion", "Stage II: condition encoder and latent diffusion, Eq. 6")
+_register("restoration", "Stage III: backbone, routing and classifier, Eq. 7")
 
 
 def _train(
@@ -112,41 +115,28 @@ def _train(
     init_from: Path | None,
     force: bool,
 ) -> None:
-    import torch
     from rich.console import Console
 
-    from training.loop import Limits, World, run_stage
-    from training.slices import PreparedSet
+    from training import run
+    from training.loop import Limits
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    chosen = _device(device)
+    chosen = _device(device, threads)
     settled = _settle(recipe, stage, variant, steps, seed, init_from)
     console = Console(stderr=True)
-    world = World.join(chosen)
-    dataset = PreparedSet.open(data)
-    start = _start(stage, settled, out, force, console)
-    batch_at = _sampler(dataset, stage, settled, world.rank)
-    folder = out / stage.folder(settled.arch.variant)
-    outcome = run_stage(
+    outcome, checks = run.train(
         stage,
         settled,
-        batch_at,
-        folder,
-        start=start,
-        validate=_validation(stage, dataset, settled),
+        data,
+        out,
         device=chosen,
-        world=world,
         limits=Limits(max_seconds=max_seconds),
-        console=console if world.rank == 0 else None,
         force=force,
+        console=console,
     )
-    if world.rank != 0:
-        return
     done = "finished" if outcome.finished else "paused; the same command goes on"
     console.print(f"{stage.value}: step {outcome.step} of {stage.settings(settled).steps}, {done}")
-    if outcome.finished:
-        _write_gate(stage, settled, dataset, outcome.model, batch_at, out, console)
+    for check in checks:
+        console.print(str(check), markup=False)
 
 
 def _settle(
@@ -161,11 +151,10 @@ def _settle(
     from training.recipe import Recipe
 
     values = Recipe.load(source).to_dict()
-    table = values[stage.table]
     if variant is not None:
         values["arch"]["variant"] = variant
     if steps is not None:
-        table["steps"] = steps
+        values[stage.table]["steps"] = steps
     if seed is not None:
         values["seed"] = seed
     if init_from is not None:
@@ -173,189 +162,293 @@ def _settle(
     return Recipe.from_dict(values, source=source)
 
 
-def _sampler(dataset: PreparedSet, stage: Stage, recipe: Recipe, rank: int) -> Callable[[int], Any]:
-    from training.slices import PatchSampler
-
-    settings, data = stage.settings(recipe), recipe.data
-    sampler = PatchSampler(
-        dataset,
-        split="train",
-        patch=settings.patch,
-        per_task=settings.per_task,
-        seed=recipe.seed,
-        tasks=data.tasks,
-        flip=data.flip,
-        rotate=data.rotate,
-        rank=rank,
-    )
-    return sampler.batch
-
-
-def _validation(
-    stage: Stage, dataset: PreparedSet, recipe: Recipe
-) -> Callable[[DiffCode], Mapping[str, float]]:
-    from training.evaluate import evaluation_pairs, stage_figures
-
-    pairs = list(evaluation_pairs(dataset, _tasks(recipe), limit=recipe.data.validation_slices))
-
-    def measure(model: DiffCode) -> Mapping[str, float]:
-        figures = stage_figures(stage, model, pairs)
-        return {f"{t}/{name}": value for t, row in figures.items() for name, value in row.items()}
-
-    return measure
-
-
-def _tasks(recipe: Recipe) -> list[Any]:
-    from restoration.tasks import RestorationTask
-
-    return [RestorationTask(task) for task in recipe.data.tasks]
-
-
-def _start(
-    stage: Stage, recipe: Recipe, out: Path, force: bool, console: Console
-) -> Callable[[DiffCode], None]:
-    """What loads the stage before, whose gate must have passed, into a fresh model."""
-    from training.checkpoint import CHECKPOINT, TrainingError, averaged_weights
-    from training.stages import Stage, start_backbone_from, start_condition_from_encoder
-
-    variant = recipe.arch.variant
-    before = stage.before(variant)
-    if stage is not Stage.RESTORATION and not recipe.arch.has_reference:
-        raise TrainingError(f"the variant {variant} has no {stage.value} stage")
-    weights: Mapping[str, torch.Tensor] = {}
-    if before is not None:
-        folder = out / before.folder(variant)
-        if not (folder / CHECKPOINT).exists():
-            raise TrainingError(f"{folder} has no checkpoint: train {before.value} first")
-        _require_gate(folder, force, console)
-        weights, _ = averaged_weights(folder)
-
-    def start(model: DiffCode) -> None:
-        own = model.state_dict()
-        for name, tensor in weights.items():
-            if name not in own or own[name].shape != tensor.shape:
-                raise TrainingError(f"{name} of the stage before does not fit this recipe")
-            own[name].copy_(tensor)
-        if stage is Stage.DIFFUSION:
-            start_condition_from_encoder(model)
-        if stage is Stage.RESTORATION and recipe.stage3.init_from is not None:
-            start_backbone_from(model, _backbone_weights(Path(recipe.stage3.init_from)))
-
-    return start
-
-
-def _backbone_weights(source: Path) -> Mapping[str, torch.Tensor]:
-    """Weights of a bundle, or of a run folder's restoration stage."""
-    from restoration.bundle import MANIFEST, load_bundle
-    from training.checkpoint import CHECKPOINT, averaged_weights
-
-    if (source / MANIFEST).exists() and not (source / CHECKPOINT).exists():
-        return load_bundle(source)[1].state_dict()
-    for folder in (source, source / "restoration-v2", source / "restoration-v1"):
-        if (folder / CHECKPOINT).exists():
-            return averaged_weights(folder)[0]
-    raise ValueError(f"{source} is neither a bundle nor a run with a restoration stage")
-
-
-def _require_gate(folder: Path, force: bool, console: Console) -> None:
-    from training.checkpoint import TrainingError
-
-    path = folder / GATE
-    if not path.exists():
-        problem = "is not finished"
-    else:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        failed = [c["name"] for c in record["checks"] if not c["passed"]]
-        problem = f"failed its gate: {', '.join(failed)}" if failed else ""
-    if not problem:
-        return
-    if not force:
-        raise TrainingError(f"{folder} {problem}; --force goes on all the same")
-    console.print(f"{folder} {problem}; going on as --force asks")
-
-
-def _write_gate(
-    stage: Stage,
-    recipe: Recipe,
-    dataset: PreparedSet,
-    model: DiffCode,
-    batch_at: Callable[[int], Any],
-    out: Path,
-    console: Console,
-) -> None:
-    """Measure the finished stage on all validation slices and keep the verdict beside it."""
-    from training.evaluate import evaluation_pairs, stage_figures
-    from training.stages import GATES, gate_record
-
-    others = _earlier_rungs(stage, recipe, out, next(model.parameters()).device)
-    model.use_local_pooling(True)
-    pairs = evaluation_pairs(dataset, _tasks(recipe))
-    figures = stage_figures(stage, model, pairs, others)
-    model.use_local_pooling(False)
-    for task, usage in _usage(stage, model, batch_at).items():
-        figures.setdefault(task, {})["usage"] = usage
-    record = gate_record(stage, figures, stage.settings(recipe).steps)
-    folder = out / stage.folder(recipe.arch.variant)
-    (folder / GATE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    for check in GATES[stage](figures):
-        console.print(str(check), markup=False)
-
-
-def _usage(stage: Stage, model: DiffCode, batch_at: Callable[[int], Any]) -> dict[str, float]:
-    """Share of each codebook that the training images use."""
-    from training.codebook import collect_tokens, inspect_bank
-    from training.stages import Stage
-
-    if stage is not Stage.CODEBOOK or model.bank is None:
-        return {}
-    device = model.bank.weight.device
-    batches = (_moved(batch_at(step), device) for step in range(1 << 20))
-    tokens = collect_tokens(model, batches, GATE_TOKENS)
-    return {report.task: report.usage for report in inspect_bank(model.bank, tokens)}
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    names = [field.name for field in dataclasses.fields(batch)]
-    return dataclasses.replace(batch, **{n: getattr(batch, n).to(device) for n in names})
-
-
-def _earlier_rungs(
-    stage: Stage, recipe: Recipe, out: Path, device: torch.device
-) -> dict[str, DiffCode]:
-    """A V2 of the same run, against which V3 and the full model are judged."""
-    from training.checkpoint import CHECKPOINT
-    from training.stages import Stage
-
-    folder = out / Stage.RESTORATION.folder("v2")
-    guided = recipe.arch.has_reference
-    if stage is not Stage.RESTORATION or not guided or not (folder / CHECKPOINT).exists():
-        return {}
-    model = _trained_model(folder)
-    model.use_local_pooling(True)
-    return {"v2": model.to(device)}
-
-
-def _trained_model(folder: Path) -> DiffCode:
-    """The model of a finished or paused stage, with its averaged weights."""
+def _device(name: str, threads: int | None = None) -> torch.device:
     import torch
 
-    from restoration.diffcode import DiffCode
-    from training.checkpoint import averaged_weights
-    from training.recipe import Recipe
-
-    weights, state = averaged_weights(folder)
-    model = DiffCode(Recipe.from_dict(state["recipe"]).arch, with_vq_encoder=True)
-    model.load_state_dict(weights, strict=False)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval().requires_grad_(False)
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
+    if threads is not None:
+        torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True, type=EXISTING)
+@click.option("--out", required=True, type=FOLDER, help="folder to make; must not exist")
+@click.option("--seed", default=0, show_default=True, help="of the simulated noise")
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat")
+@click.option("--max-slices", type=click.IntRange(1), help="at most so many of a series")
+@click.option("--no-simulated-pet", is_flag=True, help="no simulated FDG on the CT anatomy")
+@_refusing
+def prepare(
+    sources: tuple[Path, ...],
+    out: Path,
+    seed: int,
+    tasks: tuple[str, ...],
+    max_slices: int | None,
+    no_simulated_pet: bool,
+) -> None:
+    """Degrade images by physics into training pairs.
+
+    SOURCES are .medz packs, NIfTI files, or folders of those or of DICOM series. Files named
+    val_... are held out; without any, a seeded tenth of the subjects is.
+
+    \b
+    diffcode prepare data/train data/train_ext --out prepared
+    """
+    from restoration.tasks import RestorationTask
+    from training.prepare import PrepareOptions
+    from training.prepare import prepare as make_pairs
+
+    options = PrepareOptions(max_slices=max_slices, simulated_pet=not no_simulated_pet)
+    chosen = [RestorationTask(task) for task in tasks or TASKS]
+    with _progress("preparing") as progress:
+        manifest = make_pairs(
+            sources, out, seed=seed, tasks=chosen, options=options, progress=progress
+        )
+    for line in manifest.skipped:
+        click.echo(f"left out: {line}", err=True)
+    click.echo(f"{len(manifest.items)} pairs in {out}", err=True)
+
+
+@main.group()
+def codebook() -> None:
+    """Look into a run's codebooks, or make them anew."""
+
+
+_TOKENS = click.option(
+    "--tokens", default=200_000, show_default=True, type=click.IntRange(1), help="per task"
+)
+
+
+@codebook.command()
+@click.argument("run", type=EXISTING)
+@click.option("--data", required=True, type=EXISTING, help="prepared folder")
+@_TOKENS
+@click.option("--json", "as_json", is_flag=True, help="one JSON object instead of a table")
+@_refusing
+def inspect(run: Path, data: Path, tokens: int, as_json: bool) -> None:
+    """Usage, perplexity and what each depth leaves over, on training images.
+
+    \b
+    diffcode codebook inspect run --data prepared
+    """
+    from training import report
+    from training import run as runs
+    from training.slices import PreparedSet
+    from training.stages import Stage
+
+    model, recipe = runs.trained_model(run / Stage.CODEBOOK.folder("full"))
+    found = runs.inspect_codebooks(model, recipe, PreparedSet.open(data), tokens)
+    _show(report.codebook_dict(found), report.codebook_table(found), as_json)
+
+
+@codebook.command()
+@click.argument("run", type=EXISTING)
+@click.option("--data", required=True, type=EXISTING, help="prepared folder")
+@click.option("--out", required=True, type=FOLDER, help="run folder to make")
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat")
+@_TOKENS
+@click.option("--passes", default=4, show_default=True, type=click.IntRange(0), help="refinements")
+@_refusing
+def build(
+    run: Path, data: Path, out: Path, tasks: tuple[str, ...], tokens: int, passes: int
+) -> None:
+    """Make codebooks anew by residual k-means, the networks of Stage I unchanged.
+
+    \b
+    diffcode codebook build run --data prepared --out run-new --task ct_denoise
+    """
+    from rich.console import Console
+
+    from restoration.tasks import RestorationTask
+    from training import report
+    from training import run as runs
+
+    chosen = [RestorationTask(task) for task in tasks or TASKS]
+    found, checks = runs.rebuild_codebooks(
+        run, data, out, tasks=chosen, tokens=tokens, passes=passes
+    )
+    _show({}, report.codebook_table(found), as_json=False)
+    for check in checks:
+        Console(stderr=True).print(str(check), markup=False)
+
+
+@main.command()
+@click.option("--data", required=True, type=EXISTING, help="prepared folder, or one of .medz packs")
+@click.option("--split", default="val", show_default=True, type=click.Choice(["train", "val"]))
+@click.option("--bundle", default="compact", show_default=True, help="built-in name or folder")
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat")
+@click.option("--all-contrasts", is_flag=True, help="MR beyond T2")
+@click.option("--no-classical", is_flag=True, help="leave the classical method out")
+@click.option("--csv", "csv_path", type=FOLDER, help="write the values of each slice")
+@click.option("--figures", type=FOLDER, help="folder for pictures, one per task")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object instead of the table")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@_refusing
+def evaluate(
+    data: Path,
+    split: str,
+    bundle: str,
+    tasks: tuple[str, ...],
+    all_contrasts: bool,
+    no_classical: bool,
+    csv_path: Path | None,
+    figures: Path | None,
+    as_json: bool,
+    threads: int | None,
+    device: str,
+) -> None:
+    """PSNR, SSIM and RMSE of a bundle, its input and the best classical method.
+
+    \b
+    diffcode evaluate --data prepared --bundle my-bundle --figures pictures
+    diffcode evaluate --data packs --json > evaluation.json
+    """
+    from restoration.restorer import Restorer
+    from restoration.tasks import RestorationTask
+    from training import report
+    from training.evaluate import MR_CONTRASTS, prepared, tuned_methods
+    from training.evaluate import evaluate as judge
+
+    chosen = [RestorationTask(task) for task in tasks or TASKS]
+    restorer = Restorer.open(bundle, device=device, threads=threads)
+
+    def restore(volume: Any, item: Any) -> Any:
+        return restorer.restore(volume, item.task, spacing=item.spacing_mm).volume
+
+    with _progress("preparing") as show, prepared(data, split, show) as dataset:
+        methods = {} if no_classical else tuned_methods(dataset, chosen)
+        with _progress("evaluating") as progress:
+            evaluation = judge(
+                dataset,
+                restore,
+                split=split,
+                tasks=chosen,
+                contrasts=() if all_contrasts else MR_CONTRASTS,
+                methods=methods,
+                progress=progress,
+            )
+        if csv_path is not None:
+            report.write_csv(evaluation, csv_path)
+        if figures is not None:
+            report.write_figures(dataset, restore, methods, evaluation.tasks, split, figures)
+    summary = evaluation.to_dict()
+    _show(summary, report.evaluation_table(summary), as_json)
+
+
+@main.command()
+@click.argument("run", type=EXISTING)
+@click.argument("out", type=FOLDER)
+@click.option("--data", required=True, type=EXISTING, help="prepared folder of the training")
+@click.option("--variant", type=click.Choice(VARIANTS), help="when the run holds several")
+@click.option("--name", default="compact", show_default=True)
+@click.option("--version", default="1", show_default=True)
+@click.option("--licence", default="Apache-2.0", show_default=True, help="of the weights")
+@click.option("--card", type=EXISTING, help="model card in Markdown")
+@click.option("--metrics", type=EXISTING, help="what evaluate --json printed")
+@click.option("--domain", type=EXISTING, help="TOML with a table per task, over what the data say")
+@click.option("--overwrite", is_flag=True, help="replace the bundle in OUT")
+@_refusing
+def bundle(
+    run: Path,
+    out: Path,
+    data: Path,
+    variant: str | None,
+    name: str,
+    version: str,
+    licence: str,
+    card: Path | None,
+    metrics: Path | None,
+    domain: Path | None,
+    overwrite: bool,
+) -> None:
+    """Write the averaged weights of a run as a bundle for the node.
+
+    \b
+    diffcode bundle run my-bundle --data prepared --variant v2 --name mine --card card.md
+    """
+    from training import export
+
+    manifest = export.export_bundle(
+        run,
+        out,
+        data,
+        variant=variant,
+        fields={"name": name, "version": version, "licence": licence},
+        card=card.read_text(encoding="utf-8") if card else None,
+        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics else {},
+        domain=domain,
+        overwrite=overwrite,
+    )
+    click.echo(f"{out}: {manifest.name} {manifest.version}, {manifest.variant}, {manifest.sha256}")
+
+
+@main.command()
+@click.argument("source", metavar="IN", type=EXISTING)
+@click.argument("out", metavar="OUT", type=FOLDER)
+@click.option("--task", required=True, type=click.Choice(TASKS))
+@click.option("--bundle", default="compact", show_default=True, help="built-in name or folder")
+@click.option("--strength", default=1.0, show_default=True, type=click.FloatRange(0, 1))
+@click.option("--threads", type=click.IntRange(1), help="CPU threads")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@_refusing
+def restore(
+    source: Path,
+    out: Path,
+    task: str,
+    bundle: str,
+    strength: float,
+    threads: int | None,
+    device: str,
+) -> None:
+    """Restore a volume in physical units: HU, SUV or MR arbitrary units.
+
+    IN is a .npy of shape (slices, rows, columns) or a NIfTI file; OUT is the same kind.
+
+    \b
+    diffcode restore low-dose.npy restored.npy --task ct_denoise
+    """
+    from restoration.restorer import Restorer
+    from training import volumes
+
+    volume = volumes.read(source, out)
+    restorer = Restorer.open(bundle, device=device, threads=threads)
+    with _progress("restoring") as progress:
+        result = restorer.restore(
+            volume.array,
+            task,
+            spacing=volume.spacing_mm,
+            strength=strength,
+            progress=lambda done, total: progress(done, total, source.name),
+        )
+    volumes.write(out, volume, result.volume)
+    for flag in result.flags:
+        click.echo(f"diffcode: warning: {flag}", err=True)
+    click.echo(f"{out}: {len(result.volume)} slices in {result.seconds:.1f} s", err=True)
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(title, total=None)
+        yield lambda done, total, name: bars.update(
+            bar, completed=done, total=total, description=f"{title} {name}"
+        )
+
+
+def _show(values: Any, table: Any, as_json: bool) -> None:
+    from rich.console import Console
+
+    if as_json:
+        click.echo(json.dumps(values, indent=1))
+    else:
+        Console().print(table)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from restoration.diffcode import DiffCode
-from restoration.quantizer import ZERO_CODE, CodebookBank, code_usage, nearest_codes, perplexity
+from restoration.quantizer import (
+    ZERO_CODE,
+    CodebookBank,
+    code_usage,
+    nearest_codes,
+    perplexity,
+    rows_by_task,
+)
 from restoration.tasks import RestorationTask
 from training.recipe import CodebookStage
 
@@ -25,9 +32,14 @@ TASK_NAMES = tuple(task.value for task in RestorationTask)
 class ImageBatch(Protocol):
     """What this module needs of a training batch: clean images, real pixels and tasks."""
 
-    hq: Tensor  # (B, 1, H, W)
-    mask: Tensor  # (B, 1, H, W)
-    task: Tensor  # (B,)
+    @property
+    def hq(self) -> Tensor: ...  # (B, 1, H, W)
+
+    @property
+    def mask(self) -> Tensor: ...  # (B, 1, H, W)
+
+    @property
+    def task(self) -> Tensor: ...  # (B,)
 
 
 def kmeans(tokens: Tensor, clusters: int, iterations: int, generator: torch.Generator) -> Tensor:
@@ -86,6 +98,31 @@ def build_bank(bank: CodebookBank, tokens: dict[int, Tensor], iterations: int, s
         bank.weight.data[task].copy_(made)
 
 
+def refine_bank(bank: CodebookBank, tokens: dict[int, Tensor], passes: int) -> None:
+    """Move each code to the mean of the residuals it stands for, over all depths at once.
+
+    The bank is fixed while a pass gathers its statistics: a codebook that is shared by the depths
+    and updated between them fits no depth.
+    """
+    for task, sample in tokens.items():
+        codebook = bank.weight.data[task]
+        for _ in range(passes):
+            codebook.copy_(_refined(codebook, sample.float(), bank.depths))
+
+
+def _refined(codebook: Tensor, residual: Tensor, depths: int) -> Tensor:
+    counts = codebook.new_zeros(len(codebook))
+    sums = torch.zeros_like(codebook)
+    for _ in range(depths):
+        index = nearest_codes(residual, codebook)
+        counts += torch.bincount(index, minlength=len(codebook))
+        sums.index_add_(0, index, residual)
+        residual = residual - codebook[index]
+    means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1.0)[:, None], codebook)
+    means[ZERO_CODE] = 0.0
+    return means
+
+
 class CodebookUpkeep(nn.Module):
     """Which codes were used when, and the restart of those out of use; its buffers are its state.
 
@@ -103,9 +140,9 @@ class CodebookUpkeep(nn.Module):
 
     def record(self, codes: Tensor, task: Tensor, step: int) -> None:
         """Note the codes (B, D, h, w) of a step."""
-        for n in task.unique().tolist():
-            used = codes[task == n].transpose(0, 1).flatten(1)  # (D, tokens)
-            self.last_used[n, used.unique()] = step
+        for n, rows in rows_by_task(task):
+            used = codes[rows].transpose(0, 1).flatten(1)  # (D, tokens)
+            self.last_used[n, used.flatten()] = step
             for depth, row in enumerate(used):
                 self.counts[n, depth] += torch.bincount(row, minlength=self.counts.shape[2])
 
@@ -127,12 +164,12 @@ class CodebookUpkeep(nn.Module):
         """
         generator = torch.Generator(latent.device).manual_seed(self.seed * 1_000_003 + step)
         moved = []
-        for n in task.unique().tolist():
+        for n, rows in rows_by_task(task):
             stale = self.last_used[n] <= step - self.settings.restart_every
             stale[ZERO_CODE] = False
             index = torch.nonzero(stale).squeeze(1)
             if len(index):
-                pool = _residuals(latent[task == n], codes[task == n], bank.weight[n])
+                pool = _residuals(latent[rows], codes[rows], bank.weight[n])
                 bank.weight.data[n, index] = _draw(pool, len(index), generator)
                 self.last_used[n, index] = step
                 moved.append((n, index))
@@ -212,8 +249,7 @@ def _tokens_by_task(model: DiffCode, batch: ImageBatch) -> Iterator[tuple[int, T
     latent = model.vq_encoder(batch.hq).float()
     real = nn.functional.max_pool2d(batch.mask, model.config.factor)[:, 0] > 0  # (B, h, w)
     tokens = latent.permute(0, 2, 3, 1)
-    for n in batch.task.unique().tolist():
-        rows = batch.task == n
+    for n, rows in rows_by_task(batch.task):
         yield n, tokens[rows][real[rows]]
 
 

@@ -11,7 +11,6 @@ repeats an uninterrupted one to the bit on the CPU.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -25,7 +24,6 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,20 +38,27 @@ from training.checkpoint import (
     write_checkpoint,
 )
 from training.codebook import CodebookUpkeep, build_bank, collect_tokens, forget_moments
+from training.journal import Journal
 from training.recipe import Optimisation, Recipe
 from training.stages import OBJECTIVES, Stage, stage_state, trained_parameters
 
-LOG = "log.jsonl"
 BANK_BATCHES = 1 << 30  # first batch for the k-means: a step that training never reaches
 
 
 class TrainingBatch(Protocol):
     """A batch of patches: ``lq``, ``hq``, ``mask`` (B, 1, P, P) normalised, ``task`` (B,)."""
 
-    lq: Tensor
-    hq: Tensor
-    mask: Tensor
-    task: Tensor
+    @property
+    def lq(self) -> Tensor: ...
+
+    @property
+    def hq(self) -> Tensor: ...
+
+    @property
+    def mask(self) -> Tensor: ...
+
+    @property
+    def task(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def run_stage(
     if world.size > 1:
         # The expert kept in reserve takes part in no loss.
         objective = DistributedDataParallel(objective, find_unused_parameters=True)
-    log = _Log(folder, run.step, console, settings, world) if world.rank == 0 else None
+    log = Journal(folder, run.step, settings, console) if world.rank == 0 else None
     begun = saved = time.monotonic()
     first = run.step
     figures: Mapping[str, float] = {}
@@ -142,8 +147,8 @@ def run_stage(
                 run.make_bank(_on_device(batch_at(BANK_BATCHES + i), device) for i in count())
             terms = run.advance(objective, _on_device(batch_at(run.step), device), world)
             now = time.monotonic()
-            if log is not None:
-                log.step(run, terms, now)
+            if log is not None and log.add(run.step, terms):
+                log.write(run.step, run.figures())
             if run.step % settings.validate_every == 0 and validate is not None:
                 figures = run.measure(validate)
                 if log is not None:
@@ -240,6 +245,11 @@ class _Run:
         """Exchange the weights and their average; a second call exchanges them back."""
         for name, parameter in self.trained.items():
             parameter.data, self.average[name] = self.average[name], parameter.data
+
+    def figures(self) -> dict[str, float]:
+        """What a line of the log says beside the terms of the loss."""
+        usage = {} if self.upkeep is None else self.upkeep.report()
+        return {"lr": learning_rate(self.step - 1, self.settings), **usage}
 
     def measure(self, validate: Callable[[DiffCode], Mapping[str, float]]) -> Mapping[str, float]:
         """Figures of the averaged model, pooled as at inference."""
@@ -351,85 +361,6 @@ def _stop_signal() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Log:
-    """JSON lines, a progress bar and, where TensorBoard is installed, its event files."""
-
-    def __init__(
-        self, folder: Path, step: int, console: Console | None, settings: Optimisation, world: World
-    ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.settings, self.world, self.console = settings, world, console
-        _drop_later_lines(folder / LOG, step)
-        self.file = (folder / LOG).open("a", encoding="utf-8")
-        self.board = _tensorboard(folder)
-        self.sums: dict[str, Tensor] = {}
-        self.since, self.count = time.monotonic(), 0
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), console=console or Console(quiet=True),
-        )  # fmt: skip
-        self.bar = self.progress.add_task("starting", total=settings.steps, completed=step)
-
-    def __enter__(self) -> _Log:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
-
-    def step(self, run: _Run, terms: Mapping[str, Tensor], now: float) -> None:
-        self.count += 1
-        for name, term in terms.items():
-            if term.ndim == 0:
-                self.sums[name] = self.sums.get(name, 0.0) + term.detach()
-        if run.step % self.settings.log_every and run.step != self.settings.steps:
-            return
-        figures = {name: float(value) / self.count for name, value in self.sums.items()}
-        if not math.isfinite(figures["loss"]):
-            raise TrainingError(f"the loss is not finite near step {run.step}; checkpoint kept")
-        figures["lr"] = learning_rate(run.step - 1, self.settings)
-        figures["steps_per_second"] = self.count / max(1e-9, now - self.since)
-        if run.upkeep is not None:
-            figures |= run.upkeep.report()
-        self._write(run.step, figures)
-        rate = figures["steps_per_second"]
-        text = f"{run.stage.value} loss {figures['loss']:.5f} {rate:.2f} it/s"
-        self.progress.update(self.bar, completed=run.step, description=text)
-        self.sums, self.since, self.count = {}, now, 0
-
-    def validation(self, step: int, figures: Mapping[str, float]) -> None:
-        self._write(step, {f"validation/{name}": value for name, value in figures.items()})
-        if self.console is not None:
-            shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            self.console.print(f"step {step}: {shown}")
-
-    def _write(self, step: int, figures: Mapping[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, **figures}) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for name, value in figures.items():
-                self.board.add_scalar(name, value, step)
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
-
-
-def _drop_later_lines(path: Path, step: int) -> None:
-    """Forget log lines past the checkpoint: the resumed run writes them again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
 
 
 def _finite(value: Tensor) -> bool:

@@ -8,7 +8,9 @@ compare, so every table carries the protocol's name.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ from torch.nn import functional as F
 
 from restoration.tasks import RestorationTask
 
-Slice = npt.NDArray[np.generic]
+Slice = npt.NDArray[np.floating[Any] | np.integer[Any]]
 
 PROTOCOL = (
     "amir/1 (clip CT [-160, 240] HU, PET [0, 20] SUV, MR [0, 4095]; R = slice max - min of the "
@@ -58,7 +60,7 @@ def score(image: Slice, reference: Slice, task: RestorationTask | str) -> Score 
     return Score(psnr(guess, truth, data_range), ssim(guess, truth, data_range), rmse(guess, truth))
 
 
-def mean_score(scores: list[Score]) -> Score:
+def mean_score(scores: Sequence[Score]) -> Score:
     """Mean of each figure over slices; ValueError for none."""
     if not scores:
         raise ValueError("no slice could be scored")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
@@ -79,6 +79,7 @@ def test_a_gap_or_a_new_spacing_ends_a_run(positions: list[float], runs: list[in
     assert [len(run) for run in found] == runs
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.floats(0.1, 50.0), min_size=0, max_size=30),
     st.floats(-500, 500),

@@ -193,7 +193,9 @@ def test_a_number_is_a_finite_number_or_none(value: str, wanted: float | None) -
     assert header.number(dataset, "KVP") == wanted
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     spoiled=st.lists(st.tuples(st.integers(132, 1200), st.integers(0, 255)), max_size=20),
     length=st.integers(0, 4000),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -129,6 +129,7 @@ def test_values_beyond_the_stored_range_are_clamped_and_counted() -> None:
     assert made.clamped == 2
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.floats(1e-4, 1e3),
     st.floats(-5000, 5000),
@@ -190,6 +191,7 @@ def test_air_is_not_padding() -> None:
     assert mask.tolist() == [[False, False], [False, True]]
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1e6, width=32), min_size=4, max_size=4), st.booleans())
 def test_a_new_pet_slope_keeps_every_value_within_half_a_step(
     values: list[float], signed: bool

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
@@ -239,10 +240,41 @@ def _within(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool
 
 
 def on_connection(event: Event) -> None:
-    """Send each answer at once: Nagle's algorithm and a delayed ACK cost 40 ms an instance."""
-    wrapper = event.assoc.dul.socket
-    if wrapper is not None and wrapper.socket is not None:
-        wrapper.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    """Send each answer at once, and let no peer hold us for ever within a PDU.
+
+    Nagle's algorithm and a delayed ACK cost 40 ms an instance.  pynetdicom's network time-out
+    counts between PDUs only; a peer that stops in the middle of one would never be left.
+    """
+    if (connection := _connection(event.assoc)) is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(event.assoc.network_timeout)
+
+
+def _connection(association: Association) -> socket.socket | None:
+    wrapper = association.dul.socket
+    return None if wrapper is None else wrapper.socket
+
+
+@contextmanager
+def hang_up_after(association: Association, limit_s: float) -> Iterator[None]:
+    """Close the connection when the block takes longer than *limit_s* seconds.
+
+    pynetdicom's abort waits for what it has queued; a peer that has stopped reading, or reads a
+    byte a second, would keep the caller with it.
+    """
+
+    def hang_up() -> None:
+        if (connection := _connection(association)) is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(limit_s, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 # --- associations that we open --------------------------------------------------------------
@@ -372,8 +404,7 @@ def _entity(peer: Peer) -> AE:
 
 def _on_acse(event: Event, progress: _Progress) -> None:
     """Keep the socket of the request, which is made before it is queued."""
-    if progress.socket is None and event.assoc.dul.socket is not None:
-        progress.socket = event.assoc.dul.socket.socket
+    progress.socket = progress.socket or _connection(event.assoc)
 
 
 def _on_open(event: Event, progress: _Progress) -> None:

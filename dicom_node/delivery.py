@@ -159,6 +159,7 @@ class DeliveryWorker:
         attempt = _Attempt()
         try:
             peer, items = self._prepare(delivery)
+            self._keep(delivery, peer)
             self._send(delivery, peer, items, attempt)
         except PermanentError as error:
             return Conclusion(DeliveryState.DEAD, error.message, None)
@@ -190,7 +191,9 @@ class DeliveryWorker:
                 attempt.note(sent)
                 self._record(delivery, sent)
                 # Out of resources: the next instance would be refused too, and waits for it.
-                if sent.outcome == "retry" or self._stop.is_set() or not self._keep(delivery):
+                if sent.outcome == "retry" or self._stop.is_set():
+                    return
+                if not self._keep(delivery, peer):
                     return
         finally:
             # Runs the generator's own clean-up now: the association is released, not dropped.
@@ -208,13 +211,14 @@ class DeliveryWorker:
             self._clock(),
         )
 
-    def _keep(self, delivery: queue.Delivery) -> bool:
-        """Extend the lease; False when another worker has the delivery."""
+    def _keep(self, delivery: queue.Delivery, peer: Peer) -> bool:
+        """Extend the lease beyond the next answer; False when another worker has the delivery."""
+        patience = peer.connection_timeout + peer.acse_timeout + peer.dimse_timeout
         return queue.heartbeat_delivery(
             self._engine,
             delivery.id,
             self._name,
-            lease_s=self._settings.delivery.lease_s,
+            lease_s=max(self._settings.delivery.lease_s, 2 * patience),
             now=self._clock(),
         )
 

@@ -18,13 +18,23 @@ from pydicom.uid import ImplicitVRLittleEndian, UncompressedTransferSyntaxes
 from pynetdicom import build_context
 from pynetdicom.association import Association
 
-from dicom_node.association import MAX_CONTEXTS, VERIFICATION, Peer, associate, contexts_for
+from dicom_node.association import (
+    MAX_CONTEXTS,
+    VERIFICATION,
+    Peer,
+    associate,
+    contexts_for,
+    hang_up_after,
+)
 from dicom_node.dicom.header import quiet_pydicom, text, valid_uid
 from dicom_node.errors import NodeError, PermanentError, UnreadableInstanceError
 
 Outcome = Literal["delivered", "retry", "dead"]
 
 _SOP_CLASS_NOT_SUPPORTED = 0x0122
+# The time-out for an answer runs from the first byte sent: large objects need more than small.
+_SLOWEST_RATE = 256 * 1024  # bytes per second
+_ABORT_S = 1.0
 
 # PS3.7 C.4 and C.5, PS3.4 B.2.3.  0x0111 is a duplicate: it has the instance already.
 _STORED = frozenset({0x0000, 0x0001, 0x0107, 0x0111, 0x0116})
@@ -130,7 +140,8 @@ def _send_one(association: Association, item: Sendable, message_id: int) -> Sent
         return Sent(item.sop_instance_uid, _SOP_CLASS_NOT_SUPPORTED, "dead", why)
     try:
         source = _in_accepted_syntax(item, accepted)
-        response = association.send_c_store(source, msg_id=message_id, priority=0)
+        with hang_up_after(association, _allow_for_size(association, item) + _ABORT_S):
+            response = association.send_c_store(source, msg_id=message_id, priority=0)
     except PermanentError as error:
         return Sent(item.sop_instance_uid, error.dimse_status, "dead", error.message)
     except RuntimeError:
@@ -140,6 +151,14 @@ def _send_one(association: Association, item: Sendable, message_id: int) -> Sent
     return Sent(
         item.sop_instance_uid, status, classify_status(status), _answer_words(status, response)
     )
+
+
+def _allow_for_size(association: Association, item: Sendable) -> float:
+    """Set how long the answer may take, transfer included; seconds."""
+    patience = association.ae.dimse_timeout or 0.0
+    limit = patience + item.path.stat().st_size / _SLOWEST_RATE
+    association.dimse_timeout = limit
+    return limit
 
 
 def _answer_words(status: int | None, response: Dataset) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class StoreSCP:
 
     port: int
     folder: Path
+    process: subprocess.Popen[bytes]
 
 
 @pytest.fixture
@@ -95,6 +97,6 @@ def storescp_peer(tmp_path: Path) -> Generator[StoreSCP]:
     folder, port = tmp_path / "storescp", reserve_port()
     folder.mkdir()
     command = [STORESCP, "--accept-all", "--bit-preserving", "-od", folder, str(port)]
-    with running(command, tmp_path / "storescp.log"):
+    with running(command, tmp_path / "storescp.log") as process:
         until(lambda: listens(port), "storescp listens")
-        yield StoreSCP(port, folder)
+        yield StoreSCP(port, folder, process)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pynetdicom.events import Event
 from dicom_node.association import Peer
 from dicom_node.delivery import DeliveryWorker
 from dicom_node.ledger import reports
-from dicom_node.storage_scu import echo, send_files
+from dicom_node.storage_scu import Sendable, echo, send_all, send_files
 from tests.conftest import ManualClock
 from tests.integration.conftest import StoreSCP, node_settings
 from tests.integration.peers import (
@@ -33,11 +34,14 @@ from tests.integration.peers import (
 IMPLICIT = "1.2.840.10008.1.2"
 
 
-def worker(node: Node, port: int, clock: ManualClock, **changes: Any) -> DeliveryWorker:
+def worker(
+    node: Node, port: int, clock: ManualClock, *, timeout_s: float = 60, **changes: Any
+) -> DeliveryWorker:
     """A delivery worker whose only destination, pacs, listens on *port*."""
+    pacs = {"ae_title": "ARCHIVE", "host": "127.0.0.1", "port": port, "timeout_s": timeout_s}
     settings = node_settings(
         node.spool.root.parent,
-        destinations={"pacs": {"ae_title": "ARCHIVE", "host": "127.0.0.1", "port": port}},
+        destinations={"pacs": pacs},
         delivery={"first_s": 10, "factor": 2, "max_s": 60, "give_up_after_s": 100},
     )
     return DeliveryWorker(settings, node.spool, node.ledger, clock, rng=random.Random(1), **changes)
@@ -186,6 +190,24 @@ def test_an_association_aborted_midway_is_resumed(node_scp: Node, clock: ManualC
     assert len(archive.received) == len(set(archive.received)) == 5
 
 
+def test_a_destination_that_does_not_answer_in_time_is_tried_later(
+    node_scp: Node, clock: ManualClock
+) -> None:
+    outgoing_series(node_scp, ["pacs"], slices=2)
+    answering = threading.Event()
+
+    def silent(number: int, event: Event) -> int:
+        answering.wait(30)
+        return 0x0000
+
+    with serving(Archive(silent)) as archive:
+        worker(node_scp, archive.port, clock, timeout_s=0.5).run_once()
+        answering.set()
+    row = the_delivery(node_scp)
+    assert row["state"] == "waiting"
+    assert "no answer" in row["reason"]
+
+
 def test_a_destination_that_does_not_know_us_is_dead_at_once(
     node_scp: Node, clock: ManualClock
 ) -> None:
@@ -292,6 +314,28 @@ def test_storescp_receives_a_restored_series_bit_by_bit(
     assert the_delivery(node_scp)["state"] == "delivered"
     kept = {data_set_bytes(path) for path in storescp_peer.folder.iterdir()}
     assert kept == {data_set_bytes(path) for path in files}
+
+
+@pytest.mark.dcmtk
+def test_a_peer_that_freezes_is_left_and_the_rest_is_sent_later(
+    storescp_peer: StoreSCP, tmp_path: Path
+) -> None:
+    side = 3000
+    pixels = {"Rows": side, "Columns": side, "PixelData": bytes(2 * side * side)}
+    small, large = ct_slice(1), ct_slice(2, **pixels)
+    items = [
+        Sendable.of(write(dataset, tmp_path / f"{dataset.InstanceNumber}.dcm"))
+        for dataset in (small, large)
+    ]
+    peer = peer_at(storescp_peer.port, acse_timeout=20, network_timeout=1)
+    answers = send_all(peer, items)
+    assert next(answers).outcome == "delivered"
+    # What a process that does not read leaves in the kernel's buffers is less than this instance.
+    storescp_peer.process.send_signal(signal.SIGSTOP)
+    try:
+        assert [one.outcome for one in answers] == ["retry"]
+    finally:
+        storescp_peer.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.orthanc

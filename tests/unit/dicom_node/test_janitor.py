@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, EnhancedSRStorage, ExplicitVRLittleEndian
+from sqlalchemy import Engine
+
+from dicom_node.janitor import Recovered, recover, sweep
+from dicom_node.ledger import intake, queue, reports
+from dicom_node.ledger.tables import SeriesState, open_ledger
+from dicom_node.spool import Spool
+
+NOW = 1_700_000_000.0
+SERIES = "1.2.3"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    yield engine
+    engine.dispose()
+
+
+def _instance(number: int, sop_class: str = CTImageStorage) -> bytes:
+    dataset = Dataset()
+    dataset.SOPClassUID = sop_class
+    dataset.SOPInstanceUID = f"{SERIES}.{number}"
+    dataset.StudyInstanceUID = "1.2"
+    dataset.SeriesInstanceUID = SERIES
+    dataset.Modality = "CT"
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = sop_class
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def _recover(engine: Engine, spool: Spool) -> Recovered:
+    return recover(engine, spool, stale_file_s=3600, now=NOW)
+
+
+def test_after_a_clean_stop_there_is_nothing_to_do(engine: Engine, spool: Spool) -> None:
+    assert _recover(engine, spool) == Recovered(0, 0, 0, 0)
+
+
+def test_a_file_without_a_row_is_adopted(engine: Engine, spool: Spool) -> None:
+    stored = spool.write(_instance(1))
+    assert _recover(engine, spool).adopted == 1
+    (row,) = reports.instances(engine)
+    assert (row["state"], row["sop_instance_uid"]) == ("received", f"{SERIES}.1")
+    assert (row["path"], row["sha256"], row["size"]) == (stored.path, stored.sha256, stored.size)
+    assert intake.series_progress(engine)[0].last_received == NOW
+    assert _recover(engine, spool) == Recovered(0, 0, 0, 0)
+
+
+def test_an_adopted_instance_that_comes_again_is_a_duplicate(engine: Engine, spool: Spool) -> None:
+    stored = spool.write(_instance(1))
+    _recover(engine, spool)
+    again = intake.ReceivedInstance(
+        f"{SERIES}.1", CTImageStorage, "1.2", SERIES, "CT", "", stored.path, stored.sha256, 1
+    )
+    assert intake.record_instance(engine, again, NOW) == "duplicate"
+
+
+def test_an_adopted_object_that_is_no_image_is_ignored(engine: Engine, spool: Spool) -> None:
+    spool.write(_instance(1, EnhancedSRStorage))
+    _recover(engine, spool)
+    (row,) = reports.instances(engine)
+    assert row["state"] == "ignored"
+    assert row["reason"]
+
+
+def test_a_file_that_does_not_parse_is_quarantined(engine: Engine, spool: Spool) -> None:
+    path = spool.write(b"not DICOM at all").path
+    assert _recover(engine, spool).quarantined == 1
+    (row,) = reports.instances(engine)
+    assert row["state"] == "rejected"
+    assert spool.resolve(row["path"]).read_bytes() == b"not DICOM at all"
+    assert not spool.resolve(path).exists()
+    assert _recover(engine, spool) == Recovered(0, 0, 0, 0)
+
+
+def test_open_associations_and_old_temporary_files_are_cleared(
+    engine: Engine, spool: Spool
+) -> None:
+    intake.open_association(engine, calling_ae="A", called_ae="B", address="x", now=NOW)
+    for name, age in (("old.part", 3601), ("new.part", 3599)):
+        file = spool.root / "temporary" / name
+        file.write_bytes(b"")
+        os.utime(file, (NOW - age, NOW - age))
+    assert _recover(engine, spool) == Recovered(1, 0, 0, 1)
+
+
+def test_a_sweep_gives_back_what_dead_workers_held(engine: Engine, spool: Spool) -> None:
+    spool.write(_instance(1))
+    _recover(engine, spool)
+    job = queue.NewJob(SERIES, "", "ct_denoise", ("pacs",), (f"{SERIES}.1",), "ct")
+    queue.enqueue(
+        engine,
+        SERIES,
+        series_state=SeriesState.COMPLETE,
+        reason=None,
+        jobs=[job],
+        instances_seen=1,
+        now=NOW,
+    )
+    assert queue.claim(engine, "worker", lease_s=60, now=NOW)
+    assert sweep(engine, max_attempts=10, now=NOW + 59) == 0
+    assert sweep(engine, max_attempts=10, now=NOW + 61) == 1
+    assert reports.jobs(engine)[0]["state"] == "queued"

@@ -339,31 +339,35 @@ def _instance_values(
 
 
 def _grow_series(connection: Connection, instance: ReceivedInstance, now: float) -> None:
-    key = instance.series_instance_uid
-    connection.execute(
-        update(series)
-        .where(series.c.series_instance_uid == key)
-        .values(instances=series.c.instances + 1)
-    )
-    _note_activity(connection, instance, now)
-    # False when it is receiving already, which is the rule.
-    move(connection, Entity.SERIES, key, SeriesState.RECEIVING, reason="late instance", now=now)
+    state = _note_activity(connection, instance, now, arrived=1)
+    if state != SeriesState.RECEIVING:
+        key = instance.series_instance_uid
+        reason = "late instance"
+        move(connection, Entity.SERIES, key, SeriesState.RECEIVING, reason=reason, now=now)
 
 
-def _note_activity(connection: Connection, instance: ReceivedInstance, now: float) -> None:
-    association = func.coalesce(instance.association_id, series.c.association_id)
-    connection.execute(
+def _note_activity(
+    connection: Connection, instance: ReceivedInstance, now: float, *, arrived: int
+) -> str | None:
+    """Put off the quiet time of a series and count what arrived; return its state."""
+    state: str | None = connection.scalar(
         update(series)
         .where(series.c.series_instance_uid == instance.series_instance_uid)
-        .values(last_received_at=now, association_id=association)
+        .values(
+            instances=series.c.instances + arrived,
+            last_received_at=now,
+            association_id=func.coalesce(instance.association_id, series.c.association_id),
+        )
+        .returning(series.c.state)
     )
+    return state
 
 
 def _record_again(connection: Connection, instance: ReceivedInstance, now: float) -> InstanceState:
     known = connection.execute(_valid_row(instance.sop_instance_uid)).one()
     if known.sha256 == instance.sha256:
         state, reason = InstanceState.DUPLICATE, None
-        _note_activity(connection, instance, now)
+        _note_activity(connection, instance, now, arrived=0)
     else:
         state, reason = InstanceState.CONFLICT, "other bytes under a known SOP Instance UID"
         if not _conflict_is_known(connection, instance):

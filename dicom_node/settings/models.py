@@ -1,21 +1,10 @@
-"""Settings of the node: one schema for validation, `config/node.toml` and the documentation.
-
-Sources, weakest first: the defaults here, `node.toml`, the environment
-(`DICOM_NODE__SECTION__KEY`), files of the same names in the systemd credentials directory.
-All problems are reported at once, each with its source and key path.
-"""
+"""The schema of `node.toml`: tables, keys, defaults, and one line of why for each."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
-import tomllib
-from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
-from operator import eq
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,16 +12,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticUndefined
-
-from dicom_node.errors import ConfigurationError
-
-ENVIRONMENT_PREFIX = "DICOM_NODE__"
-CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 
 
 def _trimmed(value: object) -> object:
@@ -352,187 +333,7 @@ class NodeSettings(Section):
         return self
 
 
-def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> NodeSettings:
-    """Load and check the settings; relative paths resolve against the folder of `path`.
-
-    Args:
-        path: The `node.toml`; None takes the defaults and resolves against the working folder.
-        environ: The environment.
-
-    Raises:
-        ConfigurationError: With every problem of every source, each as `source: key.path: why`.
-    """
-    values = _read_toml(path) if path is not None else {}
-    origins: dict[tuple[str, ...], str] = {}
-    for source, keys, value in (*_environment(environ), *_credentials(environ)):
-        origins[_overlay(values, keys, value)] = source
-    base = (path.parent if path is not None else Path.cwd()).resolve()
-    try:
-        return _resolved(NodeSettings.model_validate(values), base)
-    except ValidationError as error:
-        default = str(path) if path is not None else "defaults"
-        problems = [_problem(each, origins, default) for each in error.errors()]
-        raise ConfigurationError(problems) from None
-
-
-def default_toml() -> str:
-    """Return `config/node.toml`: every key with its default and one line of why."""
-    return render_toml({})
-
-
-def render_toml(changes: Mapping[str, Any]) -> str:
-    """Return a `node.toml` with every key, where `changes` (nested by table) replace defaults."""
-    head = "# Settings of the node. What is commented out is unset.\n"
-    body = _render(NodeSettings, changes, prefix="")
-    given = changes.get("destinations", {})
-    tables = [_render(Destination, each, f"destinations.{name}") for name, each in given.items()]
-    return "\n".join([head, body, *(tables or [_example_destination()])])
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError([f"{path}: {error.strerror}"]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError([f"{path}: {error}"]) from error
-
-
-_Override = tuple[str, tuple[str, ...], str]
-
-
-def _environment(environ: Mapping[str, str]) -> Iterator[_Override]:
-    for name in sorted(environ):
-        if name.upper().startswith(ENVIRONMENT_PREFIX):
-            yield f"environment {name}", _keys(name), environ[name]
-
-
-def _credentials(environ: Mapping[str, str]) -> Iterator[_Override]:
-    folder = environ.get(CREDENTIALS_VARIABLE)
-    for file in sorted(Path(folder).iterdir()) if folder else ():
-        if file.name.upper().startswith(ENVIRONMENT_PREFIX):
-            text = file.read_text(encoding="utf-8").rstrip("\r\n")
-            yield f"credential {file.name}", _keys(file.name), text
-
-
-def _keys(name: str) -> tuple[str, ...]:
-    return tuple(name[len(ENVIRONMENT_PREFIX) :].lower().split("__"))
-
-
-def _overlay(values: dict[str, Any], keys: tuple[str, ...], value: str) -> tuple[str, ...]:
-    """Set one nested value in place and return its key path as the tables spell it."""
-    spelled: list[str] = []
-    table = values
-    for position, key in enumerate(keys):
-        name = next((each for each in table if each.lower() == key), key)
-        spelled.append(name)
-        if position == len(keys) - 1 or not isinstance(table.setdefault(name, {}), dict):
-            table[name] = _parsed(value)
-            break
-        table = table[name]
-    return tuple(spelled)
-
-
-def _parsed(value: str) -> object:
-    """Read a list or table as TOML; pydantic reads numbers and booleans from their text."""
-    if not value.startswith(("[", "{")):
-        return value
-    try:
-        return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return value
-
-
-def _problem(error: ErrorDetails, origins: Mapping[tuple[str, ...], str], default: str) -> str:
-    location = tuple(str(part) for part in error["loc"] if part != "[key]")
-    matching = [keys for keys in origins if all(map(eq, keys, location))] if location else []
-    source = origins[max(matching, key=len)] if matching else default
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = "unknown key" + _suggestion(location)
-    return ": ".join(part for part in (source, ".".join(location), message) if part)
-
-
-def _suggestion(location: tuple[str, ...]) -> str:
-    model: type[BaseModel] = NodeSettings
-    for part in location[:-1]:
-        found = _submodel(model, part)
-        model = found if found is not None else Destination
-    close = difflib.get_close_matches(location[-1], model.model_fields, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _submodel(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+def submodel(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     field = model.model_fields.get(name)
     kind = field.annotation if field is not None else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
-def _resolved(settings: NodeSettings, base: Path) -> NodeSettings:
-    data = base / settings.node.data_dir
-    return settings.model_copy(
-        update={
-            "routes": base / settings.routes,
-            "node": settings.node.model_copy(update={"data_dir": data}),
-            "spool": settings.spool.model_copy(update={"path": data / settings.spool.path}),
-            "ledger": settings.ledger.model_copy(
-                update={"url": _resolved_url(settings.ledger.url, data)}
-            ),
-            "engine": settings.engine.model_copy(
-                update={"bundle": _resolved_bundle(settings.engine.bundle, base)}
-            ),
-        }
-    )
-
-
-def _resolved_url(url: str, data: Path) -> str:
-    scheme = "sqlite:///"
-    return f"{scheme}{data / url.removeprefix(scheme)}" if url.startswith(scheme) else url
-
-
-def _resolved_bundle(bundle: str, base: Path) -> str:
-    return str(base / bundle) if "/" in bundle else bundle
-
-
-def _render(model: type[BaseModel], changes: Mapping[str, Any], prefix: str) -> str:
-    """Render a table: its own keys first, since TOML ends a table where the next one begins."""
-    plain, tables = [], []
-    for name, field in model.model_fields.items():
-        submodel = _submodel(model, name)
-        changed = changes.get(name)
-        if submodel is not None:
-            tables.append(_render(submodel, changed or {}, f"{prefix}.{name}".lstrip(".")))
-        elif name != "destinations":
-            plain += [f"# {field.description}", _key_line(name, field, changed)]
-    title = [f"# {_first_line(model)}", f"[{prefix}]"] if prefix else []
-    return "\n".join([*title, *plain, "", *tables])
-
-
-def _first_line(model: type[BaseModel]) -> str:
-    return (model.__doc__ or "").strip().partition("\n")[0]
-
-
-def _key_line(name: str, field: FieldInfo, changed: object) -> str:
-    value = changed if changed is not None else field.default
-    if value is not None and value is not PydanticUndefined:
-        return f"{name} = {_toml(value)}"
-    return f"#{name} = {_toml((field.examples or [''])[0])}"
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        items = ", ".join(f"{key} = {_toml(each)}" for key, each in value.items())
-        return f"{{ {items} }}" if items else "{}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(each) for each in value)}]"
-    return json.dumps(str(value), ensure_ascii=False)
-
-
-def _example_destination() -> str:
-    example = {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": 4242}
-    lines = _render(Destination, example, "destinations.pacs").rstrip().splitlines()
-    return "\n".join(line if line.startswith("#") else f"#{line}" for line in lines) + "\n"

@@ -1,0 +1,51 @@
+"""Settings of the node: one schema for validation, `config/node.toml` and the documentation.
+
+Sources, weakest first: the defaults, `node.toml`, the environment (`DICOM_NODE__SECTION__KEY`),
+files of the same names in the systemd credentials directory. All problems are reported at once,
+each with its source and key path.
+"""
+
+from __future__ import annotations
+
+from dicom_node.settings.models import (
+    AETitle,
+    AssemblySettings,
+    AssociationSettings,
+    DeliverySettings,
+    Destination,
+    EngineSettings,
+    Equipment,
+    IdentitySettings,
+    JanitorSettings,
+    LedgerSettings,
+    LogSettings,
+    NodeSection,
+    NodeSettings,
+    PolicySettings,
+    Section,
+    SpoolSettings,
+)
+from dicom_node.settings.sample import default_toml, render_toml
+from dicom_node.settings.sources import load
+
+__all__ = [
+    "AETitle",
+    "AssemblySettings",
+    "AssociationSettings",
+    "DeliverySettings",
+    "Destination",
+    "EngineSettings",
+    "Equipment",
+    "IdentitySettings",
+    "JanitorSettings",
+    "LedgerSettings",
+    "LogSettings",
+    "NodeSection",
+    "NodeSettings",
+    "PolicySettings",
+    "Section",
+    "SpoolSettings",
+    "default_toml",
+    "load",
+    "render_toml",
+]

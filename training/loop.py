@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from restoration.diffcode import DiffCode
+from restoration.quantizer import rows_by_task
 from training.checkpoint import (
     CHECKPOINT,
     CHECKPOINT_VERSION,
@@ -192,19 +193,31 @@ class _Run:
         rate = learning_rate(self.step, self.settings)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        bf16 = self.recipe.precision == "bf16" and batch.lq.device.type == "cuda"
-        with torch.autocast(batch.lq.device.type, dtype=torch.bfloat16, enabled=bf16):
-            terms: dict[str, Tensor] = objective(
-                batch.lq, batch.hq, batch.mask, batch.task, self.step
-            )
-        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        # One task at a time: no expert has to gather its images, and activations stay in the cache.
+        parts = [_rows(batch, rows) for _, rows in rows_by_task(batch.task)]
+        found = []
+        for i, part in enumerate(parts):
+            with _synchronised(objective, last=i == len(parts) - 1):
+                terms = self._backward(objective, part, 1.0 / len(parts))
+            found.append(terms)
+        terms = _joined(found)
         parameters = list(self.trained.values())
         terms["norm"] = nn.utils.clip_grad_norm_(parameters, self.settings.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self._keep_codes(terms, batch.task, world)
+        task = torch.cat([part.task for part in parts])
+        self._keep_codes(terms, task, world)
         self._update_average()
         self.step += 1
+        return terms
+
+    def _backward(
+        self, objective: nn.Module, part: TrainingBatch, share: float
+    ) -> dict[str, Tensor]:
+        bf16 = self.recipe.precision == "bf16" and part.lq.device.type == "cuda"
+        with torch.autocast(part.lq.device.type, dtype=torch.bfloat16, enabled=bf16):
+            terms: dict[str, Tensor] = objective(part.lq, part.hq, part.mask, part.task, self.step)
+        (share * terms["loss"]).backward()  # type: ignore[no-untyped-call]
         return terms
 
     def make_bank(self, batches: Iterator[TrainingBatch]) -> None:
@@ -331,6 +344,28 @@ class _DeviceBatch:
     hq: Tensor
     mask: Tensor
     task: Tensor
+
+
+def _rows(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
+    names = ("lq", "hq", "mask", "task")
+    return _DeviceBatch(**{name: getattr(batch, name)[rows] for name in names})
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Scalars averaged over the parts of a batch, everything else in the parts' order."""
+    return {
+        name: torch.stack([p[name].detach() for p in parts]).mean()
+        if parts[0][name].ndim == 0
+        else torch.cat([p[name] for p in parts])
+        for name in parts[0]
+    }
+
+
+def _synchronised(objective: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Exchange gradients between processes with the last part only."""
+    if isinstance(objective, DistributedDataParallel) and not last:
+        return objective.no_sync()
+    return contextlib.nullcontext()
 
 
 def _pause(limits: Limits, steps: int, seconds: float, stopped: bool) -> bool:

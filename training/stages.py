@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from restoration.diffcode import DiffCode
 from restoration.quantizer import straight_through
+from restoration.tasks import RestorationTask
 from training.recipe import Optimisation, Recipe
 
 Terms = dict[str, Tensor]
@@ -101,9 +102,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / (mask.sum().clamp(min=1.0) * values.shape[1])
 
 
-def seeded_noise(shape: tuple[int, ...], seed: int, step: int, rank: int) -> Tensor:
+def seeded_noise(shape: tuple[int, ...], seed: int, step: int, stream: int) -> Tensor:
     """Gaussian noise that depends on nothing but its arguments, so that a resumed run repeats."""
-    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
+    state = np.random.SeedSequence((seed, step, stream)).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
     return torch.randn(shape, generator=generator)
 
@@ -119,9 +120,10 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.recipe, self.rank = model, recipe, rank
 
-    def noise(self, lq: Tensor, step: int) -> Tensor:
+    def noise(self, lq: Tensor, task: Tensor, step: int) -> Tensor:
         shape = self.model.noise_shape(lq)
-        return seeded_noise(shape, self.recipe.seed, step, self.rank).to(lq.device)
+        stream = self.rank * len(RestorationTask) + int(task[0])
+        return seeded_noise(shape, self.recipe.seed, step, stream).to(lq.device)
 
 
 class CodebookObjective(Objective):
@@ -173,7 +175,7 @@ class DiffusionObjective(Objective):
         if model.prior is None:
             estimate = condition
         else:
-            estimate = model.prior(condition, z, self.noise(lq, step))
+            estimate = model.prior(condition, z, self.noise(lq, task, step))
         weight = latent_mask(mask, model.config.factor)
         loss = masked_mean((z - estimate).abs(), weight)
         return {"loss": loss, "latent_l1": loss}
@@ -185,7 +187,8 @@ class RestorationObjective(Objective):
     def forward(self, lq: Tensor, hq: Tensor, mask: Tensor, task: Tensor, step: int) -> Terms:
         model = self.model
         with torch.no_grad():
-            latent = model.estimate(lq, None if model.prior is None else self.noise(lq, step))
+            noise = None if model.prior is None else self.noise(lq, task, step)
+            latent = model.estimate(lq, noise)
             reference, _, _ = model.lookup(latent, task)
         weights, logits = (None, None)
         if model.classifier is not None:

@@ -32,6 +32,10 @@ WATER_PER_MM_511_KEV = 0.0096
 _CHUNK = 4
 
 
+class NoSoftTissueError(ValueError):
+    """The noise of a CT cannot be measured: too few pixels of soft tissue."""
+
+
 class _Operator:
     name: ClassVar[str]
     version: ClassVar[int]
@@ -142,7 +146,7 @@ def insert_ct_noise(
 
     ``noise_hu`` is the full-dose noise of the series (``soft_tissue_noise``); it calibrates the
     incident photons unless they are given. Raises ValueError for a dose fraction outside (0, 1]
-    or a noise that is not positive.
+    or a noise that is not positive, NoSoftTissueError where it cannot be calibrated.
     """
     if not 0 < scan.dose_fraction <= 1:
         raise ValueError(f"'dose_fraction' must be in (0, 1], not {scan.dose_fraction}.")
@@ -182,7 +186,10 @@ def calibrate_photons(
 
 
 def soft_tissue_noise(hu: Volume) -> float:
-    """Noise of a CT in HU: 25th percentile of the 7 x 7 local SD in soft tissue."""
+    """Noise of a CT in HU: 25th percentile of the 7 x 7 local SD in soft tissue.
+
+    Raises NoSoftTissueError.
+    """
     return _local_noise(hu, _soft_tissue(hu))
 
 
@@ -328,13 +335,17 @@ def _soft_tissue(hu: Volume) -> npt.NDArray[np.bool_]:
 
 
 def _local_noise(image: Volume, mask: npt.NDArray[np.bool_]) -> float:
-    """25th percentile of the 7 x 7 local SD where the whole window lies in the mask."""
+    """25th percentile of the 7 x 7 local SD where the whole window lies in the mask.
+
+    Coarse images have few such windows; 5 x 5 and 3 x 3 are tried then.
+    """
     stack = torch.from_numpy(np.stack([image, image**2, mask.astype(np.float32)], 1)).double()
-    mean, square, inside = torch.nn.functional.avg_pool2d(stack, 7, stride=1).unbind(1)
-    spread = (square - mean**2).clamp_min(0).sqrt()[inside > 0.999]
-    if spread.numel() < 100:
-        raise ValueError("The image has too little soft tissue to measure its noise.")
-    return float(torch.quantile(spread[:: max(1, spread.numel() // 100_000)], 0.25))
+    for width in (7, 5, 3):
+        mean, square, inside = torch.nn.functional.avg_pool2d(stack, width, stride=1).unbind(1)
+        spread = (square - mean**2).clamp_min(0).sqrt()[inside > 0.999]
+        if spread.numel() >= 100:
+            return float(torch.quantile(spread[:: max(1, spread.numel() // 100_000)], 0.25))
+    raise NoSoftTissueError("The image has too little soft tissue to measure its noise.")
 
 
 def _blur(image: Tensor, fwhm: float) -> Tensor:

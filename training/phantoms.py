@@ -157,12 +157,14 @@ def _filtered(
 ) -> npt.NDArray[np.float64]:
     """Gaussian blur in pixels: in the slice, or along each axis. Edges wrap around."""
     sigmas = (0.0, sigma, sigma) if isinstance(sigma, float | int) else tuple(sigma)
-    spectrum = np.fft.fftn(volume)
-    for axis, width in enumerate(sigmas):
-        frequency = np.fft.fftfreq(volume.shape[axis])
-        response = np.exp(-2 * (np.pi * width * frequency) ** 2)
+    axes = [axis for axis in range(3) if sigmas[axis] > 0]
+    spectrum = np.fft.rfftn(volume, axes=axes)
+    for axis in axes:
+        size = volume.shape[axis]
+        frequency = np.fft.rfftfreq(size) if axis == axes[-1] else np.fft.fftfreq(size)
+        response = np.exp(-2 * (np.pi * sigmas[axis] * frequency) ** 2)
         spectrum *= response.reshape([-1 if axis == i else 1 for i in range(3)])
-    return np.asarray(np.fft.ifftn(spectrum).real)
+    return np.asarray(np.fft.irfftn(spectrum, [volume.shape[axis] for axis in axes], axes))
 
 
 def _chest_wall(body: _Canvas) -> None:
@@ -209,7 +211,7 @@ def _vessel_tree(
         unit = direction / np.linalg.norm(direction)
         end = start + unit * rng.uniform(9, 17) * (0.6 + radius / 6)
         branches.append(((start[0], start[1], start[2]), (end[0], end[1], end[2]), radius))
-        if radius > 0.8:
+        if radius > 1.1:
             tips.append((end, unit + rng.normal(0, 0.42, 3), radius * 0.86))
             tips.append((end, unit + rng.normal(0, 0.42, 3), radius * 0.62))
     return branches
@@ -224,14 +226,14 @@ def _vessel(
 ) -> None:
     """Paint a tube in the slices and rows that it crosses."""
     (x0, y0, z0), (x1, y1, z1) = start, end
-    near = np.flatnonzero(
-        (body.z.ravel() > min(z0, z1) - radius - 3) & (body.z.ravel() < max(z0, z1) + radius + 3)
+    part = (
+        _span(body.z, z0, z1, radius + 2),
+        _span(body.y, y0, y1, radius + 2),
+        _span(body.x, x0, x1, radius + 2),
     )
-    rows = np.flatnonzero(np.abs(body.y.ravel() - (y0 + y1) / 2) < abs(y1 - y0) / 2 + radius + 2)
-    if len(near) == 0 or len(rows) == 0:
+    if body.volume[part].size == 0:
         return
-    part = (slice(near[0], near[-1] + 1), slice(rows[0], rows[-1] + 1))
-    z, y, x = body.z[part[0]], body.y[part[1]], body.x
+    z, y, x = body.z[part[0]], body.y[part[1]], body.x[:, part[2]]
     length = (x1 - x0) ** 2 + (y1 - y0) ** 2 + (z1 - z0) ** 2
     along = ((x - x0) * (x1 - x0) + (y - y0) * (y1 - y0) + (z - z0) * (z1 - z0)) / length
     along = np.clip(along, 0, 1)
@@ -242,6 +244,13 @@ def _vessel(
     )
     weight = np.clip(0.5 - (gap - radius) / max(body.pixel_mm, 1.2), 0, 1) * lung[part]
     body.volume[part] += weight * np.maximum(60 - body.volume[part], 0)
+
+
+def _span(axis: npt.NDArray[np.float64], start: float, end: float, margin: float) -> slice:
+    """The samples of a rising axis between two points, and a margin around them."""
+    low, high = min(start, end) - margin, max(start, end) + margin
+    first, last = np.searchsorted(axis.ravel(), (low, high))
+    return slice(int(first), int(last))
 
 
 def _mediastinum(body: _Canvas) -> None:

@@ -18,7 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from restoration.tasks import RestorationTask, intensity_scale, spec
-from training.degrade import CtNoiseInsertion, KSpaceTruncation, PetThinning, soft_tissue_noise
+from training.degrade import (
+    CtNoiseInsertion,
+    KSpaceTruncation,
+    NoSoftTissueError,
+    PetThinning,
+    soft_tissue_noise,
+)
 from training.manifest import Item, PreparedManifest
 from training.sources import Series, SourceError, discover
 from training.uptake import embed_crop, fdg_from_ct, largest_extent_mm
@@ -161,10 +167,13 @@ def _write_all(
     skipped: list[str] = []
     for done, each in enumerate(series, 1):
         reason = _reason_to_skip(each, work.options)
+        try:
+            if not reason:
+                items.extend(_write_pair(folder, pair) for pair in _pairs(each, work))
+        except NoSoftTissueError as error:
+            reason = str(error)
         if reason:
             skipped.append(f"{each.name}: {reason}")
-        else:
-            items.extend(_write_pair(folder, pair) for pair in _pairs(each, work))
         if progress:
             progress(done, len(series), each.name)
     if not items:
@@ -222,15 +231,12 @@ def _mr_pair(series: Series, split: str, hq: Volume, work: _Work) -> _Pair:
 def _ct_pair(series: Series, split: str, hq: Volume, acquired: Volume | None, work: _Work) -> _Pair:
     if acquired is not None and acquired.shape != hq.shape:
         raise SourceError(f"{series.where}: the low-dose series has other slices.")
-    try:
-        noise = series.noise_hu or soft_tissue_noise(hq)
-        lq = acquired
-        if lq is None:
-            rng = work.generator(series.name)
-            pixel = series.spacing_mm[1]
-            lq = work.options.ct.apply(hq, pixel_mm=pixel, noise_hu=noise, rng=rng)
-    except ValueError as error:
-        raise SourceError(f"{series.where}: {error}") from error
+    noise = series.noise_hu or soft_tissue_noise(hq)
+    lq = acquired
+    if lq is None:
+        rng = work.generator(series.name)
+        pixel = series.spacing_mm[1]
+        lq = work.options.ct.apply(hq, pixel_mm=pixel, noise_hu=noise, rng=rng)
     item = replace(_item(series, split, hq), noise_hu=noise, acquired_lq=acquired is not None)
     return _Pair(item, lq, np.rint(np.clip(hq, -32768, 32767)).astype(np.int16))
 

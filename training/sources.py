@@ -342,7 +342,7 @@ def _suv_factor(dataset: Dataset, path: Path) -> float:
 
 
 def _seconds(time: object) -> float:
-    clock = datetime.strptime(str(time).split(".")[0].zfill(6), "%H%M%S")  # noqa: DTZ007
+    clock = datetime.strptime(str(time).split(".")[0], "%H%M%S")  # noqa: DTZ007
     return clock.hour * 3600 + clock.minute * 60 + clock.second
 
 

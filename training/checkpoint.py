@@ -21,6 +21,7 @@ from training.recipe import Recipe
 CHECKPOINT = "checkpoint.safetensors"
 STATE = "state.json"
 CHECKPOINT_VERSION = 1
+_INFERENCE_ONLY = ("arch.tlc_",)  # settings that no weight depends on
 
 
 class TrainingError(RuntimeError):
@@ -69,6 +70,7 @@ def refuse_other_recipe(
     then, now = state["recipe"], recipe.to_dict()
     keys = ["arch", "seed", "data", table]
     changed = [k for key in keys for k in _differences(then.get(key), now.get(key), key)]
+    changed = [c for c in changed if not c.startswith(_INFERENCE_ONLY)]
     if force:
         changed = [c for c in changed if c.startswith("arch")]
     if changed:

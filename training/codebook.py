@@ -63,13 +63,13 @@ def residual_kmeans(
 ) -> Tensor:
     """One codebook (codes, d) from tokens (N, d): a share of the codes for each depth's residuals.
 
-    Code 0 is the fixed zero code, so the first depth gets one code fewer. Needs ``codes ≥ depths``
-    + 1 and at least one token.
+    Code 0 is the fixed zero code. Needs more codes than depths, and at least one token.
     """
     residual = tokens.float()
     parts = [residual.new_zeros(1, residual.shape[1])]
+    free = codes - 1
     for depth in range(depths):
-        share = codes * (depth + 1) // depths - codes * depth // depths - (depth == 0)
+        share = free * (depth + 1) // depths - free * depth // depths
         centroids = kmeans(residual, share, iterations, generator)
         residual = residual - centroids[nearest_codes(residual, centroids)]
         parts.append(centroids)

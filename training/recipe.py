@@ -139,7 +139,8 @@ class Recipe:
 
 def _build(cls: type[Node], table: Any, path: str, problems: list[str]) -> Node | None:
     if not isinstance(table, Mapping):
-        problems.append(f"{path or 'recipe'}: must be a table, not {type(table).__name__}")
+        where = path.rstrip(".") or "recipe"
+        problems.append(f"{where}: must be a table, not {type(table).__name__}")
         return None
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
@@ -219,6 +220,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(f"{name}.warmup: must be fewer than the {stage.steps} steps")
     if not 0 < recipe.stage1.ae_warmup < recipe.stage1.steps:
         problems.append(f"stage1.ae_warmup: must be in 1 … {recipe.stage1.steps - 1}")
+    if recipe.arch.codes <= recipe.arch.depths:
+        problems.append(f"arch.codes: must be more than the {recipe.arch.depths} depths")
     return problems + _unknown_tasks(recipe.data)
 
 

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from restoration.bundle import read_manifest
+from tests.training.tiny import tiny_recipe, tiny_set
+from training import run
+from training.checkpoint import CHECKPOINT
+from training.cli import main
+from training.recipe import Recipe
+from training.slices import PreparedSet
+
+
+def call(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def recipe_file(folder: Path, recipe: Recipe) -> Path:
+    tables = recipe.to_dict()
+    text = [f"{k} = {json.dumps(v)}" for k, v in tables.items() if not isinstance(v, dict)]
+    for name, table in tables.items():
+        if isinstance(table, dict):
+            text += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())]
+    path = folder / "recipe.toml"
+    path.write_text("\n".join(text) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
+    return tiny_set(tmp_path_factory.mktemp("tiny"), size=48)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recipe_file(tmp_path_factory.mktemp("recipe"), tiny_recipe())
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: PreparedSet, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a V2 of a few steps, and Stage I."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    common = ("--recipe", recipe, "--data", dataset.folder, "--out", out, "--threads", 1)
+    for command in (("restoration", "--variant", "v2"), ("codebook",)):
+        assert call("train", *command, *common).exit_code == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundled(trained: Path, dataset: PreparedSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    done = call("bundle", trained, out, "--data", dataset.folder, "--name", "tiny")
+    assert done.exit_code == 0, done.stderr
+    return out
+
+
+def test_help_is_quick_because_it_does_not_import_torch() -> None:
+    probe = "import sys, training.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prepare"], ["train", "codebook"], ["train", "diffusion"], ["train", "restoration"],
+        ["codebook", "build"], ["codebook", "inspect"], ["evaluate"], ["bundle"], ["restore"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_command_explains_itself(command: list[str]) -> None:
+    done = call(*command, "--help")
+    assert done.exit_code == 0
+    assert "Options:" in done.stdout
+
+
+def test_a_missing_option_is_a_usage_error() -> None:
+    assert call("train", "codebook").exit_code == 2
+
+
+def test_training_says_where_it_stands_and_leaves_a_gate(trained: Path) -> None:
+    record = json.loads((trained / "restoration-v2" / run.GATE).read_text())
+    assert (record["stage"], record["step"]) == ("restoration", 6)
+    assert (trained / "restoration-v2" / CHECKPOINT).exists()
+
+
+def test_a_run_pauses_and_goes_on(dataset: PreparedSet, recipe: Path, tmp_path: Path) -> None:
+    command = (
+        "train", "restoration", "--variant", "v1", "--recipe", recipe,
+        "--data", dataset.folder, "--out", tmp_path / "run",
+    )  # fmt: skip
+    paused = call(*command, "--max-seconds", 0)
+    assert paused.exit_code == 0
+    assert "step 1 of 6, paused" in paused.stderr
+    assert "step 6 of 6, finished" in call(*command).stderr
+
+
+def test_a_stage_refuses_to_build_upon_a_failed_gate(
+    trained: Path, dataset: PreparedSet, recipe: Path
+) -> None:
+    command = ("train", "diffusion", "--recipe", recipe, "--data", dataset.folder, "--out", trained)
+    refused = call(*command)
+    assert refused.exit_code == 1
+    assert "failed its gate" in refused.stderr
+    assert not (trained / "diffusion").exists()
+    assert call(*command, "--force").exit_code == 0
+
+
+def test_a_stage_refuses_to_start_before_the_one_it_needs(
+    dataset: PreparedSet, recipe: Path, tmp_path: Path
+) -> None:
+    done = call(
+        "train", "restoration", "--recipe", recipe, "--data", dataset.folder, "--out", tmp_path
+    )
+    assert done.exit_code == 1
+    assert "train diffusion first" in done.stderr
+
+
+def test_v2_has_no_codebook_to_train(dataset: PreparedSet, recipe: Path, tmp_path: Path) -> None:
+    done = call(
+        "train", "codebook", "--variant", "v2", "--recipe", recipe,
+        "--data", dataset.folder, "--out", tmp_path,
+    )  # fmt: skip
+    assert done.exit_code == 1
+    assert "v2 has no codebook stage" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("--data", "nowhere"), "no manifest.json"),
+        (("--recipe", "nothing.toml"), "cannot be read"),
+        (("--steps", "1"), "stage1.ae_warmup"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_trained_is_one_line_on_stderr(
+    dataset: PreparedSet, recipe: Path, tmp_path: Path, change: tuple[str, str], reason: str
+) -> None:
+    options = {"--data": dataset.folder, "--recipe": recipe, "--out": tmp_path / "run"}
+    options |= {change[0]: Path(change[1])}
+    flat = [part for option in options.items() for part in option]
+    done = call("train", "codebook", *flat)
+    assert done.exit_code == 1
+    assert reason in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_prepare_makes_a_folder_once(packs: Path, tmp_path: Path) -> None:
+    command = ("prepare", packs, "--out", tmp_path / "set", "--task", "mri_sr")
+    done = call(*command)
+    assert done.exit_code == 0, done.stderr
+    assert {item.task for item in PreparedSet.open(tmp_path / "set").items()} == {"mri_sr"}
+    again = call(*command)
+    assert again.exit_code == 1
+    assert "nothing is overwritten" in again.stderr
+
+
+def test_codebooks_are_inspected(trained: Path, dataset: PreparedSet) -> None:
+    command = ("codebook", "inspect", trained, "--data", dataset.folder, "--tokens", 100)
+    assert "perplexity" in call(*command).stdout
+    found = json.loads(call(*command, "--json").stdout)
+    assert set(found) == {"mri_sr", "ct_denoise", "pet_synthesis"}
+    assert found["mri_sr"]["tokens"] == 100
+    assert len(found["mri_sr"]["relative_error"]) == 2
+
+
+def test_a_codebook_is_built_anew_in_a_new_run(
+    trained: Path, dataset: PreparedSet, tmp_path: Path
+) -> None:
+    command = (
+        "codebook", "build", trained, "--data", dataset.folder, "--out", tmp_path / "new",
+        "--task", "ct_denoise", "--tokens", 100,
+    )  # fmt: skip
+    done = call(*command)
+    assert done.exit_code == 0, done.stderr
+    before, _ = run.trained_model(trained / "codebook")
+    after, _ = run.trained_model(tmp_path / "new" / "codebook")
+    changed = {
+        name: (before.state_dict()[name] - tensor).abs().sum().item() > 0
+        for name, tensor in after.state_dict().items()
+        if name.startswith(("bank.", "decoder.", "vq_encoder."))
+    }
+    assert {name for name, moved in changed.items() if moved} == {"bank.weight"}
+    assert before.bank is not None
+    assert after.bank is not None
+    assert (before.bank.weight[0] == after.bank.weight[0]).all()
+    assert (tmp_path / "new" / "codebook" / run.GATE).exists()
+    assert "nothing is overwritten" in call(*command).stderr
+
+
+def test_a_bundle_says_what_it_was_trained_on(bundled: Path) -> None:
+    manifest = read_manifest(bundled)
+    assert (manifest.name, manifest.variant, manifest.licence) == ("tiny", "v2", "Apache-2.0")
+    assert manifest.training_data == ({"name": "phantom", "licence": "Apache-2.0"},)
+    assert manifest.degradation["mri_sr"]["name"] == "kspace-truncation"
+    assert manifest.domain["ct_denoise"].modality == "CT"
+    assert manifest.domain["ct_denoise"].pixel_spacing_mm == (1.0, 1.0)
+
+
+def test_a_bundle_carries_its_evaluation_and_its_card(
+    trained: Path, dataset: PreparedSet, bundled: Path, tmp_path: Path
+) -> None:
+    shown = call("evaluate", "--data", dataset.folder, "--bundle", bundled, "--json")
+    assert shown.exit_code == 0, shown.stderr
+    (tmp_path / "evaluation.json").write_text(shown.stdout)
+    (tmp_path / "card.md").write_text("# Tiny\n")
+    done = call(
+        "bundle", trained, tmp_path / "out", "--data", dataset.folder,
+        "--metrics", tmp_path / "evaluation.json", "--card", tmp_path / "card.md",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert read_manifest(tmp_path / "out").metrics == json.loads(shown.stdout)
+    assert (tmp_path / "out" / "MODEL_CARD.md").read_text() == "# Tiny\n"
+    # The figures are those of these weights.
+    assert read_manifest(tmp_path / "out").sha256 == read_manifest(bundled).sha256
+
+
+def test_the_domain_may_be_narrowed_by_hand(
+    trained: Path, dataset: PreparedSet, tmp_path: Path
+) -> None:
+    (tmp_path / "domain.toml").write_text("[ct_denoise]\nslice_thickness_mm = [0.5, 5.0]\n")
+    done = call(
+        "bundle", trained, tmp_path / "out", "--data", dataset.folder,
+        "--domain", tmp_path / "domain.toml",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    domain = read_manifest(tmp_path / "out").domain["ct_denoise"]
+    assert (domain.slice_thickness_mm, domain.modality) == ((0.5, 5.0), "CT")
+
+
+def test_a_run_without_a_restoration_stage_makes_no_bundle(
+    dataset: PreparedSet, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    done = call("bundle", tmp_path / "run", tmp_path / "out", "--data", dataset.folder)
+    assert done.exit_code == 1
+    assert "holds no restoration stage" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_prints_a_table_and_writes_its_files(
+    dataset: PreparedSet, bundled: Path, tmp_path: Path
+) -> None:
+    done = call(
+        "evaluate", "--data", dataset.folder, "--bundle", bundled, "--task", "ct_denoise",
+        "--csv", tmp_path / "slices.csv", "--figures", tmp_path / "figures",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert "restored" in done.stdout
+    assert (tmp_path / "slices.csv").exists()
+    assert (tmp_path / "figures" / "ct_denoise.png").exists()
+
+
+def test_evaluate_takes_a_folder_of_packs(packs: Path, bundled: Path) -> None:
+    done = call(
+        "evaluate", "--data", packs, "--bundle", bundled, "--task", "mri_sr", "--json",
+        "--no-classical",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert set(summary["tasks"]) == {"mri_sr"}
+    assert set(summary["tasks"]["mri_sr"]) == {"slices", "subjects", "input", "restored"}
+
+
+def test_an_array_is_restored(bundled: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.npy", tmp_path / "out.npy"
+    np.save(source, np.full((2, 20, 24), 40.0, np.float32))
+    command = ("restore", source, out, "--task", "ct_denoise", "--bundle", bundled)
+    done = call(*command)
+    assert done.exit_code == 0, done.stderr
+    restored = np.load(out)
+    assert (restored.shape, restored.dtype) == ((2, 20, 24), np.float32)
+    again = call(*command)
+    assert again.exit_code == 1
+    assert "nothing is overwritten" in again.stderr
+
+
+def test_a_nifti_image_is_restored_in_place(bundled: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.nii.gz", tmp_path / "out.nii.gz"
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(np.ones((24, 20, 2), np.float32), affine), source)
+    done = call("restore", source, out, "--task", "pet_synthesis", "--bundle", bundled)
+    assert done.exit_code == 0, done.stderr
+    image = nibabel.load(out)
+    assert image.shape == (24, 20, 2)
+    np.testing.assert_allclose(image.affine, affine)
+
+
+def test_an_image_with_a_nan_is_refused(bundled: Path, tmp_path: Path) -> None:
+    volume = np.zeros((3, 16, 16), np.float32)
+    volume[1, 2, 3] = np.nan
+    np.save(tmp_path / "in.npy", volume)
+    done = call(
+        "restore", tmp_path / "in.npy", tmp_path / "out.npy", "--task", "mri_sr",
+        "--bundle", bundled,
+    )  # fmt: skip
+    assert done.exit_code == 1
+    assert "Slice 1" in done.stderr
+    assert not (tmp_path / "out.npy").exists()

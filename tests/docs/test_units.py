@@ -17,7 +17,7 @@ ROLES = ("receive", "restore", "deliver")
 def units(tmp_path: Path, repository: Path) -> Path:
     """The units with a program that exists on this machine in place of the installed one."""
     if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not installed")
+        pytest.skip("missing peer: systemd-analyze")
     for unit in [*repository.glob("systemd/*.service"), *repository.glob("systemd/*.target")]:
         text = unit.read_text(encoding="utf-8").replace(PROGRAM, "/bin/true")
         (tmp_path / unit.name).write_text(text, encoding="utf-8")
@@ -76,7 +76,7 @@ def test_hardening_lines_stand_under_a_reason(repository: Path, role: str) -> No
 def test_accounts_and_folders_parse(repository: Path, tmp_path: Path) -> None:
     programs = {"sysusers": "systemd-sysusers", "tmpfiles": "systemd-tmpfiles"}
     if not all(shutil.which(program) for program in programs.values()):
-        pytest.skip("systemd-sysusers and systemd-tmpfiles are not installed")
+        pytest.skip("missing peer: systemd-sysusers, systemd-tmpfiles")
     root = tmp_path / "root"
     (root / "etc").mkdir(parents=True)
     for kind, program in programs.items():

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from dicom_node.ledger import reports
+from dicom_node.ledger.tables import open_ledger
 from restoration.bundle import write_bundle
 from restoration.diffcode import DiffCode, DiffCodeConfig
 from tests.integration.peers import reserve_port, until
@@ -106,16 +108,27 @@ class ServedNode:
         """The process id of a role's present process."""
         return int([e["pid"] for e in self.events("child_started") if e["role"] == role][-1])
 
-    def wait_for_jobs(self, count: int, *, state: str = "delivered") -> list[dict[str, Any]]:
-        """Wait until *count* jobs are there and all that each delivers is in *state*."""
+    def jobs(self) -> list[dict[str, Any]]:
+        """The ledger's jobs, read beside the running node."""
+        engine = open_ledger(f"sqlite:///{self.config.parent / 'ledger.sqlite'}")
+        try:
+            return reports.jobs(engine)
+        finally:
+            engine.dispose()
 
-        def settled() -> list[dict[str, Any]]:
-            jobs: list[dict[str, Any]] = self.ask("jobs", "list")
-            done = [j for j in jobs if all(d["state"] == state for d in j["deliveries"])]
-            return jobs if len([j for j in done if j["state"] == "done"]) >= count else []
+    def wait_for_delivery(self, *series_uids: str) -> None:
+        """Wait until the jobs of these series are done and delivered everywhere."""
 
-        found: list[dict[str, Any]] = until(settled, f"{count} jobs done and {state}", limit_s=240)
-        return found
+        def delivered() -> bool:
+            ended = {
+                job["series_instance_uid"]
+                for job in self.jobs()
+                if job["state"] == "done"
+                and all(each["state"] == "delivered" for each in job["deliveries"])
+            }
+            return set(series_uids) <= ended
+
+        until(delivered, "every series is restored and delivered", limit_s=240)
 
     def stop(self) -> tuple[int, float]:
         """SIGTERM; exit code and seconds until the end."""

@@ -19,12 +19,13 @@ from pynetdicom import build_context, evt
 from pynetdicom.events import Event
 from sqlalchemy import Engine
 
-from dicom_node.association import STORAGE_COMMITMENT, EventHandler, Peer, associate
+from dicom_node.association import STORAGE_COMMITMENT, EventHandler, Peer
 from dicom_node.dicom.header import quiet_pydicom, text
 from dicom_node.errors import DestinationError, DestinationRefusedError, LedgerError
 from dicom_node.ledger import outbox, reports
 from dicom_node.ledger.tables import ItemState
 from dicom_node.observability import get_logger
+from dicom_node.requestor import associate
 
 Clock = Callable[[], float]
 

@@ -291,7 +291,7 @@ class StorageSCP:
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_RELEASED, self._on_end, ["released"]),
             (evt.EVT_ABORTED, self._on_end, ["aborted"]),
-            (evt.EVT_CONN_CLOSE, self._on_end, ["aborted"]),
+            (evt.EVT_CONN_CLOSE, self._on_close),
         ]
 
     def _on_requested(self, event: Event) -> None:
@@ -334,6 +334,10 @@ class StorageSCP:
             _log.error("C-STORE failed", action="unexpected_error", error=type(error).__name__)
             status, why = OUT_OF_RESOURCES, "internal error; try again later"
         return _response(status, why)
+
+    def _on_close(self, event: Event) -> None:
+        """The connection went without a word, or its event overtook that of the release."""
+        self._on_end(event, "released" if event.assoc.is_released else "aborted")
 
     def _on_end(self, event: Event, outcome: intake.Outcome) -> None:
         with self._lock:

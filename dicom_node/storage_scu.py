@@ -18,16 +18,10 @@ from pydicom.uid import ImplicitVRLittleEndian, UncompressedTransferSyntaxes
 from pynetdicom import build_context
 from pynetdicom.association import Association
 
-from dicom_node.association import (
-    MAX_CONTEXTS,
-    VERIFICATION,
-    Peer,
-    associate,
-    contexts_for,
-    hang_up_after,
-)
+from dicom_node.association import MAX_CONTEXTS, VERIFICATION, Peer, contexts_for
 from dicom_node.dicom.header import quiet_pydicom, text, valid_uid
 from dicom_node.errors import NodeError, PermanentError, UnreadableInstanceError
+from dicom_node.requestor import associate, hang_up_after
 
 Outcome = Literal["delivered", "retry", "dead"]
 

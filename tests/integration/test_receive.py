@@ -12,8 +12,9 @@ from pydicom import dcmread
 from pynetdicom import AE
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 
-from dicom_node.association import associate, contexts_for
+from dicom_node.association import contexts_for
 from dicom_node.errors import ConfigurationError, DestinationRefusedError
+from dicom_node.requestor import associate
 from dicom_node.storage_scp import StorageSCP
 from dicom_node.storage_scu import Sendable, echo
 from tests.integration.peers import (
@@ -90,7 +91,7 @@ def test_orthanc_stores_a_series_with_us(
 def test_the_bytes_kept_are_the_bytes_received(node_scp: Node, shared_data: Path) -> None:
     paths = [
         path
-        for name in ("ct_ts_variants", "pet_gml_nonsquare", "mr_ge", "mr_uih_t1")
+        for name in ("ct_ts_variants", "pet_gml_nonsquare", "mr_siemens_haste_coronal", "mr_uih_t1")
         for path in series_files(shared_data / "dicom" / name)[:10]
     ]
     with connected(node_scp.peer(), paths) as association:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from io import BytesIO
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def image() -> Dataset:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Engine:
-    return open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+def ledger(tmp_path: Path) -> Generator[Engine]:
+    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

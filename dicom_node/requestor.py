@@ -1,0 +1,213 @@
+"""Associations that we open: one context manager, and in words why one could not be opened.
+
+pynetdicom reports a failed association as a set of flags and a log line.  Here it becomes an error
+whose type says whether to try again and whose text says what an administrator should look at.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.events import Event
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from pynetdicom.presentation import PresentationContext
+
+from dicom_node.association import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    EventHandler,
+    Peer,
+    configure_protocol,
+    connection_of,
+    on_connection,
+)
+from dicom_node.errors import DestinationError, DestinationRefusedError
+
+
+@dataclass
+class _Progress:
+    """How far an association request came; set by the event handlers."""
+
+    connected: bool = False
+    socket: socket.socket | None = None
+    started: float = field(default_factory=time.monotonic)
+
+
+@contextmanager
+def associate(
+    peer: Peer,
+    contexts: Sequence[PresentationContext],
+    *,
+    handlers: Sequence[EventHandler] = (),
+    as_scp: Collection[str] = (),
+) -> Iterator[Association]:
+    """An established association with *peer*, released on the way out, aborted on an exception.
+
+    *as_scp* names SOP Classes for which we also offer the SCP role (PS3.7 D.3.3.4).
+    Raises :class:`DestinationError` when the peer cannot be reached or asks to try again later,
+    :class:`DestinationRefusedError` when it rejects us for good.
+    """
+    association = _request(peer, contexts, handlers, as_scp)
+    try:
+        yield association
+    except GeneratorExit:
+        # A caller that has sent enough ends its loop: a PACS takes an abort for a failure.
+        _release(association)
+        raise
+    except BaseException:
+        association.abort()
+        raise
+    _release(association)
+
+
+def _release(association: Association) -> None:
+    if association.is_established:
+        # A missing release response ends at the ACSE time-out inside release().
+        association.release()
+
+
+def _request(
+    peer: Peer,
+    contexts: Sequence[PresentationContext],
+    handlers: Sequence[EventHandler],
+    as_scp: Collection[str],
+) -> Association:
+    progress = _Progress()
+    bound: list[EventHandler] = [
+        (evt.EVT_ACSE_SENT, _on_acse, [progress]),
+        (evt.EVT_CONN_OPEN, _on_open, [progress]),
+        *handlers,
+    ]
+    try:
+        association = _entity(peer).associate(
+            peer.host,
+            peer.port,
+            contexts=list(contexts),
+            ae_title=peer.ae_title,
+            max_pdu=peer.max_pdu,
+            ext_neg=[_both_roles(uid) for uid in as_scp],
+            evt_handlers=bound,
+        )
+    except OSError as error:
+        raise DestinationError(f"{peer.where}: {_network_words(error, peer)}") from error
+    if not association.is_established:
+        if progress.socket is not None:
+            # pynetdicom drops the socket of a refused connection without closing it.
+            progress.socket.close()
+        raise _failure(association, peer, progress)
+    return association
+
+
+def _entity(peer: Peer) -> AE:
+    configure_protocol()
+    entity = AE(ae_title=peer.calling_ae)
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    entity.connection_timeout = peer.connection_timeout
+    entity.acse_timeout = peer.acse_timeout
+    entity.dimse_timeout = peer.dimse_timeout
+    entity.network_timeout = peer.network_timeout
+    return entity
+
+
+def _on_acse(event: Event, progress: _Progress) -> None:
+    """Keep the socket of the request, which is made before it is queued."""
+    progress.socket = progress.socket or connection_of(event.assoc)
+
+
+def _on_open(event: Event, progress: _Progress) -> None:
+    progress.connected = True
+    on_connection(event)
+
+
+def _both_roles(uid: str) -> SCP_SCU_RoleSelectionNegotiation:
+    role = SCP_SCU_RoleSelectionNegotiation()
+    role.sop_class_uid = uid
+    role.scu_role = role.scp_role = True
+    return role
+
+
+def _failure(
+    association: Association, peer: Peer, progress: _Progress
+) -> DestinationError | DestinationRefusedError:
+    answer = association.acceptor.primitive
+    if association.is_rejected and answer is not None:
+        words = f"{peer.where}: {_rejection_words(answer, peer)}"
+        # PS3.8 Table 9-21: result 1 is permanent, 2 transient.
+        return DestinationRefusedError(words) if answer.result == 1 else DestinationError(words)
+    if not progress.connected:
+        return DestinationError(f"{peer.where}: {_why_unreachable(peer)}")
+    if time.monotonic() - progress.started >= peer.acse_timeout:
+        return DestinationError(
+            f"{peer.where}: connected, but no answer to the association request"
+            f" within {peer.acse_timeout:g} s"
+        )
+    if answer is not None and answer.result == 0:
+        return DestinationRefusedError(
+            f"{peer.where}: accepts none of the SOP Classes and transfer syntaxes we propose"
+        )
+    return DestinationError(
+        f"{peer.where}: closed the connection during association negotiation; is it a DICOM port?"
+    )
+
+
+def _rejection_words(answer: Any, peer: Peer) -> str:
+    """PS3.8 Table 9-21 in the words of the person who has to change a configuration."""
+    known = {
+        (1, 3): f"our calling AE title {peer.calling_ae!r} is not known there",
+        (1, 7): f"the called AE title {peer.ae_title!r} is not known there",
+        (3, 1): "temporary congestion",
+        (3, 2): "it has as many associations as it allows",
+    }
+    why = known.get((answer.result_source, answer.diagnostic), str(answer.reason_str))
+    kind = "permanently" if answer.result == 1 else "for now"
+    return f"association rejected {kind}: {why}"
+
+
+def _why_unreachable(peer: Peer) -> str:
+    """Ask the operating system again: pynetdicom keeps no reason of a failed connection."""
+    try:
+        socket.create_connection((peer.host, peer.port), peer.connection_timeout).close()
+    except OSError as error:
+        return _network_words(error, peer)
+    return "the connection failed, and worked when tried again"
+
+
+def _network_words(error: OSError, peer: Peer) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused; nothing listens on that port"
+    if isinstance(error, TimeoutError):
+        return f"no connection within {peer.connection_timeout:g} s; host down or port filtered"
+    if isinstance(error, socket.gaierror):
+        return f"host name {peer.host!r} is not known"
+    return error.strerror or type(error).__name__
+
+
+@contextmanager
+def hang_up_after(association: Association, limit_s: float) -> Iterator[None]:
+    """Close the connection when the block takes longer than *limit_s* seconds.
+
+    pynetdicom's abort waits for what it has queued; a peer that has stopped reading, or reads a
+    byte a second, would keep the caller with it.
+    """
+
+    def hang_up() -> None:
+        if (connection := connection_of(association)) is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(limit_s, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.main_job.peers import Archive, free_ports, stop, wait_for_port
+from examples.main_job.peers import Archive, free_ports, start, stop, wait_for_port
 
 AE_TITLE = "DIFFCODE"
 PROGRAM = Path(sys.executable).with_name("dicom-node")
@@ -70,12 +70,8 @@ def open_node(folder: Path, archive: Archive, bundle: str | None) -> Iterator[No
     model = ["--bundle", bundle] if bundle else []
     command("init", str(folder), "--ae-title", AE_TITLE, *where, "--to", destination, *model)
     with (folder / "node.log").open("wb") as log:
-        process = subprocess.Popen(
-            [PROGRAM, "serve", "-c", str(folder / "node.toml")],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **ENVIRONMENT},
-        )
+        serve: list[str | Path] = [PROGRAM, "serve", "-c", folder / "node.toml"]
+        process = start(serve, log, ENVIRONMENT)
         try:
             wait_for_port(port, process)
             yield Node(folder, port, process)

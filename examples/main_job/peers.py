@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -64,6 +66,28 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
         except OSError:
             time.sleep(0.1)
     raise RuntimeError(f"nothing listens on port {port} after {seconds:.0f} s")
+
+
+def start(
+    command: Sequence[str | Path], log: IO[bytes], variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program that writes to *log* and ends when this one does, however it ends."""
+    return subprocess.Popen(
+        list(map(str, command)),
+        stdout=log,
+        stderr=log,
+        env={**os.environ, **(variables or {})},
+        preexec_fn=_end_with_parent,
+    )
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def _end_with_parent() -> None:
+    # Runs between fork and exec, where nothing may be imported or locked.
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float = 20.0) -> int:
@@ -140,7 +164,7 @@ def _orthanc(program: Path, folder: Path) -> Iterator[OrthancArchive]:
     configuration = folder / "orthanc.json"
     configuration.write_text(json.dumps(_orthanc_configuration(folder, dicom_port, http_port)))
     with (folder / "orthanc.log").open("wb") as log:
-        process = subprocess.Popen([program, configuration], stdout=log, stderr=log, cwd=folder)
+        process = start([program, configuration], log)
         try:
             wait_for_port(dicom_port, process)
             wait_for_port(http_port, process)

@@ -112,9 +112,14 @@ def _folder_errors() -> Iterator[None]:
 
 
 def _postgresql(url: str) -> Engine:
-    return create_engine(
-        url, hide_parameters=True, pool_pre_ping=True, pool_size=8, max_overflow=64
-    )
+    try:
+        return create_engine(
+            url, hide_parameters=True, pool_pre_ping=True, pool_size=8, max_overflow=64
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            ["ledger.url: PostgreSQL needs its driver; install diffcode-node[postgres]"]
+        ) from error
 
 
 def _revision(connection: Connection) -> str | None:
@@ -133,7 +138,8 @@ def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    scripts = str(Path(__file__).with_name("migrations"))
+    config.set_main_option("script_location", scripts.replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, event, select
 
 from dicom_node.errors import LedgerError
 from dicom_node.ledger import intake, reports, tables
@@ -222,13 +222,17 @@ def test_a_modality_that_is_no_code_string_does_not_break_the_ledger(engine: Eng
     assert intake.record_instance(engine, odd, NOW) is InstanceState.RECEIVED
 
 
-def test_a_failure_in_the_middle_records_nothing(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "TRANSITIONS", {})
-    with pytest.raises(KeyError):
+def test_a_failure_in_the_middle_records_nothing(engine: Engine) -> None:
+    def lose_the_connection(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith("UPDATE series"):
+            raise ConnectionError
+
+    event.listen(engine, "before_cursor_execute", lose_the_connection)
+    with pytest.raises(ConnectionError):
         intake.record_instance(engine, instance(1), NOW)
+    event.remove(engine, "before_cursor_execute", lose_the_connection)
     assert reports.instances(engine) == reports.series(engine) == []
+    assert intake.record_instance(engine, instance(1), NOW) is InstanceState.RECEIVED
 
 
 def test_an_unknown_association_is_an_error_of_the_ledger(engine: Engine) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -80,10 +82,26 @@ def test_a_fresh_schema_equals_the_migrated_one(tmp_path: Path) -> None:
     fresh.dispose()
 
 
-def test_the_code_knows_the_newest_revision() -> None:
+def test_the_first_revision_can_be_taken_back(empty_database: str) -> None:
+    engine = open_ledger(empty_database)
+    config = _migrations()
+    with writing(engine) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    assert inspect(engine).get_table_names() == ["alembic_version"]
+    engine.dispose()
+    open_ledger(empty_database).dispose()
+
+
+def _migrations() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(tables.__file__).with_name("migrations")))
-    assert ScriptDirectory.from_config(config).get_current_head() == database.SCHEMA_REVISION
+    return config
+
+
+def test_the_code_knows_the_newest_revision() -> None:
+    head = ScriptDirectory.from_config(_migrations()).get_current_head()
+    assert head == database.SCHEMA_REVISION
 
 
 def test_a_ledger_of_a_newer_version_is_refused(empty_database: str) -> None:
@@ -130,6 +148,12 @@ def test_a_folder_that_cannot_be_made_is_a_transient_error(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(LedgerError):
         open_ledger(f"sqlite:///{tmp_path / 'file' / 'ledger.sqlite'}")
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigurationError, match="driver"):
+        open_ledger("postgresql+psycopg://nobody@127.0.0.1/none")
 
 
 def test_an_error_of_the_database_names_no_values(engine: Engine) -> None:

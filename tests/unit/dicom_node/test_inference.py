@@ -1,0 +1,122 @@
+"""The door to the model: its answers and its errors in the node's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dicom_node.errors import ConfigurationError, EngineMemoryError, PermanentError
+from dicom_node.inference import LocalEngine, RestorationRequest
+from restoration.bundle import Manifest, write_bundle
+from restoration.diffcode import DiffCode, DiffCodeConfig
+from restoration.restorer import Restoration, RestorationMemoryError, Restorer
+
+FIELDS = {
+    "name": "tiny",
+    "version": "0",
+    "licence": "Apache-2.0",
+    "tasks": ["ct_denoise", "mri_sr"],
+    "domain": {"ct_denoise": {"modality": "CT", "slice_thickness_mm": [0.5, 5.0]}},
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        write_bundle(folder, DiffCode(DiffCodeConfig.preset("tiny")), FIELDS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path) -> LocalEngine:
+    return LocalEngine.open(str(bundle), device="cpu")
+
+
+def request(slices: int = 2, **changes: Any) -> RestorationRequest:
+    rng = np.random.default_rng(0)
+    array = rng.normal(40.0, 20.0, (slices, 24, 32)).astype(np.float32)
+    made = RestorationRequest(array, "ct_denoise", (3.0, 1.0, 1.0), tuple(range(slices)))
+    return replace(made, **changes)
+
+
+@dataclass
+class Broken:
+    """A restorer whose restoration raises."""
+
+    manifest: Manifest
+    error: Exception
+
+    def restore(self, *_: Any, **__: Any) -> Restoration:
+        raise self.error
+
+
+def test_the_engine_says_which_weights_it_has(engine: LocalEngine, bundle: Path) -> None:
+    manifest = Restorer.open(bundle, device="cpu").manifest
+    assert (engine.model.name, engine.model.version) == ("tiny", "0")
+    assert engine.model.sha256 == manifest.sha256
+    assert set(engine.tasks) == {"ct_denoise", "mri_sr"}
+
+
+def test_a_result_is_that_of_the_restorer(engine: LocalEngine, bundle: Path) -> None:
+    asked = request()
+    seen: list[tuple[int, int]] = []
+    result = engine.restore(asked, lambda done, total: seen.append((done, total)))
+    direct = Restorer.open(bundle, device="cpu").restore(
+        asked.array, asked.task, spacing=asked.spacing, seeds=asked.seeds
+    )
+    np.testing.assert_array_equal(result.array, direct.volume)
+    assert result.model == engine.model
+    assert seen[-1] == (2, 2)
+
+
+def test_a_slice_restores_alike_in_any_company(engine: LocalEngine) -> None:
+    together = request(slices=3)
+    alone = replace(together, array=together.array[1:2], seeds=together.seeds[1:2])
+    np.testing.assert_allclose(
+        engine.restore(alone).array[0], engine.restore(together).array[1], rtol=0, atol=0.05
+    )
+
+
+def test_an_acquisition_is_judged_by_the_domain_of_its_task(engine: LocalEngine) -> None:
+    verdict = engine.judge("ct_denoise", {"modality": "CT", "slice_thickness_mm": 8.0})
+    assert [reason.split(" is ")[0] for reason in verdict.outside] == ["slice thickness 8 mm"]
+    assert engine.judge("ct_denoise", {"modality": "CT"}).missing == ("slice_thickness_mm",)
+    assert engine.judge("mri_sr", {"modality": "MR"}).outside == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RestorationMemoryError("cuda:0: no memory for a slice of 512x512 pixels"), "memory"),
+        (MemoryError("Unable to allocate 4 GiB"), "memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory"),
+        (RuntimeError("shape mismatch"), "permanent"),
+        (ValueError("slice 3 has values that are not finite"), "permanent"),
+    ],
+)
+def test_only_exhausted_memory_is_worth_another_try(
+    bundle: Path, error: Exception, kind: str
+) -> None:
+    manifest = Restorer.open(bundle, device="cpu").manifest
+    broken: Any = Broken(manifest, error)
+    wanted = EngineMemoryError if kind == "memory" else PermanentError
+    with pytest.raises(wanted):
+        LocalEngine(broken).restore(request())
+
+
+@pytest.mark.parametrize("name", ["no-such-bundle", "/no/such/folder"])
+def test_a_bundle_that_cannot_be_opened_is_a_configuration_error(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="engine: "):
+        LocalEngine.open(name)
+
+
+def test_a_device_that_is_not_there_is_a_configuration_error(bundle: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cuda:99"):
+        LocalEngine.open(str(bundle), device="cuda:99")

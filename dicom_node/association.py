@@ -117,18 +117,21 @@ class _SharedContexts(list[PresentationContext]):
         return self
 
 
-def transfer_syntaxes(*, accept_lossy: bool = False) -> list[str]:
-    """The transfer syntax UIDs accepted for storage, in order of preference."""
-    return [row.uid for row in TRANSFER_SYNTAXES if accept_lossy or not row.lossy]
+def transfer_syntaxes() -> list[str]:
+    """The transfer syntax UIDs accepted for storage, in order of preference.
+
+    Lossy ones come last: they are taken so that no sender blocks, and refused as a job.
+    """
+    return [row.uid for row in TRANSFER_SYNTAXES]
 
 
-def contexts_scp(*, accept_lossy: bool = False) -> list[PresentationContext]:
+def contexts_scp() -> list[PresentationContext]:
     """What we accept: every storage class, Verification and Storage Commitment's reports.
 
     Classes that are never restored are accepted too: a sender's queue must not block on them.
     """
     uncompressed: list[str | UID] = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-    syntaxes: list[str | UID] = [*transfer_syntaxes(accept_lossy=accept_lossy)]
+    syntaxes: list[str | UID] = [*transfer_syntaxes()]
     commitment = build_context(STORAGE_COMMITMENT, uncompressed)
     # PS3.4 J.3.3: the archive reports on an association that it opens, in the reversed role.
     commitment.scu_role = commitment.scp_role = True

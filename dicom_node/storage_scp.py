@@ -261,7 +261,7 @@ class StorageSCP:
                 (node.host, node.port),
                 block=False,
                 evt_handlers=self._handlers,
-                contexts=contexts_scp(accept_lossy=self._settings.policy.accept_lossy),
+                contexts=contexts_scp(),
             )
         except OSError as error:
             why = f"node.host, node.port: cannot listen on {node.host}:{node.port}"

@@ -41,9 +41,9 @@ def proposed(abstract: str, *syntaxes: str) -> PresentationContext:
     return context
 
 
-def answer(context: PresentationContext, *, accept_lossy: bool = False) -> PresentationContext:
+def answer(context: PresentationContext) -> PresentationContext:
     """What a peer that proposes this context is answered, by the acceptor's own negotiation."""
-    results, _ = negotiate_as_acceptor([context], contexts_scp(accept_lossy=accept_lossy))
+    results, _ = negotiate_as_acceptor([context], contexts_scp())
     return results[0]
 
 
@@ -58,8 +58,8 @@ def test_every_storage_class_is_accepted_so_that_no_sender_blocks() -> None:
     assert set(STORAGE_CLASSES) == known
 
 
-@pytest.mark.parametrize("row", [row for row in TRANSFER_SYNTAXES if not row.lossy])
-def test_a_lossless_transfer_syntax_is_accepted_by_itself(row: object) -> None:
+@pytest.mark.parametrize("row", TRANSFER_SYNTAXES)
+def test_each_transfer_syntax_is_accepted_by_itself(row: object) -> None:
     uid = str(getattr(row, "uid"))  # noqa: B009
     result = answer(proposed(CT, uid))
     assert result.result == 0
@@ -70,15 +70,13 @@ def test_uncompressed_little_endian_is_chosen_where_a_peer_offers_a_choice() -> 
     assert answer(proposed(CT, J2K_LOSSLESS, IMPLICIT, EXPLICIT)).transfer_syntax == [EXPLICIT]
 
 
-def test_a_lossy_transfer_syntax_is_accepted_on_request_only_and_last() -> None:
-    assert answer(proposed(CT, JPEG_BASELINE)).result == 4
-    assert answer(proposed(CT, JPEG_BASELINE), accept_lossy=True).result == 0
-    chosen = answer(proposed(CT, JPEG_BASELINE, J2K_LOSSLESS), accept_lossy=True)
+def test_a_lossy_transfer_syntax_is_chosen_last() -> None:
+    chosen = answer(proposed(CT, JPEG_BASELINE, J2K_LOSSLESS))
     assert chosen.transfer_syntax == [J2K_LOSSLESS]
 
 
 def test_no_transfer_syntax_is_listed_twice() -> None:
-    every = transfer_syntaxes(accept_lossy=True)
+    every = transfer_syntaxes()
     assert len(every) == len(set(every)) == len(TRANSFER_SYNTAXES)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from dicom_node.cli import common
 from dicom_node.cli.common import config_option, json_option
-from dicom_node.errors import NodeError, UnreadableInstanceError
+from dicom_node.errors import NodeError, RefusedError, UnreadableInstanceError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -98,8 +99,10 @@ def _restore_one(
         return row | {"state": job.state.value, "reason": job.reason}
     try:
         return row | _write(job, paths, out, engine, settings)
-    except NodeError as error:
+    except RefusedError as error:
         return row | {"state": "refused", "reason": error.message}
+    except NodeError as error:
+        return row | {"state": "failed", "reason": error.message}
 
 
 def _write(
@@ -120,15 +123,17 @@ def _write(
             note=job.reason,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
+        started = time.perf_counter()
         target = out / made.series_instance_uid
         target.mkdir(parents=True, exist_ok=True)
         for instance in made.instances:
             (target / f"{instance.sop_instance_uid}.dcm").write_bytes(instance.data)
+    seconds = made.seconds | {"derive": time.perf_counter() - started}
     return {
         "state": "done",
         "reason": "; ".join(made.warnings) or None,
         "derived_series_instance_uid": made.series_instance_uid,
-        "seconds": {name: round(value, 3) for name, value in made.seconds.items()},
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "out": str(target),
     }
 

@@ -342,7 +342,11 @@ def _suv_factor(dataset: Dataset, path: Path) -> float:
 
 
 def _seconds(time: object) -> float:
-    clock = datetime.strptime(str(time).split(".")[0], "%H%M%S")  # noqa: DTZ007
+    text = str(time or "").split(".")[0]
+    if not text:
+        raise ValueError("a time is missing")
+    # PS3.5 6.2: a TM value may end after its hours or minutes.
+    clock = datetime.strptime(text.ljust(6, "0"), "%H%M%S")  # noqa: DTZ007
     return clock.hour * 3600 + clock.minute * 60 + clock.second
 
 

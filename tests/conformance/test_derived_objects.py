@@ -44,12 +44,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def check(source: list[Path], modality: str, validators: Validators, written: Written) -> None:
+def check(
+    source: list[Path],
+    modality: str,
+    validators: Validators,
+    written: Written,
+    *,
+    beside: list[Path] | None = None,
+) -> None:
     loaded = volume.load(source, TASKS[modality], PolicySettings())
     derived = written(instance.data for instance in derive(loaded, loaded.array * 0.97))
     for path in derived:
         assert not validators.errors(path)
-    assert validators.contradictions([*source, *derived]) == []
+    assert validators.contradictions([*(beside or source), *derived]) == []
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
@@ -68,7 +75,10 @@ def test_every_transfer_syntax_gives_an_object_without_errors(
     tmp_path: Path, validators: Validators, written: Written, modality: Any, syntax: str
 ) -> None:
     datasets = make_series(modality, slices=2, rows=64, transfer_syntax=syntax)
-    check(write_series(datasets, tmp_path / "source"), modality, validators, written)
+    # The validator inflates nothing: beside the derived objects it gets the plain source.
+    plain = write_series(make_series(modality, slices=2, rows=64), tmp_path / "plain")
+    source = write_series(datasets, tmp_path / "source")
+    check(source, modality, validators, written, beside=plain)
 
 
 @pytest.mark.parametrize("script", list(NAMES))
@@ -85,3 +95,14 @@ def test_every_plane_of_mr_gives_an_object_without_errors(
 ) -> None:
     source = write_series(make_series("MR", slices=2, plane=plane), tmp_path / "source")
     check(source, "MR", validators, written)
+
+
+def test_the_validators_see_a_fault(tmp_path: Path, validators: Validators) -> None:
+    spoiled = write_series(make_series("CT", slices=1, RescaleSlope=None), tmp_path / "spoiled")
+    assert any("RescaleSlope" in line for line in validators.errors(spoiled[0]))
+    other = make_series("CT", slices=1, series="other", PatientName="Somebody^Else")
+    both = [
+        *write_series(make_series("CT", slices=1), tmp_path / "one"),
+        *write_series(other, tmp_path / "other"),
+    ]
+    assert any("PatientName" in line for line in validators.contradictions(both))

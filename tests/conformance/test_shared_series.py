@@ -7,6 +7,7 @@ that its source does not have.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node.dicom import volume
 from dicom_node.dicom.derived import DerivedInstance
@@ -115,7 +117,8 @@ def restore(paths: dict[str, Path]) -> Iterator[Outcome]:
 def said(note: str | None) -> str:
     if note is None:
         return ""
-    return f" {note[note.index('of the') :]}" if "of the" in note else f", {note[-11:]}"
+    announced = re.match(r"\d+( of )the (\d+)", note)
+    return "".join(announced.groups()) if announced else f", {note.split(': ')[-1]}"
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +139,7 @@ def test_a_real_series_is_derived_or_left_with_the_right_reason(
     name: str,
 ) -> None:
     outcomes = list(go_through(shared_dicom / name))
-    found = sorted(outcome.said.replace("of the ", "of ") for outcome in outcomes)
+    found = sorted(outcome.said for outcome in outcomes)
     for outcome, wanted in zip(found, sorted(EXPECTED[name]), strict=True):
         assert outcome.startswith(wanted)
     for outcome in outcomes:
@@ -144,8 +147,10 @@ def test_a_real_series_is_derived_or_left_with_the_right_reason(
             continue
         made = derive(outcome.series)
         assert_bit_exact(made, outcome.paths)
-        changed = derive(outcome.series, outcome.series.array * 0.98)
-        assert_no_new_errors(changed, outcome.paths, validators, written)
+        # Slices of one series differ in few attributes; first, middle and last stand for all.
+        ends = {made[i].source_sop_instance_uid for i in (0, len(made) // 2, len(made) - 1)}
+        sources = [outcome.paths[uid] for uid in sorted(ends)]
+        assert_no_new_errors(sources, validators, written)
 
 
 def assert_bit_exact(made: list[DerivedInstance], paths: dict[str, Path]) -> None:
@@ -158,22 +163,44 @@ def assert_bit_exact(made: list[DerivedInstance], paths: dict[str, Path]) -> Non
 
 
 def assert_no_new_errors(
-    made: list[DerivedInstance],
-    paths: dict[str, Path],
+    paths: list[Path],
     validators: Validators,
     written: Callable[[Iterable[bytes]], list[Path]],
 ) -> None:
-    # Slices of one series differ in few attributes; the first, middle and last stand for all.
-    chosen = [made[i] for i in sorted({0, len(made) // 2, len(made) - 1})]
-    derived = written(instance.data for instance in chosen)
-    sources = [paths[instance.source_sop_instance_uid] for instance in chosen]
+    """Restored slices have no error, and contradict nothing, that their sources do not."""
+    by_uid = {str(read_header(path).SOPInstanceUID): path for path in paths}
+    loaded = volume.load(paths, TASKS[read_header(paths[0]).Modality], POLICY)
+    made = derive(loaded, loaded.array * 0.98)
+    plain = [inflated(by_uid[instance.source_sop_instance_uid]) for instance in made]
+    files = written([*plain, *(instance.data for instance in made)])
+    sources, derived = files[: len(made)], files[len(made) :]
     for source, path in zip(sources, derived, strict=True):
         new = validators.errors(path) - validators.errors(source)
         assert not new
-    before = validators.contradictions(sources)
-    assert [
-        line for line in validators.contradictions([*sources, *derived]) if line not in before
-    ] == []
+    before = contradictions(validators, sources)
+    assert contradictions(validators, [*sources, *derived]) <= before
+
+
+def inflated(path: Path) -> bytes:
+    """The file; a deflated one in plain encoding, since the validators inflate nothing."""
+    with quiet_pydicom():
+        dataset = pydicom.dcmread(path)
+        if not dataset.file_meta.TransferSyntaxUID.is_deflated:
+            return path.read_bytes()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        buffer = BytesIO()
+        dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def contradictions(validators: Validators, paths: list[Path]) -> set[str]:
+    """Errors between objects, without file names.
+
+    A warning says that one object lacks what another has empty: derived objects have every
+    type 2 attribute, and sources often do not.
+    """
+    lines = validators.contradictions(paths)
+    return {re.sub(r"<[^<>]*[.]dcm>", "<file>", line) for line in lines if line[:5] == "Error"}
 
 
 def test_the_refused_and_the_rejected_are_permanent_errors() -> None:

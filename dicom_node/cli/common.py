@@ -168,14 +168,14 @@ def cell(row: Row, key: str) -> str:
     if key == "deliveries":
         return ", ".join(f"{d['destination']} {d['state']} {d['sent']}/{d['total']}" for d in value)
     if key == "seconds":
-        return f"{sum(value.values()):.1f}" if value else ""
+        return f"{sum(value.values()):.1f}" if value and None not in value.values() else ""
     return plain(value)
 
 
 def plain(value: Any) -> str:
     """A value in words: lists with commas, mappings as ``key value``, times as local time."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {plain(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {plain(v)}" for key, v in value.items() if v is not None)
     if isinstance(value, list | tuple):
         return ", ".join(map(plain, value))
     if isinstance(value, str) and _TIME.match(value):

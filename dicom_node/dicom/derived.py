@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -222,10 +222,11 @@ def _copy_by_policy(source: Dataset, target: Dataset) -> None:
 
 def _public_copy(element: DataElement) -> DataElement:
     """A copy of an element without the private attributes inside its items."""
+    if not isinstance(element.value, DicomSequence):
+        return copy(element)
     copied = deepcopy(element)
-    if isinstance(copied.value, DicomSequence):
-        for item in copied.value:
-            item.remove_private_tags()
+    for item in copied.value:
+        item.remove_private_tags()
     return copied
 
 

@@ -364,7 +364,8 @@ def _checked(volume: npt.NDArray[np.generic]) -> Volume:
         raise ValueError(
             f"'volume' must be (slices, rows, columns), none of them 0, not {volume.shape}."
         )
-    x = np.ascontiguousarray(volume, dtype=np.float32)
+    # torch cannot share memory that is read-only, as that of a mapped file is.
+    x = np.require(volume, dtype=np.float32, requirements=["C", "W"])
     bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))
     if bad.size:
         raise ValueError(f"Slice {bad[0]} of 'volume' holds a value that is not finite.")

@@ -449,3 +449,14 @@ def test_an_accelerator_agrees_with_the_processor_and_with_itself(bundle: Path) 
     assert first.tobytes() == again.tobytes()
     # A latent on the border of two codes may fall to either side.
     assert np.median(np.abs(first - cpu)) <= 1e-5 * 4095
+
+
+def test_a_volume_mapped_from_a_read_only_file_is_restored_and_left_alone(
+    restorer: Restorer, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "ct.npy", ct())
+    mapped = np.load(tmp_path / "ct.npy", mmap_mode="r")
+    result = restorer.restore(mapped, RestorationTask.CT_DENOISE)
+    expected = restorer.restore(ct(), RestorationTask.CT_DENOISE)
+    assert np.array_equal(result.volume, expected.volume)
+    assert np.array_equal(np.load(tmp_path / "ct.npy"), ct())

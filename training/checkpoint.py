@@ -67,7 +67,8 @@ def refuse_other_recipe(
 
     ``table`` names the stage's table of the recipe; ``force`` lets all but the network differ.
     """
-    then, now = state["recipe"], recipe.to_dict()
+    # Read and written again, so that keys of a later release have their defaults on both sides.
+    then, now = Recipe.from_dict(state["recipe"]).to_dict(), recipe.to_dict()
     keys = ["arch", "seed", "data", table]
     changed = [k for key in keys for k in _differences(then.get(key), now.get(key), key)]
     changed = [c for c in changed if not c.startswith(_INFERENCE_ONLY)]

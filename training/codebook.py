@@ -81,11 +81,13 @@ def collect_tokens(
 ) -> dict[int, Tensor]:
     """Latent tokens (≤ per_task, d) of each task, from clean images; padding is left out."""
     found: dict[int, list[Tensor]] = {}
+    counts: dict[int, int] = {}
     with torch.no_grad():
         for batch in batches:
             for task, tokens in _tokens_by_task(model, batch):
                 found.setdefault(task, []).append(tokens)
-            if all(sum(map(len, parts)) >= per_task for parts in found.values()):
+                counts[task] = counts.get(task, 0) + len(tokens)
+            if min(counts.values()) >= per_task:
                 break
     return {task: torch.cat(parts)[:per_task] for task, parts in sorted(found.items())}
 

@@ -186,7 +186,8 @@ def _score_item(
     restore: Restore,
     classical: Classical | None,
 ) -> Iterator[SliceScore]:
-    lq, hq = (np.asarray(volume, np.float32) for volume in dataset.pair(item))
+    # Copies: the stored arrays are mapped read-only.
+    lq, hq = (np.array(volume, np.float32) for volume in dataset.pair(item))
     images = {"input": lq, "restored": restore(lq, item)}
     if classical is not None:
         images["classical"] = np.stack([classical.apply(plane) for plane in lq])

@@ -60,6 +60,7 @@ class CodebookStage(Optimisation):
     codebook_lr_factor: float = 10.0
     restart_every: int = 200  #: codes unused for this many steps start again
     restart_until: float = 0.8  #: no restarts after this part of the steps
+    gate_tokens: int = 50_000  #: per task; fewer understate how many codes are in use
 
 
 @dataclass(frozen=True)

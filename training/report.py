@@ -113,7 +113,7 @@ def write_figures(
     for task in tasks:
         items = evaluation_items(dataset, task, split, MR_CONTRASTS)
         item = max(items, key=lambda item: item.shape[1] * item.shape[2])
-        lq, hq = (np.asarray(volume, np.float32) for volume in dataset.pair(item))
+        lq, hq = (np.array(volume, np.float32) for volume in dataset.pair(item))
         middle = len(lq) // 2
         images = {"input": lq[middle]}
         if task in methods:

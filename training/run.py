@@ -12,7 +12,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -49,7 +48,6 @@ from training.stages import (
 )
 
 GATE = "gate.json"
-GATE_TOKENS = 50_000  # fewer understate how many codes are in use
 
 
 def train(
@@ -199,7 +197,7 @@ def gate_figures(
     figures = stage_figures(stage, model, pairs, others)
     model.use_local_pooling(False)
     if stage is Stage.CODEBOOK:
-        for report in inspect_codebooks(model, recipe, dataset, GATE_TOKENS):
+        for report in inspect_codebooks(model, recipe, dataset, recipe.stage1.gate_tokens):
             figures.setdefault(report.task, {})["usage"] = report.usage
     return figures
 
@@ -306,10 +304,3 @@ def restoration_folder(run: Path, variant: str | None) -> Path:
         rungs = ", ".join(folder.name for folder in found)
         raise TrainingError(f"{run} holds {rungs}: choose with --variant")
     return found[0]
-
-
-def describe_gate(folder: Path) -> dict[str, Any]:
-    """What ``gate.json`` of a finished stage says, or an empty table."""
-    path = folder / GATE
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return content

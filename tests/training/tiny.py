@@ -28,7 +28,8 @@ def tiny_recipe(**tables: dict[str, Any]) -> Recipe:
             "channels": [4, 8, 8, 8], "blocks": [1, 1, 1, 1], "latent_dim": 8, "codes": 16,
             "depths": 2, "tlc_train": 32,
         },
-        "stage1": stage | {"ae_warmup": 2, "init_tokens": 60, "restart_every": 2},
+        "stage1": stage
+        | {"ae_warmup": 2, "init_tokens": 60, "restart_every": 2, "gate_tokens": 100},
         "stage2": stage,
         "stage3": stage,
         "data": {"validation_slices": 1, "flip": ["ct_denoise"], "rotate": ["mri_sr"]},

@@ -89,3 +89,10 @@ def test_the_pooling_window_of_inference_may_change(tmp_path: Path) -> None:
     state = {"recipe": tiny_recipe().to_dict()}
     other = tiny_recipe(arch={"tlc_train": 64})
     refuse_other_recipe(tmp_path, state, other, "stage3", force=False)
+
+
+def test_a_checkpoint_older_than_a_setting_has_its_default(tmp_path: Path) -> None:
+    recipe = tiny_recipe(stage1={"gate_tokens": 50_000})
+    older = recipe.to_dict()
+    del older["stage1"]["gate_tokens"]
+    refuse_other_recipe(tmp_path, {"recipe": older}, recipe, "stage1", force=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,25 @@ class Run:
     own_archive: bool
     timeout_s: float
     quick: bool
+    ended: threading.Event
+
+    def check(self) -> None:
+        """Raise SystemExit if this program has been told to end."""
+        if self.ended.is_set():
+            sys.exit(128 + signal.SIGTERM)
 
 
-def _end(signum: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + signum)
+def _listen_to_sigterm() -> threading.Event:
+    """End by SystemExit, so that the programs around us end with this one."""
+    ended = threading.Event()
+
+    def end(signum: int, frame: FrameType | None) -> NoReturn:
+        # An exception that falls into a fork hook or a finalizer is lost; the flag is not.
+        ended.set()
+        sys.exit(128 + signum)
+
+    signal.signal(signal.SIGTERM, end)
+    return ended
 
 
 @click.command()
@@ -68,17 +84,9 @@ def main(
     quick: bool,
 ) -> None:
     """Send series through the node into an archive and show what came out."""
-    # The programs around us end with this one however it is ended.
-    signal.signal(signal.SIGTERM, _end)
-    run = Run(
-        Console(width=None if sys.stdout.isatty() else 100),
-        folder,
-        out,
-        bundle,
-        own_archive,
-        timeout,
-        quick,
-    )
+    ended = _listen_to_sigterm()
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    run = Run(console, folder, out, bundle, own_archive, timeout, quick, ended)
     try:
         arrived = _run(run)
     except (NodeCommandError, SendError, RuntimeError, TimeoutError, ValueError) as error:
@@ -118,11 +126,12 @@ def _restore(run: Run, sources: Sequence[Source], archive: Archive) -> tuple[Out
         run.console.print(f"Node: {AE_TITLE} on port {node.port}")
         _send(run, sources, node)
         labels = {source.series_instance_uid: source.label for source in sources}
-        return wait(node, labels, run.console, run.timeout_s)
+        return wait(node, labels, run.console, run.timeout_s, run.check)
 
 
 def _send(run: Run, sources: Sequence[Source], node: Node) -> None:
     for source in sources:
+        run.check()
         sender = send(source.files, ae_title=AE_TITLE, port=node.port)
         run.console.print(f"Sent {source.label}: {len(source.files)} instances by {sender}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,16 @@ class Outcome:
 
 
 def wait(
-    node: Node, series: Mapping[str, str], console: Console, timeout_s: float
+    node: Node,
+    series: Mapping[str, str],
+    console: Console,
+    timeout_s: float,
+    check: Callable[[], None],
 ) -> tuple[Outcome, ...]:
-    """Watch the ledger until each of *series* (UID to label) has ended; TimeoutError if not."""
+    """Watch the ledger until each of *series* (UID to label) has ended; TimeoutError if not.
+
+    *check* is called at every look and may raise to end the wait.
+    """
     deadline = time.monotonic() + timeout_s
     with _progress(console) as progress:
         bars = {uid: progress.add_task(name, total=4, at="") for uid, name in series.items()}
@@ -64,6 +71,7 @@ def wait(
                 return outcomes
             _check_time(outcomes, deadline)
             node.check()
+            check()
             time.sleep(0.5)
 
 

@@ -23,9 +23,7 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList(
             stack(c, n, level) for level, (c, n) in enumerate(zip(channels, blocks, strict=True))
         )
-        self.downs = nn.ModuleList(
-            Downsample(a, b) for a, b in itertools.pairwise(channels)
-        )
+        self.downs = nn.ModuleList(Downsample(a, b) for a, b in itertools.pairwise(channels))
         self.project = nn.Conv2d(channels[-1], latent_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:

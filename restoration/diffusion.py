@@ -1,8 +1,8 @@
 """Latent diffusion over T steps that estimates high-quality features (DiffCode Sec. 2.2, Eq. 4–6).
 
 As in DiffIR (Xia et al., ICCV 2023), whose chain the paper adopts, the reverse process draws no
-noise and the loss falls on its last output. By default the network predicts z₀ rather than ε: see
-``docs/decisions`` for the measurement behind that departure.
+noise and the loss falls on its last output. By default the network predicts z₀ rather than ε, as
+DiffIR's code does: ``docs/decisions/0008-x0-chain.md`` says why.
 """
 
 from __future__ import annotations

@@ -21,13 +21,15 @@ from training.slices import PreparedSet
 from training.stages import Stage
 
 CPU = torch.device("cpu")
-LONG = {"steps": 120, "lr": 3e-3, "log_every": 20, "per_task": 2}
+LONG = {"steps": 80, "lr": 5e-3, "log_every": 20}
 RECIPE = tiny_recipe(
     arch={"channels": [8, 8, 16, 16], "latent_dim": 16, "codes": 32},
-    stage1=LONG | {"ae_warmup": 60, "init_tokens": 400, "restart_every": 20},
-    stage2=LONG,
-    stage3=LONG,
+    stage1=LONG | {"ae_warmup": 40, "init_tokens": 400, "restart_every": 20},
+    stage2=LONG | {"steps": 60},
+    stage3=LONG | {"steps": 160, "lr_final": 1e-4, "clip": 0.1},
 )
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def log(folder: Path) -> list[dict[str, float]]:
@@ -63,16 +65,16 @@ def trained(dataset: PreparedSet, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_the_autoencoder_learns_and_its_codes_are_used(trained: Path) -> None:
     lines = [line for line in log(trained / "codebook") if "l1" in line]
-    warm_up, quantised = lines[:3], lines[3:]
-    assert warm_up[-1]["l1"] < 0.5 * warm_up[0]["l1"]
-    assert quantised[-1]["l1"] < 0.5 * warm_up[0]["l1"]
+    warm_up, quantised = lines[:2], lines[2:]
+    assert warm_up[-1]["l1"] < 0.8 * warm_up[0]["l1"]
+    assert quantised[-1]["l1"] < 1.1 * warm_up[-1]["l1"]
     for task in ("mri_sr", "ct_denoise", "pet_synthesis"):
-        assert quantised[-1][f"usage/{task}"] > 0.3
+        assert quantised[-1][f"usage/{task}"] >= 0.6
 
 
 def test_the_diffusion_learns_the_latents(trained: Path) -> None:
     lines = [line for line in log(trained / "diffusion") if "latent_l1" in line]
-    assert lines[-1]["latent_l1"] < 0.8 * lines[0]["latent_l1"]
+    assert lines[-1]["latent_l1"] < 0.7 * lines[0]["latent_l1"]
 
 
 def test_the_restoration_learns_and_the_classifier_knows_the_tasks(trained: Path) -> None:
@@ -81,11 +83,11 @@ def test_the_restoration_learns_and_the_classifier_knows_the_tasks(trained: Path
     assert lines[-1]["class"] < lines[0]["class"]
 
 
-def test_the_trained_model_improves_noisy_training_images(
+def test_the_trained_model_improves_images_it_has_not_seen(
     trained: Path, dataset: PreparedSet
 ) -> None:
     model, recipe = run.trained_model(trained / "restoration-full")
-    pairs = evaluation_pairs(dataset, run.tasks_of(recipe), "train")
+    pairs = evaluation_pairs(dataset, run.tasks_of(recipe), "val")
     figures = stage_figures(Stage.RESTORATION, model, pairs)
     gains = [row["restored_psnr"] - row["input_psnr"] for row in figures.values()]
     assert sum(gains) / len(gains) > 0.3
@@ -98,7 +100,6 @@ def test_each_finished_stage_has_its_gate_on_record(trained: Path) -> None:
         assert record["passed"] == all(check["passed"] for check in record["checks"])
 
 
-@pytest.mark.slow
 def test_two_processes_train_one_model(dataset: PreparedSet, tmp_path: Path) -> None:
     recipe = tiny_recipe(stage1={"steps": 5})
     command = [

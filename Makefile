@@ -6,7 +6,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 UV     := $(shell command -v uv 2>/dev/null)
-# Any more arguments for pytest: make test ARGS='-k spool'
+# Test processes at once, and any more arguments for pytest: make test JOBS=0 ARGS='-k spool'
+JOBS   ?= auto
 ARGS   ?=
 # A folder of DICOM files to restore in place of the phantoms: make run SERIES=path
 SERIES ?=
@@ -35,7 +36,7 @@ run: setup  ## the main job: send, restore and deliver a CT, a PET and an MR ser
 	@$(BIN)/python -m examples.main_job $(if $(SERIES),--series "$(SERIES)")
 
 test: setup  ## every tier of tests; a peer that is not installed skips with its name
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 unit: setup  ## the unit tests alone
 	@$(BIN)/python -m pytest tests/unit $(ARGS)

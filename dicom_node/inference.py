@@ -85,6 +85,9 @@ class Engine(Protocol):
         None where the header says nothing.
         """
 
+    def parameters(self, task: str) -> Mapping[str, Any]:
+        """What steers *task* beside the weights: another value makes other pixels."""
+
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None
     ) -> RestorationResult:
@@ -127,6 +130,10 @@ class LocalEngine:
         if domain is None:
             return DomainVerdict()
         return DomainVerdict(tuple(outside(domain, facts)), tuple(missing(domain, facts)))
+
+    def parameters(self, task: str) -> Mapping[str, Any]:
+        """The manifest's weight of the measured k-space."""
+        return {"data_consistency": self._restorer.manifest.data_consistency.get(task, 0.0)}
 
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None

@@ -11,7 +11,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,6 +101,7 @@ def restore_series(
     # The domain was judged above, with all that the header says.
     guards = [flag for flag in result.flags if flag != "outside_domain"]
     warnings = list(dict.fromkeys([*warnings, *(f"guard {g} did not hold" for g in guards)]))
+    steered = parameters_hash(task, engine.parameters(task))
     made = derived.build(
         series,
         result.array,
@@ -110,14 +111,14 @@ def restore_series(
         warnings=warnings,
         strength=STRENGTH,
         created=created,
-        parameters_hash=parameters_hash(task),
+        parameters_hash=steered,
     )
-    uid = _series_uid(series, task, result.model, settings)
+    uid = _series_uid(series, task, result.model, settings, steered)
     return RestoredSeries(series, uid, tuple(warnings), seconds, made)
 
 
 def _series_uid(
-    series: SeriesVolume, task: str, model: ModelIdentity, settings: NodeSettings
+    series: SeriesVolume, task: str, model: ModelIdentity, settings: NodeSettings, steered: str
 ) -> str:
     return derived.derived_series_uid(
         series.headers[0],
@@ -125,7 +126,7 @@ def _series_uid(
         model=model,
         identity=settings.identity,
         strength=STRENGTH,
-        parameters_hash=parameters_hash(task),
+        parameters_hash=steered,
         source_set=derived.source_set_hash(series),
     )
 
@@ -139,9 +140,14 @@ def seeds(headers: Sequence[Dataset], model: ModelIdentity) -> tuple[int, ...]:
     return tuple(int.from_bytes(digest[:8], "big") >> 1 for digest in digests)
 
 
-def parameters_hash(task: str) -> str:
-    """SHA-256 of what steers a restoration beside the model and the source."""
-    parameters = {"task": task, "strength": STRENGTH, "seeds": "source SOP Instance UID, 1"}
+def parameters_hash(task: str, model_parameters: Mapping[str, Any]) -> str:
+    """SHA-256 of what steers a restoration beside the weights and the source."""
+    parameters = {
+        "task": task,
+        "strength": STRENGTH,
+        "seeds": "source SOP Instance UID, 1",
+        "model": dict(model_parameters),
+    }
     return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
 

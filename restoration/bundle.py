@@ -33,6 +33,8 @@ FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 CARD = "MODEL_CARD.md"
+# Weight of the measured k-space: docs/decisions/0010-data-consistency.md
+CONSISTENCY = 0.5
 _TRAINING_ONLY = ("vq_encoder.",)
 _NAMED_AT_MOST = 3
 
@@ -220,7 +222,9 @@ def _describe(
         defaults = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "data_consistency": {
-                task: 1.0 for task in given.get("tasks", ()) if task == RestorationTask.MRI_SR.value
+                task: CONSISTENCY
+                for task in given.get("tasks", ())
+                if task == RestorationTask.MRI_SR.value
             },
         }
         manifest = Manifest.from_dict({**defaults, **given, **computed})

@@ -130,6 +130,9 @@ class Gain:
         self.facts.append(facts)
         return self.verdict
 
+    def parameters(self, task: str) -> Mapping[str, Any]:
+        return {"gain": self.gain}
+
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None
     ) -> RestorationResult:

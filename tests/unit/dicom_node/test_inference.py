@@ -120,3 +120,9 @@ def test_a_bundle_that_cannot_be_opened_is_a_configuration_error(name: str) -> N
 def test_a_device_that_is_not_there_is_a_configuration_error(bundle: Path) -> None:
     with pytest.raises(ConfigurationError, match="cuda:99"):
         LocalEngine.open(str(bundle), device="cuda:99")
+
+
+def test_the_engine_says_what_steers_it_beside_its_weights(engine: LocalEngine) -> None:
+    weight = engine.parameters("mri_sr")["data_consistency"]
+    assert 0 < weight <= 1
+    assert engine.parameters("ct_denoise") == {"data_consistency": 0.0}

@@ -246,5 +246,10 @@ def _seeds_by_uid(headers: Any, model: Any) -> tuple[int, ...]:
     return seeds(sorted(headers, key=lambda header: str(header.SOPInstanceUID)), model)
 
 
-def test_parameters_tell_tasks_apart() -> None:
-    assert len({parameters_hash(task) for task in Gain().tasks}) == 3
+def test_parameters_tell_tasks_and_settings_of_a_model_apart() -> None:
+    hashes = {
+        parameters_hash(task, Gain(gain).parameters(task))
+        for task in Gain().tasks
+        for gain in (1.0, 2.0)
+    }
+    assert len(hashes) == 6

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from restoration.bundle import (
     CARD,
+    CONSISTENCY,
     MANIFEST,
     WEIGHTS,
     BundleError,
@@ -119,7 +120,7 @@ def test_mr_data_consistency_is_on_unless_the_fields_say_otherwise(
     on = write_bundle(tmp_path / "on", make_model(), manifest_fields)
     off = write_bundle(tmp_path / "off", make_model(), manifest_fields | {"data_consistency": {}})
     ct = write_bundle(tmp_path / "ct", make_model(), manifest_fields | {"tasks": ["ct_denoise"]})
-    assert on.data_consistency == {"mri_sr": 1.0}
+    assert on.data_consistency == {"mri_sr": CONSISTENCY}
     assert off.data_consistency == ct.data_consistency == {}
 
 

@@ -116,11 +116,11 @@ def test_an_exception_keeps_places_but_not_the_words_of_libraries(lines: Lines) 
 
 
 def test_libraries_log_through_the_same_door(lines: Lines) -> None:
-    logging.getLogger("some.library").warning("disk is %s", "slow")
+    logging.getLogger("another.package").warning("disk is %s", "slow")
     (line,) = lines()
     assert (line["event"], line["logger"], line["level"]) == (
         "disk is slow",
-        "some.library",
+        "another.package",
         "warning",
     )
 

@@ -230,11 +230,11 @@ def spectrum(volume: Volume, support: Support) -> npt.NDArray[np.complex128]:
     return (torch.fft.fft2(planes) * support.mask(planes)).numpy()
 
 
-def test_the_acquired_frequencies_of_an_mr_series_are_kept(
+def test_the_acquired_frequencies_of_an_mr_series_are_kept_at_full_weight(
     restorer: Restorer, mr_series: Volume
 ) -> None:
     x = mr_series
-    result = restorer.restore(x, "mri_sr")
+    result = changed(restorer, data_consistency={"mri_sr": 1.0}).restore(x, "mri_sr")
     rows, columns = result.diagnostics["support_rows"], result.diagnostics["support_columns"]
     assert isinstance(rows, float)
     assert isinstance(columns, float)
@@ -244,6 +244,17 @@ def test_the_acquired_frequencies_of_an_mr_series_are_kept(
     error = np.abs(spectrum(result.volume, support) - inside).max()
     assert error <= 1e-5 * np.abs(inside).max()
     assert np.abs(result.volume - x).max() > 1
+
+
+def test_half_the_weight_is_half_the_way_to_the_acquired_frequencies(
+    restorer: Restorer, mr_series: Volume
+) -> None:
+    free, half, full = (
+        changed(restorer, data_consistency={"mri_sr": weight}).restore(mr_series, "mri_sr").volume
+        for weight in (0.0, 0.5, 1.0)
+    )
+    assert np.allclose(half, (free + full) / 2, rtol=1e-5, atol=1e-5 * np.abs(full).max())
+    assert np.abs(free - full).max() > 1e-2 * np.abs(full).max()
 
 
 def test_data_consistency_can_be_left_out(restorer: Restorer, mr_series: Volume) -> None:

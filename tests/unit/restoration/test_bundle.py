@@ -164,8 +164,8 @@ def test_an_empty_folder_is_filled(
     tmp_path: Path, make_model: Make, manifest_fields: dict[str, Any]
 ) -> None:
     (tmp_path / "b").mkdir()
-    write_bundle(tmp_path / "b", make_model(), manifest_fields)
-    load_bundle(tmp_path / "b")
+    written = write_bundle(tmp_path / "b", make_model(), manifest_fields)
+    assert load_bundle(tmp_path / "b")[0] == written
 
 
 def test_a_write_that_fails_leaves_nothing_behind(

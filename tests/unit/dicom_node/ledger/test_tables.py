@@ -120,6 +120,9 @@ def _open(url: str) -> None:
 def test_several_processes_may_open_a_new_ledger_at_once(empty_database: str) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.map(_open, [empty_database] * 2)
+    engine = open_ledger(empty_database)
+    assert {"series", "jobs", "deliveries"} <= set(inspect(engine).get_table_names())
+    engine.dispose()
 
 
 def test_sqlite_is_set_to_lose_nothing(tmp_path: Path) -> None:

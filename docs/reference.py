@@ -44,7 +44,7 @@ What `routes.toml` holds is explained in the file itself: see `config/routes.tom
 def commands() -> Iterator[tuple[str, click.Command]]:
     """Every command of both programs with its full name, depth first."""
     from dicom_node.cli.main import cli as node
-    from training.cli import main as diffcode
+    from training.cli.main import main as diffcode
 
     yield from _walk("dicom-node", node)
     yield from _walk("diffcode", diffcode)

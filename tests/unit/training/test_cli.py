@@ -15,7 +15,7 @@ from restoration.bundle import read_manifest
 from tests.training.tiny import tiny_recipe, tiny_set
 from training import run
 from training.checkpoint import CHECKPOINT
-from training.cli import main
+from training.cli.main import main
 from training.recipe import Recipe
 from training.slices import PreparedSet
 
@@ -64,7 +64,7 @@ def bundled(trained: Path, dataset: PreparedSet, tmp_path_factory: pytest.TempPa
 
 
 def test_help_is_quick_because_it_does_not_import_torch() -> None:
-    probe = "import sys, training.cli; sys.exit('torch' in sys.modules)"
+    probe = "import sys, training.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
 
 

@@ -1,0 +1,72 @@
+"""``diffcode codebook``: look into codebooks, or make them anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from training.cli.common import EXISTING, FOLDER, TASKS, refusing, show
+
+
+@click.group()
+def codebook() -> None:
+    """Look into a run's codebooks, or make them anew."""
+
+
+_TOKENS = click.option(
+    "--tokens", default=200_000, show_default=True, type=click.IntRange(1), help="per task"
+)
+
+
+@codebook.command()
+@click.argument("run", type=EXISTING)
+@click.option("--data", required=True, type=EXISTING, help="prepared folder")
+@_TOKENS
+@click.option("--json", "as_json", is_flag=True, help="one JSON object instead of a table")
+@refusing
+def inspect(run: Path, data: Path, tokens: int, as_json: bool) -> None:
+    """Usage, perplexity and what each depth leaves over, on training images.
+
+    \b
+    diffcode codebook inspect run --data prepared
+    """
+    from training import report
+    from training import run as runs
+    from training.slices import PreparedSet
+    from training.stages import Stage
+
+    model, recipe = runs.trained_model(run / Stage.CODEBOOK.folder("full"))
+    found = runs.inspect_codebooks(model, recipe, PreparedSet.open(data), tokens)
+    show(report.codebook_dict(found), report.codebook_table(found), as_json)
+
+
+@codebook.command()
+@click.argument("run", type=EXISTING)
+@click.option("--data", required=True, type=EXISTING, help="prepared folder")
+@click.option("--out", required=True, type=FOLDER, help="run folder to make")
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat")
+@_TOKENS
+@click.option("--passes", default=4, show_default=True, type=click.IntRange(0), help="refinements")
+@refusing
+def build(
+    run: Path, data: Path, out: Path, tasks: tuple[str, ...], tokens: int, passes: int
+) -> None:
+    """Make codebooks anew by residual k-means, the networks of Stage I unchanged.
+
+    \b
+    diffcode codebook build run --data prepared --out run-new --task ct_denoise
+    """
+    from rich.console import Console
+
+    from restoration.tasks import RestorationTask
+    from training import report
+    from training import run as runs
+
+    chosen = [RestorationTask(task) for task in tasks or TASKS]
+    found, checks = runs.rebuild_codebooks(
+        run, data, out, tasks=chosen, tokens=tokens, passes=passes
+    )
+    show({}, report.codebook_table(found), as_json=False)
+    for check in checks:
+        Console(stderr=True).print(str(check), markup=False)

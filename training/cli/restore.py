@@ -1,0 +1,53 @@
+"""``diffcode restore``: one volume, without a node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=EXISTING)
+@click.argument("out", metavar="OUT", type=FOLDER)
+@click.option("--task", required=True, type=click.Choice(TASKS))
+@click.option("--bundle", default="compact", show_default=True, help="built-in name or folder")
+@click.option("--strength", default=1.0, show_default=True, type=click.FloatRange(0, 1))
+@click.option("--threads", type=click.IntRange(1), help="CPU threads")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@refusing
+def restore(
+    source: Path,
+    out: Path,
+    task: str,
+    bundle: str,
+    strength: float,
+    threads: int | None,
+    device: str,
+) -> None:
+    """Restore a volume in physical units: HU, SUV or MR arbitrary units.
+
+    IN is a .npy of shape (slices, rows, columns) or a NIfTI file; OUT is the same kind.
+
+    \b
+    diffcode restore low-dose.npy restored.npy --task ct_denoise
+    """
+    from restoration.restorer import Restorer
+    from training import volumes
+
+    volume = volumes.read(source, out)
+    restorer = Restorer.open(bundle, device=device, threads=threads)
+    with progress_bar("restoring") as progress:
+        result = restorer.restore(
+            volume.array,
+            task,
+            spacing=volume.spacing_mm,
+            strength=strength,
+            progress=lambda done, total: progress(done, total, source.name),
+        )
+    volumes.write(out, volume, result.volume)
+    for flag in result.flags:
+        click.echo(f"diffcode: warning: {flag}", err=True)
+    click.echo(f"{out}: {len(result.volume)} slices in {result.seconds:.1f} s", err=True)

@@ -1,8 +1,8 @@
-"""Associations in both roles: what we accept and propose, whom we let in, whom we call.
+"""Associations in both roles: what we accept and propose, and whom we call.
 
 One table of SOP Classes and transfer syntaxes serves the SCP (:func:`contexts_scp`), the SCU
-(:func:`contexts_for`) and the conformance statement.  :func:`admit` is the access policy, a pure
-function.  Opening an association as SCU is :mod:`dicom_node.requestor`.
+(:func:`contexts_for`) and the conformance statement.  Whom we let in is :mod:`dicom_node.access`;
+listening is :mod:`dicom_node.listener`, calling :mod:`dicom_node.requestor`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,29 @@ import logging
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 import pydicom.config
 from pydicom.uid import (
+    HEVCM10P51,
+    HEVCMP51,
     HTJ2K,
     JPEG2000,
+    JPEG2000MC,
+    MPEG2MPHL,
+    MPEG2MPHLF,
+    MPEG2MPML,
+    MPEG2MPMLF,
+    MPEG4HP41,
+    MPEG4HP41BD,
+    MPEG4HP41BDF,
+    MPEG4HP41F,
+    MPEG4HP42STEREO,
+    MPEG4HP42STEREOF,
+    MPEG4HP422D,
+    MPEG4HP422DF,
+    MPEG4HP423D,
+    MPEG4HP423DF,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -26,6 +42,7 @@ from pydicom.uid import (
     HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEG2000MCLossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLossless,
@@ -34,12 +51,14 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
-from pynetdicom import AllStoragePresentationContexts, _config, build_context
+from pynetdicom import AllStoragePresentationContexts, _config, build_context, register_uid
 from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
+from pynetdicom.service_class import StorageServiceClass
 
 from dicom_node.settings import Destination, NodeSettings
+from dicom_node.tls import TLSFiles
 
 # Fixed, and free of version numbers: both stand in the file meta information of every received
 # instance, and the same instance received by two releases must give the same bytes.
@@ -61,12 +80,33 @@ STORAGE_CLASSES: tuple[str, ...] = tuple(
 
 @dataclass(frozen=True)
 class TransferSyntax:
-    """One row of the transfer syntax table; *lossy* ones are accepted on request only."""
+    """One row of the transfer syntax table; *lossy* ones are accepted and never restored."""
 
     uid: str
     name: str
     lossy: bool = False
 
+
+# Videos come in storage classes that are kept and never restored; their bytes are not looked at.
+# JPIP and SMPTE ST 2110 are left out: they refer to pixel data that are elsewhere.
+_VIDEO = (
+    MPEG2MPML,
+    MPEG2MPMLF,
+    MPEG2MPHL,
+    MPEG2MPHLF,
+    MPEG4HP41,
+    MPEG4HP41F,
+    MPEG4HP41BD,
+    MPEG4HP41BDF,
+    MPEG4HP422D,
+    MPEG4HP422DF,
+    MPEG4HP423D,
+    MPEG4HP423DF,
+    MPEG4HP42STEREO,
+    MPEG4HP42STEREOF,
+    HEVCMP51,
+    HEVCM10P51,
+)
 
 # In the acceptor's order of preference: where a peer offers several in one context, the first
 # that it offers is taken, so uncompressed little endian wins and a lossy form comes last.
@@ -81,12 +121,15 @@ TRANSFER_SYNTAXES: tuple[TransferSyntax, ...] = (
     TransferSyntax(HTJ2KLosslessRPCL, "High-Throughput JPEG 2000 RPCL (Lossless Only)"),
     TransferSyntax(JPEGLosslessSV1, "JPEG Lossless, Process 14 Selection Value 1"),
     TransferSyntax(JPEGLossless, "JPEG Lossless, Process 14"),
+    TransferSyntax(JPEG2000MCLossless, "JPEG 2000 Part 2 Multi-component (Lossless Only)"),
     TransferSyntax(RLELossless, "RLE Lossless"),
     TransferSyntax(JPEG2000, "JPEG 2000", lossy=True),
     TransferSyntax(HTJ2K, "High-Throughput JPEG 2000", lossy=True),
     TransferSyntax(JPEGLSNearLossless, "JPEG-LS Near-Lossless", lossy=True),
     TransferSyntax(JPEGBaseline8Bit, "JPEG Baseline (Process 1)", lossy=True),
     TransferSyntax(JPEGExtended12Bit, "JPEG Extended (Processes 2 and 4)", lossy=True),
+    TransferSyntax(JPEG2000MC, "JPEG 2000 Part 2 Multi-component", lossy=True),
+    *(TransferSyntax(uid, UID(uid).name, lossy=True) for uid in _VIDEO),
 )
 
 EventHandler = tuple[Any, Callable[..., Any]] | tuple[Any, Callable[..., Any], list[Any]]
@@ -107,16 +150,6 @@ def configure_protocol() -> None:
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
 
-class _SharedContexts(list[PresentationContext]):
-    """The acceptor's contexts, which pynetdicom copies for each connection and never changes.
-
-    Copying 170 contexts takes 30 ms in the accept thread: a port scanner would cost a CPU.
-    """
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedContexts:
-        return self
-
-
 def transfer_syntaxes() -> list[str]:
     """The transfer syntax UIDs accepted for storage, in order of preference.
 
@@ -125,18 +158,28 @@ def transfer_syntaxes() -> list[str]:
     return [row.uid for row in TRANSFER_SYNTAXES]
 
 
-def contexts_scp() -> list[PresentationContext]:
+def contexts_scp(extra: Iterable[str] = ()) -> list[PresentationContext]:
     """What we accept: every storage class, Verification and Storage Commitment's reports.
 
     Classes that are never restored are accepted too: a sender's queue must not block on them.
+    *extra* are storage classes that the standard's table does not list: private or newer ones.
     """
     uncompressed: list[str | UID] = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
     syntaxes: list[str | UID] = [*transfer_syntaxes()]
     commitment = build_context(STORAGE_COMMITMENT, uncompressed)
     # PS3.4 J.3.3: the archive reports on an association that it opens, in the reversed role.
     commitment.scu_role = commitment.scp_role = True
-    storage = [build_context(uid, syntaxes) for uid in STORAGE_CLASSES]
-    return _SharedContexts([build_context(VERIFICATION, uncompressed), commitment, *storage])
+    storage = [build_context(uid, syntaxes) for uid in storage_classes(extra)]
+    return [build_context(VERIFICATION, uncompressed), commitment, *storage]
+
+
+def storage_classes(extra: Iterable[str] = ()) -> tuple[str, ...]:
+    """The storage SOP Classes that are accepted, *extra* ones made known to the protocol layer."""
+    more = [uid for uid in dict.fromkeys(extra) if uid not in STORAGE_CLASSES]
+    for uid in more:
+        # Without it a C-STORE of a class that was negotiated would abort the association.
+        register_uid(uid, f"Extra_{uid.replace('.', '_')}", StorageServiceClass)
+    return (*STORAGE_CLASSES, *more)
 
 
 def contexts_for(items: Iterable[tuple[str, str]]) -> list[PresentationContext]:
@@ -165,76 +208,6 @@ def _needs(abstract: str, syntax: str, pairs: list[tuple[str, str]]) -> bool:
         syntax == str(ImplicitVRLittleEndian)
         or any(a == abstract and t != str(ExplicitVRLittleEndian) for a, t in pairs)
     )
-
-
-# --- whom we let in -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Requestor:
-    """Who asks for an association; titles as they came, padding included."""
-
-    calling_ae: str
-    called_ae: str
-    address: str
-
-
-@dataclass(frozen=True)
-class AccessRules:
-    """Whom the SCP accepts; each empty collection accepts everyone."""
-
-    called: frozenset[str] = frozenset()
-    calling: frozenset[str] = frozenset()
-    addresses: tuple[IPv4Network | IPv6Network, ...] = ()
-
-
-def access_rules(settings: NodeSettings) -> AccessRules:
-    """The access rules that ``[node]`` and ``[association]`` of the settings state."""
-    given = settings.association
-    ours = frozenset({settings.node.ae_title, *given.called_ae_titles})
-    return AccessRules(
-        called=ours if given.require_called_ae_title else frozenset(),
-        calling=frozenset(given.calling_ae_titles),
-        addresses=tuple(ip_network(network) for network in given.addresses),
-    )
-
-
-@dataclass(frozen=True)
-class Admission:
-    """The answer to an association request: accepted, or PS3.8 Table 9-21's three numbers."""
-
-    accepted: bool
-    why: str
-    result: int = 0
-    source: int = 0
-    diagnostic: int = 0
-
-
-def normal_title(title: str) -> str:
-    """An AE title without the padding that PS3.5 6.2 (and careless peers, NUL) put round it."""
-    return title.strip(" \0")
-
-
-def admit(requestor: Requestor, rules: AccessRules) -> Admission:
-    """Accept or reject by titles and address; the reason is for the person at the other end."""
-    calling, called = normal_title(requestor.calling_ae), normal_title(requestor.called_ae)
-    if rules.called and called not in rules.called:
-        why = f"called AE title {called!r} is not one of ours ({', '.join(sorted(rules.called))})"
-        return Admission(False, why, result=1, source=1, diagnostic=7)
-    if rules.calling and calling not in rules.calling:
-        why = f"calling AE title {calling!r} is not in association.calling_ae_titles"
-        return Admission(False, why, result=1, source=1, diagnostic=3)
-    if rules.addresses and not _within(requestor.address, rules.addresses):
-        why = f"address {requestor.address} is not in association.addresses"
-        return Admission(False, why, result=1, source=1, diagnostic=1)
-    return Admission(True, "accepted")
-
-
-def _within(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
-    peer = ip_address(address.partition("%")[0])
-    # A dual-stack listener sees an IPv4 peer as ::ffff:a.b.c.d.
-    mapped = peer.ipv4_mapped if isinstance(peer, IPv6Address) else None
-    return any((mapped or peer) in network for network in networks)
 
 
 def on_connection(event: Event) -> None:
@@ -267,6 +240,10 @@ class Peer:
     dimse_timeout: float = 60.0
     network_timeout: float = 120.0
     max_pdu: int = MAX_PDU
+    #: Call over TLS with these files; None: without.
+    tls: TLSFiles | None = None
+    #: The name that the peer's certificate must bear, where it is not *host*.
+    server_name: str | None = None
 
     @classmethod
     def of(cls, destination: Destination, settings: NodeSettings) -> Peer:
@@ -282,6 +259,8 @@ class Peer:
             dimse_timeout=destination.timeout_s,
             network_timeout=max(destination.timeout_s, limits.network_timeout_s),
             max_pdu=limits.max_pdu,
+            tls=TLSFiles.of(settings.tls) if destination.tls else None,
+            server_name=destination.server_name,
         )
 
     @property

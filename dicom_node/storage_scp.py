@@ -21,16 +21,13 @@ from pynetdicom.events import Event
 from pynetdicom.transport import ThreadedAssociationServer
 from sqlalchemy import Engine
 
+from dicom_node.access import Requestor, access_rules, admit, normal_title
 from dicom_node.association import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
     EventHandler,
-    Requestor,
-    access_rules,
-    admit,
     configure_protocol,
     contexts_scp,
-    normal_title,
     on_connection,
 )
 from dicom_node.dicom.header import (

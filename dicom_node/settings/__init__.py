@@ -8,9 +8,11 @@ each with its source and key path.
 from __future__ import annotations
 
 from dicom_node.settings.models import (
+    AccessRule,
     AETitle,
     AssemblySettings,
     AssociationSettings,
+    AuditSettings,
     DeliverySettings,
     Destination,
     EngineSettings,
@@ -18,20 +20,25 @@ from dicom_node.settings.models import (
     IdentitySettings,
     JanitorSettings,
     LedgerSettings,
+    LimitSettings,
     LogSettings,
     NodeSection,
     NodeSettings,
     PolicySettings,
+    ReportSettings,
     Section,
     SpoolSettings,
+    TLSSettings,
 )
 from dicom_node.settings.sample import default_toml, render_toml
 from dicom_node.settings.sources import load
 
 __all__ = [
     "AETitle",
+    "AccessRule",
     "AssemblySettings",
     "AssociationSettings",
+    "AuditSettings",
     "DeliverySettings",
     "Destination",
     "EngineSettings",
@@ -39,12 +46,15 @@ __all__ = [
     "IdentitySettings",
     "JanitorSettings",
     "LedgerSettings",
+    "LimitSettings",
     "LogSettings",
     "NodeSection",
     "NodeSettings",
     "PolicySettings",
+    "ReportSettings",
     "Section",
     "SpoolSettings",
+    "TLSSettings",
     "default_toml",
     "load",
     "render_toml",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -33,8 +35,24 @@ def _network(value: str) -> str:
     return str(ip_network(value, strict=False))
 
 
+def _uid(value: str) -> str:
+    # PS3.5 9.1: at most 64 characters, components of digits without leading zeros.
+    if len(value) > 64 or not re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", value):
+        raise ValueError(f"{value!r} is not a UID")
+    return value
+
+
+def _syslog(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("udp", "tls") or not parts.hostname or parts.path.strip("/"):
+        raise ValueError("a syslog server is udp://HOST:PORT or tls://HOST:PORT")
+    return value
+
+
 AETitle = Annotated[str, BeforeValidator(_trimmed), AfterValidator(_ae_title)]
 Network = Annotated[str, AfterValidator(_network)]
+StorageUID = Annotated[str, AfterValidator(_uid)]
+SyslogServer = Annotated[str, AfterValidator(_syslog)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 DestinationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*(_[A-Za-z0-9-]+)*$")]
@@ -107,13 +125,49 @@ class Destination(Section):
         default=10.0, description="longest wait for the TCP connection"
     )
     timeout_s: Seconds = Field(default=60.0, description="longest wait for an answer of the peer")
+    tls: bool = Field(default=False, description="call over TLS, with the files of [tls]")
+    server_name: str | None = Field(
+        default=None,
+        description="name that the peer's certificate must bear; unset: host",
+        examples=["pacs.hospital.example"],
+    )
+
+
+class AccessRule(Section):
+    """One row of the rule table: whom it lets in; all that is given must match."""
+
+    calling_ae: AETitle | None = Field(default=None, description="calling AE title")
+    address: Network | None = Field(default=None, description="address or network, as 10.1.0.0/16")
+    certificate: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a DNS name, or else the common name, of the peer's certificate",
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.calling_ae is None and self.address is None and self.certificate is None:
+            raise ValueError("a rule gives calling_ae, address or certificate")
+        return self
 
 
 class AssociationSettings(Section):
-    """Who may associate, and the limits of an association."""
+    """Who may associate, how many at once, and how long they may take."""
 
     max_associations: int = Field(
         default=50, ge=1, description="associations served at the same time"
+    )
+    max_associations_per_address: int = Field(
+        default=25, ge=1, description="… of them from one address"
+    )
+    max_pending: int = Field(
+        default=256,
+        ge=2,
+        description="connections that have not asked for an association yet; the oldest of the"
+        " address with the most gives way",
+    )
+    max_pending_per_address: int = Field(
+        default=128, ge=1, description="… of them from one address; its oldest gives way"
     )
     max_pdu: int = Field(
         default=131072,
@@ -138,12 +192,95 @@ class AssociationSettings(Section):
     called_ae_titles: tuple[AETitle, ...] = Field(
         default=(), description="further AE titles the node answers to; routes may test them"
     )
-    calling_ae_titles: tuple[AETitle, ...] = Field(
-        default=(), description="AE titles that may associate; empty: any"
-    )
-    addresses: tuple[Network, ...] = Field(
+    allow: tuple[AccessRule, ...] = Field(
         default=(),
-        description="addresses or networks that may associate, as 10.1.0.0/16; empty: any",
+        description="who may associate, as { calling_ae, address, certificate }: any rule of which"
+        " all given matches; empty: everyone",
+    )
+    extra_storage_classes: tuple[StorageUID, ...] = Field(
+        default=(), description="private or newer storage SOP Class UIDs to accept as well"
+    )
+
+
+class TLSSettings(Section):
+    """DICOM over TLS, as PS3.15 B.12 asks: TLS 1.2 and 1.3; files are PEM, relative to this file.
+
+    A file that changes, and SIGHUP, have the node read all of them again.
+    """
+
+    port: Port | None = Field(
+        default=None, description="TCP port for TLS; unset: none", examples=[2762]
+    )
+    only: bool = Field(default=False, description="listen there alone, not on node.port")
+    certificate: Path | None = Field(
+        default=None,
+        description="the node's certificate and its chain, as server and as client",
+        examples=["tls/node.pem"],
+    )
+    key: Path | None = Field(
+        default=None,
+        description="the key of it, not encrypted, mode 0600",
+        examples=["tls/key.pem"],
+    )
+    ca: Path | None = Field(
+        default=None,
+        description="the authorities that sign the certificates of peers",
+        examples=["tls/ca.pem"],
+    )
+    verify_peers: bool = Field(
+        default=True, description="ask each calling peer for a certificate and check it"
+    )
+    handshake_timeout_s: Seconds = Field(default=5.0, description="longest TLS handshake")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.port is not None and (self.certificate is None or self.key is None):
+            raise ValueError("tls.port needs tls.certificate and tls.key")
+        if self.port is not None and self.verify_peers and self.ca is None:
+            raise ValueError("tls.verify_peers needs tls.ca")
+        if self.only and self.port is None:
+            raise ValueError("tls.only needs tls.port")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("tls.certificate and tls.key belong together")
+        return self
+
+
+class LimitSettings(Section):
+    """How much a peer may make the node hold; what is larger is refused or aborted."""
+
+    max_data_set_bytes: int = Field(
+        default=4_294_967_294, ge=1, description="largest data set of one instance"
+    )
+    max_elements: int = Field(
+        default=5_000_000, ge=1, description="most data elements of one instance, items included"
+    )
+    max_inflated_bytes: int = Field(
+        default=1_073_741_824, ge=1, description="a deflated data set may inflate to so much"
+    )
+
+
+class AuditSettings(Section):
+    """The audit trail (PS3.15 A.5): the one place, besides the spool, that names patients."""
+
+    journal: Path = Field(
+        default=Path("audit.log"), description="local journal, mode 0600, relative to data_dir"
+    )
+    syslog: SyslogServer | None = Field(
+        default=None,
+        description="audit repository: udp://HOST:PORT (RFC 5426) or tls://HOST:PORT (RFC 5425)",
+        examples=["tls://audit.hospital.example:6514"],
+    )
+    source_id: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Audit Source ID; unset: the AE title",
+        examples=["diffcode-1"],
+    )
+    enterprise_site_id: str | None = Field(
+        default=None, min_length=1, description="Audit Enterprise Site ID", examples=["hospital"]
+    )
+    queue: int = Field(
+        default=1000, ge=1, description="messages that wait for a slow syslog server; more drop"
     )
 
 
@@ -249,6 +386,30 @@ class IdentitySettings(Section):
     equipment: Equipment = Field(default=Equipment(), description="the Contributing Equipment item")
 
 
+class ReportSettings(Section):
+    """Objects that go with each restored series, each a series of its own in the study."""
+
+    sr: bool = Field(
+        default=False,
+        description="an Enhanced SR: model, digests, what each slice measured, source and result",
+    )
+    gsps: bool = Field(
+        default=False, description="a presentation state that writes the text below on the images"
+    )
+    text: str = Field(
+        default="AI restored, see original",
+        min_length=1,
+        max_length=64,
+        description="what the presentation state writes",
+    )
+    series_number_offset: int = Field(
+        default=500,
+        ge=0,
+        le=100_000_000,
+        description="added to the Series Number of the restored series; the GSPS adds one more",
+    )
+
+
 class PolicySettings(Section):
     """What is restored, held or refused."""
 
@@ -318,10 +479,14 @@ class NodeSettings(Section):
         default={}, description="peers that restored series are sent to, each a table of its own"
     )
     association: AssociationSettings = Field(default=AssociationSettings())
+    tls: TLSSettings = Field(default=TLSSettings())
+    limits: LimitSettings = Field(default=LimitSettings())
+    audit: AuditSettings = Field(default=AuditSettings())
     assembly: AssemblySettings = Field(default=AssemblySettings())
     engine: EngineSettings = Field(default=EngineSettings())
     delivery: DeliverySettings = Field(default=DeliverySettings())
     identity: IdentitySettings = Field(default=IdentitySettings())
+    report: ReportSettings = Field(default=ReportSettings())
     policy: PolicySettings = Field(default=PolicySettings())
     janitor: JanitorSettings = Field(default=JanitorSettings())
     log: LogSettings = Field(default=LogSettings())
@@ -330,6 +495,18 @@ class NodeSettings(Section):
     def _retries_grow(self) -> Self:
         if self.delivery.max_s < self.delivery.first_s:
             raise ValueError("delivery.max_s is smaller than delivery.first_s")
+        return self
+
+    @model_validator(mode="after")
+    def _can_check_peers(self) -> Self:
+        secure = [name for name, peer in self.destinations.items() if peer.tls]
+        if secure and self.tls.ca is None:
+            raise ValueError(f"destinations.{secure[0]}.tls needs tls.ca")
+        needs = [rule.certificate for rule in self.association.allow if rule.certificate]
+        if needs and not (self.tls.port is not None and self.tls.verify_peers):
+            raise ValueError(
+                "association.allow asks for a certificate: set tls.port and tls.verify_peers"
+            )
         return self
 
 

@@ -8,13 +8,13 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from operator import eq
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.settings.models import Destination, NodeSettings, submodel
+from dicom_node.settings.models import NodeSettings
 
 ENVIRONMENT_PREFIX = "DICOM_NODE__"
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
@@ -110,10 +110,17 @@ def _problem(error: ErrorDetails, origins: Mapping[tuple[str, ...], str], defaul
 def _suggestion(location: tuple[str, ...]) -> str:
     model: type[BaseModel] = NodeSettings
     for part in location[:-1]:
-        found = submodel(model, part)
-        model = found if found is not None else Destination
+        model = _model_of(model, part)
     close = difflib.get_close_matches(location[-1], model.model_fields, n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _model_of(model: type[BaseModel], part: str) -> type[BaseModel]:
+    """The model of a table, or of each row of it; a row's own name or number changes nothing."""
+    field = model.model_fields.get(part)
+    kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+    inner = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next(inner, model)
 
 
 def _resolved(settings: NodeSettings, base: Path) -> NodeSettings:
@@ -126,6 +133,14 @@ def _resolved(settings: NodeSettings, base: Path) -> NodeSettings:
             "ledger": settings.ledger.model_copy(
                 update={"url": _resolved_url(settings.ledger.url, data)}
             ),
+            "tls": settings.tls.model_copy(
+                update={
+                    name: base / path
+                    for name in ("certificate", "key", "ca")
+                    if (path := getattr(settings.tls, name)) is not None
+                }
+            ),
+            "audit": settings.audit.model_copy(update={"journal": data / settings.audit.journal}),
             "engine": settings.engine.model_copy(
                 update={"bundle": _resolved_bundle(settings.engine.bundle, base)}
             ),

@@ -292,7 +292,7 @@ def test_the_same_instance_over_four_associations_at_once_is_received_once(
 
 
 def test_an_unlisted_sender_is_rejected_with_the_reason(start_node: Callable[..., Node]) -> None:
-    node = start_node(association={"calling_ae_titles": ["SCANNER"]})
+    node = start_node(association={"allow": [{"calling_ae": "SCANNER"}]})
     assert echo(node.peer("SCANNER")).ok
     answer = echo(node.peer("STRANGER"))
     assert not answer.ok

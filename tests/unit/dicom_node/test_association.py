@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
-
 import pytest
 from pynetdicom import AllStoragePresentationContexts
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
@@ -14,11 +12,7 @@ from dicom_node.association import (
     STORAGE_COMMITMENT,
     TRANSFER_SYNTAXES,
     VERIFICATION,
-    AccessRules,
     Peer,
-    Requestor,
-    access_rules,
-    admit,
     contexts_for,
     contexts_scp,
     transfer_syntaxes,
@@ -93,38 +87,6 @@ def test_the_scu_offers_to_decompress_for_a_plain_peer() -> None:
 def test_more_contexts_than_identifiers_exist_are_refused() -> None:
     with pytest.raises(ValueError, match="128 exist"):
         contexts_for((uid, EXPLICIT) for uid in STORAGE_CLASSES[:MAX_CONTEXTS])
-
-
-def test_without_rules_every_peer_is_admitted() -> None:
-    assert admit(Requestor("", "ANY", "192.0.2.1"), access_rules(NodeSettings())).accepted
-
-
-@pytest.mark.parametrize("title", ["DIFFCODE", "DIFFCODE        ", "DIFFCODE\0\0"])
-def test_padding_of_an_ae_title_does_not_count(title: str) -> None:
-    rules = AccessRules(called=frozenset({"DIFFCODE"}), calling=frozenset({"CT1"}))
-    assert admit(Requestor("CT1 ", title, "192.0.2.1"), rules).accepted
-
-
-def test_a_wrong_called_ae_title_is_rejected_for_good_and_ours_are_named() -> None:
-    answer = admit(Requestor("CT1", "OTHER", "192.0.2.1"), AccessRules(frozenset({"DIFFCODE"})))
-    # PS3.8 Table 9-21: permanent, service user, called AE title not recognised.
-    assert (answer.accepted, answer.result, answer.source, answer.diagnostic) == (False, 1, 1, 7)
-    assert "DIFFCODE" in answer.why
-
-
-def test_an_unlisted_calling_ae_title_is_rejected_for_good() -> None:
-    answer = admit(Requestor("CT2", "ANY", "192.0.2.1"), AccessRules(calling=frozenset({"CT1"})))
-    assert (answer.accepted, answer.result, answer.source, answer.diagnostic) == (False, 1, 1, 3)
-    assert "association.calling_ae_titles" in answer.why
-
-
-@pytest.mark.parametrize(
-    ("address", "accepted"),
-    [("10.1.2.3", True), ("::ffff:10.1.2.3", True), ("10.2.0.1", False), ("fe80::1%eth0", False)],
-)
-def test_a_listed_network_is_matched_in_either_notation(address: str, accepted: bool) -> None:
-    rules = AccessRules(addresses=(ip_network("10.1.0.0/16"),))
-    assert admit(Requestor("CT1", "ANY", address), rules).accepted is accepted
 
 
 def test_a_destination_becomes_a_peer_with_its_own_limits_and_calling_title() -> None:

@@ -114,7 +114,8 @@ def test_without_a_file_the_defaults_resolve_against_the_working_folder(
 def test_all_problems_are_told_at_once_with_their_places(node_toml: Path) -> None:
     node_toml.write_text(
         '[node]\nprot = 3\nae_title = "abcdefghijklmnopqrs"\n[destinations.pacs]\nhots = "a"\n'
-        'ae_title = "PACS"\nhost = "a"\nport = 4242\n[association]\naddresses = ["10.0.0.1/33"]\n'
+        'ae_title = "PACS"\nhost = "a"\nport = 4242\n'
+        '[association]\nallow = [{ address = "10.0.0.1/33" }]\n'
     )
     environ = {
         "DICOM_NODE__DELIVERY__FACTOR": "x",
@@ -126,7 +127,7 @@ def test_all_problems_are_told_at_once_with_their_places(node_toml: Path) -> Non
         "environment DICOM_NODE__DESTINATIONS__PACS__PORT: destinations.pacs.port: "
         "Input should be less than or equal to 65535",
         f"{node_toml}: destinations.pacs.hots: unknown key; did you mean host?",
-        f"{node_toml}: association.addresses.0: '10.0.0.1/33' does not appear to be an IPv4 or "
+        f"{node_toml}: association.allow.0.address: '10.0.0.1/33' does not appear to be an IPv4 or "
         "IPv6 network",
         "environment DICOM_NODE__DELIVERY__FACTOR: delivery.factor: "
         "Input should be a valid number, unable to parse string as a number",
@@ -186,13 +187,18 @@ def test_the_environment_takes_lists_booleans_and_new_destinations(node_toml: Pa
     settings = load(
         node_toml,
         {
-            "DICOM_NODE__ASSOCIATION__CALLING_AE_TITLES": '["CT1", "PACS"]',
+            "DICOM_NODE__ASSOCIATION__ALLOW": (
+                '[{ calling_ae = "CT1" }, { address = "10.1.0.0/16" }]'
+            ),
             "DICOM_NODE__DELIVERY__COMMITMENT": "true",
             "DICOM_NODE__DESTINATIONS__PACS__PORT": "4242",
             "DICOM_NODE__DESTINATIONS__ARCHIVE": "{ ae_title = 'A', host = 'a', port = 1 }",
         },
     )
-    assert settings.association.calling_ae_titles == ("CT1", "PACS")
+    assert [(rule.calling_ae, rule.address) for rule in settings.association.allow] == [
+        ("CT1", None),
+        (None, "10.1.0.0/16"),
+    ]
     assert settings.delivery.commitment is True
     assert settings.destinations["Pacs"].port == 4242
     assert settings.destinations["archive"].ae_title == "A"

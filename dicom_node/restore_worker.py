@@ -23,6 +23,7 @@ from sqlalchemy import Engine as Ledger
 from dicom_node.dicom import derived, volume
 from dicom_node.dicom.derived import DerivedInstance
 from dicom_node.dicom.header import number, texts
+from dicom_node.dicom.reports import GateValue, Restoration, with_reports
 from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.errors import (
     PermanentError,
@@ -30,7 +31,13 @@ from dicom_node.errors import (
     TransientError,
     UnreadableInstanceError,
 )
-from dicom_node.inference import Engine, ModelIdentity, Progress, RestorationRequest
+from dicom_node.inference import (
+    Engine,
+    ModelIdentity,
+    Progress,
+    RestorationRequest,
+    RestorationResult,
+)
 from dicom_node.ledger import intake, queue
 from dicom_node.ledger.queue import Job, Output
 from dicom_node.observability import get_logger
@@ -114,7 +121,25 @@ def restore_series(
         parameters_hash=steered,
     )
     uid = _series_uid(series, task, result.model, settings, steered)
-    return RestoredSeries(series, uid, tuple(warnings), seconds, made)
+    done = Restoration(task, result.model, steered, created, STRENGTH, tuple(warnings))
+    objects = with_reports(
+        made, gate_values(result, len(series.array)), done, settings.identity, settings.report
+    )
+    return RestoredSeries(series, uid, tuple(warnings), seconds, objects)
+
+
+def gate_values(result: RestorationResult, slices: int) -> list[GateValue]:
+    """What the engine measured, slice by slice, and whether its guards held over the volume."""
+    values: list[GateValue] = []
+    for name, measured in sorted(result.diagnostics.items()):
+        if isinstance(measured, int | float):
+            values.append(GateValue(name, float(measured)))
+        elif isinstance(measured, Sequence) and len(measured) == slices:
+            values += [GateValue(name, float(v), slice=i) for i, v in enumerate(measured)]
+            worst = max(measured, key=abs)
+            verdict = "warn" if name in result.flags else None
+            values.append(GateValue(name, float(worst), verdict))
+    return values
 
 
 def _series_uid(

@@ -125,6 +125,7 @@ class Gain:
     model: ModelIdentity = field(default_factory=lambda: ModelIdentity("gain", "1", "ab" * 32))
     facts: list[Mapping[str, Any]] = field(default_factory=list)
     requests: list[RestorationRequest] = field(default_factory=list)
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
 
     def judge(self, task: str, facts: Mapping[str, Any]) -> DomainVerdict:
         self.facts.append(facts)
@@ -143,4 +144,4 @@ class Gain:
             restored[number] = slice_ + self.gain
             if progress is not None:
                 progress(number + 1, len(restored))
-        return RestorationResult(restored, self.model, (), 0.1)
+        return RestorationResult(restored, self.model, (), 0.1, self.diagnostics)

@@ -14,10 +14,11 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 from sqlalchemy import Engine
 
+from dicom_node.dicom.reports import GateValue
 from dicom_node.errors import EngineMemoryError, PermanentError
-from dicom_node.inference import DomainVerdict
+from dicom_node.inference import DomainVerdict, ModelIdentity, RestorationResult
 from dicom_node.ledger import queue, reports
-from dicom_node.restore_worker import parameters_hash, seeds
+from dicom_node.restore_worker import gate_values, parameters_hash, seeds
 from tests.conftest import ManualClock
 from tests.factories import make_series
 from tests.unit.dicom_node.bench import Bench, Gain, bench, uids
@@ -253,3 +254,40 @@ def test_parameters_tell_tasks_and_settings_of_a_model_apart() -> None:
         for gain in (1.0, 2.0)
     }
     assert len(hashes) == 6
+
+
+def test_reports_are_delivered_with_the_images_and_known_for_our_own(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock
+) -> None:
+    node = queued(bench(tmp_path, bench_ledger, clock, report={"sr": True, "gsps": True}))
+    engine = Gain(diagnostics={"mean_drift": [0.0, 1.0, 2.0, 3.0], "intensity_scale": 1.0})
+    node.worker(engine).run_once(node.clock())
+    job = node.job()
+    assert (job["instances"], [d["total"] for d in job["deliveries"]]) == (4, [6])
+    made = [dcmread(node.spool.resolve(output["path"])) for output in job["outputs"]]
+    assert [each.Modality for each in made] == ["CT"] * 4 + ["SR", "PR"]
+    for each in made:
+        assert queue.is_own_output(
+            node.ledger,
+            sop_instance_uid=each.SOPInstanceUID,
+            series_instance_uid=each.SeriesInstanceUID,
+        )
+    node.receive(made)
+    node.tick()
+    assert len(node.jobs()) == 1
+
+
+def test_what_the_engine_measured_is_told_by_slice_and_by_volume() -> None:
+    result = RestorationResult(
+        np.zeros((2, 4, 4), np.float32),
+        ModelIdentity("gain", "1", "ab" * 32),
+        ("mean_drift",),
+        0.1,
+        {"mean_drift": [0.5, -7.0], "support_rows": 0.5, "of another length": [1.0]},
+    )
+    assert gate_values(result, 2) == [
+        GateValue("mean_drift", 0.5, slice=0),
+        GateValue("mean_drift", -7.0, slice=1),
+        GateValue("mean_drift", -7.0, "warn"),
+        GateValue("support_rows", 0.5),
+    ]

@@ -26,6 +26,9 @@ from tests.integration.peers import (
     until,
 )
 
+# The settings of [association] that choose between the two ways to receive.
+RECEIVE_PATHS: dict[str, dict[str, Any]] = {"stock": {}}
+
 
 class ElasticSpool(Spool):
     """A spool whose disk a test fills and empties."""

@@ -1,0 +1,254 @@
+"""Faults at the steps of receiving, injected into a process of its own.
+
+A step is a call by which an instance comes nearer to its acknowledgement: a write, a flush, a
+rename, a commit, a response.  `inject` wraps those calls of the whole process, so that the code
+under test is the code that ships.  Each passing is appended to a trace, which outlives a kill.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy.engine.default import DefaultDialect
+
+_ASSOCIATE_AC, _P_DATA = 0x02, 0x04  # PS3.8 9.3: PDU types
+
+
+class Step(StrEnum):
+    """A step of receiving one instance, in the order of a first arrival."""
+
+    CREATE = "create"  #: a temporary file is made: the header has been checked
+    WRITE = "write"  #: bytes go into it
+    FLUSH_FILE = "flush file"  #: fsync or fdatasync of it
+    RENAME = "rename"  #: it gets its name
+    FLUSH_FOLDER = "flush folder"  #: fsync of the folder of that name
+    COMMIT = "commit"  #: a transaction of the ledger
+    ANSWER = "answer"  #: a P-DATA-TF goes out, the response
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong at the *nth* passing of a step, counted from the first association.
+
+    action: "kill" is SIGKILL, "tear" half of a write and SIGKILL, else the name of an errno.
+    gate: the fault lasts while this file exists (its count is not looked at); an errno only.
+    """
+
+    step: Step
+    action: str = "kill"
+    when: Literal["before", "after"] = "before"
+    nth: int = 1
+    gate: str | None = None
+
+    def to_json(self) -> str:
+        """One line that `from_json` reads."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Fault:
+        """The fault of a line."""
+        fields = json.loads(line)
+        return cls(**{**fields, "step": Step(fields["step"])})
+
+
+@dataclass(frozen=True)
+class Passing:
+    """One line of a trace: a step, what it concerned, and where that went."""
+
+    step: Step
+    path: str
+    to: str = ""
+
+
+def read_trace(trace: Path) -> list[Passing]:
+    """Every passing so far, in order; a last line that a kill cut off is left out."""
+    lines = trace.read_text().split("\n")[:-1] if trace.exists() else []
+    return [Passing(Step(step), path, to) for step, path, to in map(json.loads, lines)]
+
+
+class _Injector:
+    """Counts the passings of steps under *root*, writes the trace, and fails as planned."""
+
+    def __init__(self, root: Path, trace: Path, fault: Fault | None) -> None:
+        self._root = str(root)
+        self._fault = fault
+        self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._count = 0
+        self._lock = threading.Lock()
+        self._write = os.write
+        self.counting = False
+
+    def path_of(self, descriptor: int) -> str | None:
+        """The path of an open file of the spool; None for everything else."""
+        try:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+        except OSError:
+            return None
+        return path if path.startswith(self._root) else None
+
+    def inside(self, path: object) -> bool:
+        """Whether a path lies in the spool."""
+        return isinstance(path, str | os.PathLike) and str(path).startswith(self._root)
+
+    def before(self, step: Step, data: Callable[[], None] | None = None) -> None:
+        """Fail before the call, where that is the plan; *data* makes half of it."""
+        if self._due(step, "before") and self._fault is not None:
+            if self._fault.action == "tear" and data is not None:
+                data()
+            self._fail(self._fault.action)
+
+    def after(self, step: Step, path: str, to: str = "") -> None:
+        """Note the call, then fail, where that is the plan."""
+        line = json.dumps([step.value, path.removeprefix(self._root), to.removeprefix(self._root)])
+        self._write(self._trace, f"{line}\n".encode())
+        if self._due(step, "after") and self._fault is not None:
+            self._fail(self._fault.action)
+
+    def _due(self, step: Step, when: str) -> bool:
+        fault = self._fault
+        if fault is None or fault.step != step or fault.when != when or not self.counting:
+            return False
+        if fault.gate is not None:
+            return os.path.exists(fault.gate)
+        with self._lock:
+            self._count += 1
+            return self._count == fault.nth
+
+    def _fail(self, action: str) -> None:
+        if action in ("kill", "tear"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = getattr(errno, action)
+        raise OSError(number, os.strerror(number))
+
+
+def inject(root: Path, trace: Path, fault: Fault | None, *, at_once: bool = False) -> None:
+    """Wrap the calls of this process for good; *at_once* counts from now on."""
+    injector = _Injector(root.resolve(), trace, fault)
+    injector.counting = at_once
+    _wrap_files(injector)
+    _wrap_flushes(injector)
+    _wrap_commit(injector)
+    _wrap_socket(injector)
+
+
+def _wrap_files(injector: _Injector) -> None:
+    plain_open, plain_write, plain_writev = os.open, os.write, os.writev
+    module: Any = os
+
+    def opened(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        makes = bool(flags & (os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY))
+        if not (makes and injector.inside(path)):
+            return plain_open(path, flags, *rest, **more)
+        injector.before(Step.CREATE)
+        descriptor = plain_open(path, flags, *rest, **more)
+        injector.after(Step.CREATE, str(path))
+        return descriptor
+
+    def written(descriptor: int, data: Any) -> int:
+        path = injector.path_of(descriptor)
+        if path is None:
+            return plain_write(descriptor, data)
+        half = memoryview(data)[: len(data) // 2]
+        injector.before(Step.WRITE, lambda: _ignored(plain_write(descriptor, half)))
+        count = plain_write(descriptor, data)
+        injector.after(Step.WRITE, path)
+        return count
+
+    def gathered(descriptor: int, buffers: Any) -> int:
+        path = injector.path_of(descriptor)
+        if path is None:
+            return plain_writev(descriptor, buffers)
+        half = b"".join(map(bytes, buffers))
+        half = half[: len(half) // 2]
+        injector.before(Step.WRITE, lambda: _ignored(plain_write(descriptor, half)))
+        count = plain_writev(descriptor, buffers)
+        injector.after(Step.WRITE, path)
+        return count
+
+    module.open, module.write, module.writev = opened, written, gathered
+    for name in ("rename", "replace", "link"):
+        setattr(module, name, _renaming(injector, getattr(os, name)))
+
+
+def _ignored(_: object) -> None:
+    """Take a value and do nothing with it."""
+
+
+def _renaming(injector: _Injector, plain: Callable[..., None]) -> Callable[..., None]:
+    def renamed(source: Any, target: Any, **more: Any) -> None:
+        if not injector.inside(target):
+            return plain(source, target, **more)
+        injector.before(Step.RENAME)
+        plain(source, target, **more)
+        return injector.after(Step.RENAME, str(source), str(target))
+
+    return renamed
+
+
+def _wrap_flushes(injector: _Injector) -> None:
+    for name in ("fsync", "fdatasync"):
+        setattr(os, name, _flushing(injector, getattr(os, name)))
+
+
+def _flushing(injector: _Injector, plain: Callable[[int], None]) -> Callable[[int], None]:
+    def flushed(descriptor: int) -> None:
+        path = injector.path_of(descriptor)
+        if path is None:
+            return plain(descriptor)
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        step = Step.FLUSH_FOLDER if is_folder else Step.FLUSH_FILE
+        injector.before(step)
+        plain(descriptor)
+        return injector.after(step, path)
+
+    return flushed
+
+
+def _wrap_commit(injector: _Injector) -> None:
+    plain = DefaultDialect.do_commit
+    dialect: Any = DefaultDialect
+
+    def committed(self: DefaultDialect, connection: Any) -> None:
+        injector.before(Step.COMMIT)
+        plain(self, connection)
+        injector.after(Step.COMMIT, "")
+
+    dialect.do_commit = committed
+
+
+def _wrap_socket(injector: _Injector) -> None:
+    kind: Any = socket.socket
+    for name in ("send", "sendall", "sendmsg"):
+        setattr(kind, name, _sending(injector, getattr(socket.socket, name)))
+
+
+def _sending(injector: _Injector, plain: Callable[..., Any]) -> Callable[..., Any]:
+    def sent(self: socket.socket, data: Any, *rest: Any) -> Any:
+        body = data if isinstance(data, bytes | bytearray | memoryview) else b"".join(data)
+        kind = bytes(body[:1])
+        if kind == bytes([_ASSOCIATE_AC]):
+            injector.counting = True
+        if kind != bytes([_P_DATA]) or self.family == socket.AF_UNIX:
+            return plain(self, data, *rest)
+        injector.before(Step.ANSWER)
+        result = plain(self, data, *rest)
+        injector.after(Step.ANSWER, bytes(body).hex())
+        return result
+
+    return sent
+
+
+def lines_of(trace: Path, step: Step) -> Iterator[Passing]:
+    """The passings of one step."""
+    return (passing for passing in read_trace(trace) if passing.step == step)

@@ -1,0 +1,86 @@
+"""T1: a receive process is killed under real senders, again and again, and nothing is lost.
+
+`make killtest KILLS=300` runs it longer; DICOM_NODE_TEST_KILLS and DICOM_NODE_TEST_SEED set both.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from dicom_node.cli.starter import DEFAULT_ROUTES
+from tests.integration.conftest import RECEIVE_PATHS, node_settings
+from tests.integration.peers import until
+from tests.integration.receiver import Template, receiver_template
+from tests.integration.senders import Auditor, Books, Sender, Supply
+
+KILLS = int(os.environ.get("DICOM_NODE_TEST_KILLS", "30"))
+SEED = int(os.environ.get("DICOM_NODE_TEST_SEED", "4"))
+SENDERS = 3
+# The longest life of a receiver after its first acknowledgement, in seconds.
+LONGEST_S = 0.25
+
+
+@pytest.fixture(params=RECEIVE_PATHS)
+def template(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Template]:
+    """Receivers of the stock path and of the loop, on a spool and a ledger that stay."""
+    settings = node_settings(
+        tmp_path,
+        association=RECEIVE_PATHS[request.param],
+        spool={"path": tmp_path / "spool", "min_free_bytes": 0, "min_free_percent": 0},
+        janitor={"stale_file_s": 0.001},
+        log={"level": "ERROR"},
+        routes=tmp_path / "routes.toml",
+    )
+    settings.routes.write_text(DEFAULT_ROUTES)
+    with receiver_template(settings, tmp_path) as made:
+        yield made
+
+
+@pytest.mark.slow
+# pynetdicom as a requestor forgets the socket of a connection that is refused.
+@pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.timeout(60 + 6 * KILLS)
+def test_t1_killed_at_random_under_real_senders_it_loses_nothing_it_acknowledged(
+    template: Template, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supply, books, auditor = Supply(tmp_path / "out", rows=128), Books(), Auditor(template.settings)
+    chance, counts = random.Random(SEED), Counter[str]()
+    senders = [Sender(supply, books, template.port, f"SENDER{n}") for n in range(SENDERS)]
+    receiver = template.start()
+    for sender in senders:
+        sender.start()
+    for _ in range(KILLS):
+        before = len(books.acknowledged)
+        until(lambda known=before: len(books.acknowledged) > known, "an acknowledgement", 60)
+        threading.Event().wait(chance.uniform(0, LONGEST_S))
+        known = list(books.acknowledged.items())
+        assert receiver.kill() == -signal.SIGKILL
+        auditor.nothing_half_written()
+        counts["half-written, never visible"] += len(auditor.temporary())
+        counts["whole, without a row"] += len(auditor.orphans())
+        auditor.all_there_once(known)
+        receiver = template.start()
+    for sender in senders:
+        sender.stop()
+    assert receiver.end() == 0
+    counts["acknowledged"] = auditor.all_there_once(books.acknowledged.items())
+    counts["sent again"] = books.again
+    auditor.nothing_half_written()
+    assert books.failures == []
+    assert auditor.orphans() == set()
+    assert auditor.temporary() == []
+    assert {row[0] for rows in auditor.rows().values() for row in rows} == {"received"}
+    with capsys.disabled():
+        print(f"\n{KILLS} kills (seed {SEED}): {_words(counts)}")
+
+
+def _words(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items())

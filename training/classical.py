@@ -1,14 +1,15 @@
 """Classical restoration to measure a model against: the best of a stated grid, per task.
 
-CT: non-local means and total variation; PET: these and a Gaussian filter. MR: the zero-filled
-image itself, Lanczos interpolation of the low-resolution image, total variation. scikit-image is
-needed for all but Lanczos. The choice is made on training slices, never on those that are judged.
+CT and PET: non-local means, total variation, wavelet shrinkage, a Gaussian filter. MR: the
+zero-filled image itself, Lanczos interpolation of the low-resolution image, total variation,
+wavelet shrinkage. All of scikit-image (BSD) with PyWavelets (MIT), but for Lanczos. The choice is
+made on training slices, never on those that are judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,12 @@ from training.metrics import score
 Slice = npt.NDArray[np.float32]
 Filter = Callable[[Slice], Slice]
 
-# Of the noise between neighbours, which understates the correlated noise of a reconstruction.
-NLM_STRENGTHS = (0.8, 1.3, 2.0, 3.0, 5.0)
-TV_STRENGTHS = (0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0, 16.0, 25.0)
-GAUSSIAN_SIGMAS = (0.7, 1.0, 1.4, 2.0)  # pixels
+# Multiples of the noise between neighbours, which understates the correlated noise of a
+# reconstruction.
+NLM_STRENGTHS = (0.8, 1.3, 2.0, 3.0, 5.0, 8.0)
+TV_STRENGTHS = (0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0, 16.0, 25.0, 40.0)
+WAVELET_STRENGTHS = (1.0, 1.5, 2.5, 4.0, 6.0, 10.0, 16.0)
+GAUSSIAN_SIGMAS = (0.7, 1.0, 1.4, 2.0, 2.8)  # pixels
 LANCZOS_LOBES = 3
 
 
@@ -32,35 +35,74 @@ class Classical:
 
     label: str
     apply: Filter
+    tried: Mapping[str, float] = field(default_factory=dict)  #: label → PSNR while tuning
+
+
+def families(task: RestorationTask, mr_factor: float = 4.0) -> dict[str, tuple[Classical, ...]]:
+    """The grid a task's classical method is chosen from: family → from weak to strong."""
+    found = {
+        "total variation": _grid(
+            "total variation {:g} sigma", TV_STRENGTHS, _total_variation, task
+        ),
+        "wavelets": _grid("wavelet shrinkage {:g} sigma", WAVELET_STRENGTHS, _wavelet, task),
+    }
+    if task is RestorationTask.MRI_SR:
+        lanczos = Classical("Lanczos", lambda image: lanczos_upsampled(image, mr_factor))
+        return {
+            "zero-filled": (Classical("zero-filled", lambda image: image),),
+            "Lanczos": (lanczos,),
+            **found,
+        }
+    return {
+        "non-local means": _grid("non-local means {:g} sigma", NLM_STRENGTHS, _nlm, task),
+        **found,
+        "Gaussian": _grid("Gaussian {:g} px", GAUSSIAN_SIGMAS, _gaussian, task),
+    }
 
 
 def candidates(task: RestorationTask, mr_factor: float = 4.0) -> tuple[Classical, ...]:
-    """The grid a task's classical method is chosen from."""
-    tv = [
-        Classical(f"total variation {s:g} sigma", _total_variation(s, task)) for s in TV_STRENGTHS
-    ]
-    if task is RestorationTask.MRI_SR:
-        lanczos = Classical("Lanczos", lambda image: lanczos_upsampled(image, mr_factor))
-        return (Classical("zero-filled", lambda image: image), lanczos, *tv)
-    nlm = [Classical(f"non-local means {s:g} sigma", _nlm(s, task)) for s in NLM_STRENGTHS]
-    if task is RestorationTask.CT_DENOISE:
-        return (*nlm, *tv)
-    gaussian = [Classical(f"Gaussian {s:g} px", _gaussian(s)) for s in GAUSSIAN_SIGMAS]
-    return (*nlm, *tv, *gaussian)
+    """Every method of the grid."""
+    return tuple(method for grid in families(task, mr_factor).values() for method in grid)
 
 
 def tune(
     task: RestorationTask, pairs: Sequence[tuple[Slice, Slice]], mr_factor: float = 4.0
 ) -> Classical:
-    """The candidate of the highest mean PSNR over training pairs (lq, hq); needs at least one."""
+    """The candidate of the highest mean PSNR over training pairs (lq, hq); needs at least one.
+
+    Each family is tried from weak to strong until a step makes it worse.
+    """
     if not pairs:
         raise ValueError(f"no training slices to tune a classical method for {task.value}")
+    tried: dict[str, float] = {}
+    best: tuple[float, Classical] | None = None
+    for grid in families(task, mr_factor).values():
+        before = -np.inf
+        for method in grid:
+            quality = tried[method.label] = _quality(method, pairs, task)
+            if best is None or quality > best[0]:
+                best = (quality, method)
+            if quality < before:
+                break
+            before = quality
+    assert best is not None
+    return Classical(best[1].label, best[1].apply, tried)
 
-    def quality(method: Classical) -> float:
-        scores = (score(method.apply(lq), hq, task) for lq, hq in pairs)
-        return float(np.mean([s.psnr for s in scores if s is not None]))
 
-    return max(candidates(task, mr_factor), key=quality)
+def _quality(
+    method: Classical, pairs: Sequence[tuple[Slice, Slice]], task: RestorationTask
+) -> float:
+    scores = (score(method.apply(lq), hq, task) for lq, hq in pairs)
+    return float(np.mean([s.psnr for s in scores if s is not None]))
+
+
+def _grid(
+    label: str,
+    strengths: Sequence[float],
+    make: Callable[[float, RestorationTask], Filter],
+    task: RestorationTask,
+) -> tuple[Classical, ...]:
+    return tuple(Classical(label.format(s), make(s, task)) for s in strengths)
 
 
 def noise_level(image: Slice) -> float:
@@ -131,7 +173,26 @@ def _total_variation(strength: float, task: RestorationTask) -> Filter:
     return apply
 
 
-def _gaussian(sigma: float) -> Filter:
+def _wavelet(strength: float, task: RestorationTask) -> Filter:
+    """BayesShrink with soft thresholds (Chang, Yu & Vetterli, IEEE TIP 9(9), 2000)."""
+
+    def apply(image: Slice) -> Slice:
+        from skimage.restoration import denoise_wavelet
+
+        sigma = noise_level(image)
+        if sigma == 0:
+            return image
+        clipped = np.clip(image, *spec(task).window)
+        filtered: Slice = denoise_wavelet(
+            clipped, sigma=strength * sigma, wavelet="sym4", method="BayesShrink", mode="soft",
+            rescale_sigma=False,
+        )  # fmt: skip
+        return filtered
+
+    return apply
+
+
+def _gaussian(sigma: float, _: RestorationTask) -> Filter:
     def apply(image: Slice) -> Slice:
         from skimage.filters import gaussian
 

@@ -1,129 +1,69 @@
-"""How good a model is: figures of a stage while training, and the table of a finished bundle."""
+"""The evaluation of restored images: every method on the same held-out slices, in one pass.
+
+Figures by every protocol of :mod:`training.metrics` and quantities of :mod:`training.quantities`;
+the methods are the degraded input, the best classical method, and the models that are given.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from restoration.diffcode import DiffCode
-from restoration.tasks import RestorationTask, denormalise, normalise, spec
-from restoration.tiling import pad_to_multiple
+from restoration.tasks import RestorationTask, spec
 from training.classical import Classical, tune
+from training.evaluation import (
+    CLASSICAL,
+    INPUT,
+    Evaluation,
+    Group,
+    Sample,
+    SliceScore,
+    Volume,
+    VolumeMeasure,
+)
 from training.manifest import FILE_NAME, Item
-from training.metrics import PROTOCOL, Score, mean_score, score
+from training.metrics import AMIR, PROTOCOLS, score
 from training.prepare import PrepareOptions, prepare
+from training.quantities import body_masks, measures
 from training.slices import PreparedSet
-from training.stages import Stage, seeded_noise
+from training.validation import MR_CONTRASTS, evaluation_items
 
-Volume = npt.NDArray[np.float32]
 Restore = Callable[[Volume, Item], Volume]
 Progress = Callable[[int, int, str], None]
-Figures = dict[str, dict[str, float]]
-MR_CONTRASTS = ("T2",)  # the contrasts the MR task is judged on
-TUNING_SLICES = 6
-METHODS = ("input", "restored", "classical")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One slice of the evaluation set in physical units, (rows, columns)."""
-
-    task: RestorationTask
-    item: str
-    index: int
-    lq: Volume
-    hq: Volume
-
-
-@dataclass(frozen=True)
-class SliceScore:
-    """Quality of one slice by one method: input, restored or classical."""
-
-    task: RestorationTask
-    item: str
-    subject: str
-    simulated: bool
-    index: int
-    method: str
-    score: Score
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of every slice and how the classical method of each task was set."""
-
-    split: str
-    scores: tuple[SliceScore, ...]
-    classical: Mapping[RestorationTask, str]
-
-    def select(
-        self, task: RestorationTask, method: str, simulated: bool | None = None
-    ) -> list[SliceScore]:
-        """The scores of a task and a method, of all references or of real or simulated ones."""
-        return [
-            s
-            for s in self.scores
-            if s.task is task and s.method == method and simulated in (None, s.simulated)
-        ]
-
-    @property
-    def tasks(self) -> list[RestorationTask]:
-        """The tasks that were evaluated, in order."""
-        found = {s.task for s in self.scores}
-        return [task for task in RestorationTask if task in found]
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``diffcode evaluate --json`` prints."""
-        tasks = {task.value: self._task(task) for task in self.tasks}
-        return {"protocol": PROTOCOL, "split": self.split, "tasks": tasks}
-
-    def _task(self, task: RestorationTask) -> dict[str, Any]:
-        entry = self._group(task, None)
-        if task in self.classical:
-            entry["classical"]["method"] = self.classical[task]
-        kinds = {s.simulated for s in self.select(task, "input")}
-        if len(kinds) > 1:
-            entry["groups"] = {
-                name: self._group(task, kind)
-                for name, kind in (("real", False), ("simulated", True))
-            }
-        return entry
-
-    def _group(self, task: RestorationTask, simulated: bool | None) -> dict[str, Any]:
-        rows = self.select(task, "input", simulated)
-        entry: dict[str, Any] = {
-            "slices": len(rows), "subjects": len({row.subject for row in rows})
-        }  # fmt: skip
-        for method in METHODS:
-            scores = [row.score for row in self.select(task, method, simulated)]
-            if scores:
-                entry[method] = asdict(mean_score(scores))
-        return entry
+TUNING_SLICES = 12  # of each group
+TUNING_SIZE = 256  # pixels; the centre of larger slices
+# Intensities a task's images cannot have: another modality, or another unit.
+_POSSIBLE = {
+    RestorationTask.CT_DENOISE: (-10_000.0, 70_000.0),
+    RestorationTask.MRI_SR: (-1.0, 1e6),
+    RestorationTask.PET_SYNTHESIS: (-1.0, 1e4),
+}
 
 
 def evaluate(
     dataset: PreparedSet,
-    restore: Restore,
+    models: Mapping[str, Restore],
     *,
+    labels: Mapping[str, str] | None = None,
     split: str = "val",
     tasks: Sequence[RestorationTask] = tuple(RestorationTask),
     contrasts: Sequence[str] = MR_CONTRASTS,
-    methods: Mapping[RestorationTask, Classical] | None = None,
+    methods: Mapping[Group, Classical] | None = None,
+    central: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score the input, the restored image and the task's classical method on every slice.
+    """Score the input, the classical method and each of ``models`` on every slice of the split.
 
-    ``restore`` takes a degraded volume (slices, rows, columns) in physical units and its item.
-    Raises ValueError when the split has no items of any of the tasks.
+    A model takes a degraded volume (slices, rows, columns) in physical units and its item, and
+    returns the restored one; ``labels`` describe models to readers; ``central`` keeps so many
+    slices in the middle of each volume. Raises ValueError for a split without items, and for an
+    item that is no such image, with its name.
     """
     items = [
         (task, item) for task in tasks for item in evaluation_items(dataset, task, split, contrasts)
@@ -132,12 +72,28 @@ def evaluate(
         names = ", ".join(task.value for task in tasks)
         raise ValueError(f"{dataset.folder} has no {split} items of {names}")
     methods = methods or {}
+    drawn = _drawn(items)
     scores: list[SliceScore] = []
+    found: list[VolumeMeasure] = []
+    samples: list[Sample] = []
     for done, (task, item) in enumerate(items, start=1):
-        scores += _score_item(dataset, task, item, restore, methods.get(task))
+        lq, truth = checked_pair(dataset, item, central)
+        images = _images(lq, item, models, methods.get((task, item.simulated)))
+        scores += _scores(task, item, images, truth)
+        found += _measures(task, item, images, truth)
+        if item.name in drawn:
+            middle = len(truth) // 2
+            chosen = {name: volume[middle] for name, volume in images.items()}
+            samples.append(Sample(task, item.simulated, chosen, truth[middle]))
         if progress is not None:
             progress(done, len(items), item.name)
-    return Evaluation(split, tuple(scores), {task: m.label for task, m in methods.items()})
+    rows = {INPUT: "degraded input"}
+    if methods:
+        rows[CLASSICAL] = "best classical method, tuned on training subjects"
+    rows |= {name: (labels or {}).get(name, name) for name in models}
+    return Evaluation(
+        split, tuple(scores), tuple(found), rows, tuple(models), methods, tuple(samples), central
+    )
 
 
 @contextlib.contextmanager
@@ -155,172 +111,128 @@ def prepared(data: Path, split: str, progress: Progress | None = None) -> Iterat
 
 def tuned_methods(
     dataset: PreparedSet, tasks: Sequence[RestorationTask] = tuple(RestorationTask)
-) -> dict[RestorationTask, Classical]:
-    """The best classical method of each task on a few training slices.
+) -> dict[Group, Classical]:
+    """The best classical method of each task on a few training slices, never on those judged.
 
-    A data set without training slices is tuned on the slices it has: to the classical methods'
-    advantage.
+    Real and simulated references are tuned apart. A group without training subjects has none.
     """
     factor = float(_operator(dataset, RestorationTask.MRI_SR).get("factor", 4.0))
     methods = {}
     for task in tasks:
-        split = "train" if dataset.items(task, "train") else "val"
-        pairs = [
-            (pair.lq, pair.hq)
-            for pair in evaluation_pairs(dataset, [task], split, limit=TUNING_SLICES)
-        ]
-        if pairs:
-            methods[task] = tune(task, pairs, factor)
+        for simulated in (False, True):
+            pairs = _tuning_pairs(dataset, task, simulated)
+            if pairs:
+                methods[task, simulated] = tune(task, pairs, factor)
     return methods
 
 
-def _operator(dataset: PreparedSet, task: RestorationTask) -> Mapping[str, Any]:
-    parameters: Mapping[str, Any] = dataset.manifest.operators.get(task.value, {}).get("params", {})
-    return parameters
+def checked_pair(
+    dataset: PreparedSet, item: Item, central: int | None = None
+) -> tuple[Volume, Volume]:
+    """Degraded and true volume (slices, rows, columns) of an item, ``central`` slices of it or all.
+
+    Raises ValueError, with the item's name, for a file that is damaged, not the one that was
+    prepared, of 8 bits, not finite, or with values that its task cannot have.
+    """
+    for kind, name in (("lq", item.lq), ("hq", item.hq)):
+        _refuse_changed(dataset.folder / name, item.sha256.get(kind))
+    try:
+        stored = dataset.pair(item)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{dataset.folder}: {item.name} cannot be read: {error}") from error
+    low, high = _POSSIBLE[RestorationTask(item.task)]
+    part = _central(item.shape[0], central)
+    volumes = []
+    for name, volume in zip((item.lq, item.hq), stored, strict=True):
+        path = dataset.folder / name
+        if volume.dtype.itemsize < 2:
+            raise ValueError(f"{path}: {volume.dtype} is a picture, not {item.units}")
+        # A copy: the stored arrays are mapped read-only.
+        values = np.array(volume[part], np.float32)
+        if not np.isfinite(values).all():
+            bad = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))[0]) + part.start
+            raise ValueError(f"{path}: slice {bad} holds a value that is not finite")
+        if values.min() < low or values.max() > high:
+            task = spec(item.task)
+            raise ValueError(
+                f"{path}: values from {values.min():g} to {values.max():g} cannot be "
+                f"{task.units} of {task.label}"
+            )
+        volumes.append(values)
+    return volumes[0], volumes[1]
 
 
-def _score_item(
-    dataset: PreparedSet,
-    task: RestorationTask,
-    item: Item,
-    restore: Restore,
-    classical: Classical | None,
-) -> Iterator[SliceScore]:
-    # Copies: the stored arrays are mapped read-only.
-    lq, hq = (np.array(volume, np.float32) for volume in dataset.pair(item))
-    images = {"input": lq, "restored": restore(lq, item)}
+def _refuse_changed(path: Path, sha256: str | None) -> None:
+    if sha256 is not None:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != sha256:
+            raise ValueError(f"{path}: SHA-256 is {found}, the manifest says {sha256}")
+
+
+def _central(slices: int, wanted: int | None) -> slice:
+    kept = slices if wanted is None else min(wanted, slices)
+    start = (slices - kept) // 2
+    return slice(start, start + kept)
+
+
+def _drawn(items: Sequence[tuple[RestorationTask, Item]]) -> set[str]:
+    """The largest item of each group."""
+    largest: dict[Group, Item] = {}
+    for task, item in items:
+        held = largest.get((task, item.simulated))
+        if held is None or np.prod(item.shape[1:]) > np.prod(held.shape[1:]):
+            largest[task, item.simulated] = item
+    return {item.name for item in largest.values()}
+
+
+def _images(
+    lq: Volume, item: Item, models: Mapping[str, Restore], classical: Classical | None
+) -> dict[str, Volume]:
+    images = {INPUT: lq}
     if classical is not None:
-        images["classical"] = np.stack([classical.apply(plane) for plane in lq])
-    for index, truth in enumerate(hq):
+        images[CLASSICAL] = np.stack([classical.apply(plane) for plane in lq])
+    for name, restore in models.items():
+        images[name] = restore(lq, item)
+    return images
+
+
+def _scores(
+    task: RestorationTask, item: Item, images: Mapping[str, Volume], truth: Volume
+) -> Iterator[SliceScore]:
+    bodies = body_masks(truth, task)
+    for index, (plane, body) in enumerate(zip(truth, bodies, strict=True)):
         for method, volume in images.items():
-            found = score(volume[index], truth, task)
-            if found is not None:
+            each = {p.id: score(volume[index], plane, task, p, body) for p in PROTOCOLS}
+            found = {name: value for name, value in each.items() if value is not None}
+            if AMIR.id in found:
                 yield SliceScore(
                     task, item.name, item.subject, item.simulated, index, method, found
                 )
 
 
-def evaluation_items(
-    dataset: PreparedSet, task: RestorationTask, split: str, contrasts: Sequence[str]
-) -> tuple[Item, ...]:
-    """The items a task is judged on; MR items of the given contrasts, or all when none are."""
-    items = dataset.items(task, split)
-    if task is not RestorationTask.MRI_SR or not contrasts:
-        return items
-    return tuple(item for item in items if item.contrast in contrasts) or items
+def _measures(
+    task: RestorationTask, item: Item, images: Mapping[str, Volume], truth: Volume
+) -> Iterator[VolumeMeasure]:
+    for method, volume in images.items():
+        for measure in measures(task, volume, truth, images[INPUT], item.spacing_mm):
+            yield VolumeMeasure(task, item.subject, item.simulated, method, measure)
 
 
-def evaluation_pairs(
-    dataset: PreparedSet,
-    tasks: Iterable[RestorationTask],
-    split: str = "val",
-    limit: int | None = None,
-) -> Iterator[Pair]:
-    """Slices of a split, task by task; ``limit`` takes so many, evenly spread, of each task."""
-    for task in tasks:
-        items = evaluation_items(dataset, task, split, MR_CONTRASTS)
-        places = [(item, index) for item in items for index in range(item.shape[0])]
-        if limit is not None and len(places) > limit:
-            chosen = np.linspace(0, len(places) - 1, limit).round().astype(int)
-            places = [places[i] for i in chosen]
-        for item, index in places:
-            lq, hq = (np.asarray(volume[index], np.float32) for volume in dataset.pair(item))
-            yield Pair(task, item.name, index, lq, hq)
+def _tuning_pairs(
+    dataset: PreparedSet, task: RestorationTask, simulated: bool
+) -> list[tuple[Volume, Volume]]:
+    """Slices (lq, hq) evenly spread over the training items of a group, their centre if large."""
+    items = evaluation_items(dataset, task, "train", MR_CONTRASTS)
+    places = [(i, k) for i in items if i.simulated is simulated for k in range(i.shape[0])]
+    chosen = np.linspace(0, len(places) - 1, min(TUNING_SLICES, len(places))).round().astype(int)
+    pairs = []
+    for item, index in (places[i] for i in chosen):
+        rows, columns = (_central(size, TUNING_SIZE) for size in item.shape[1:])
+        lq, hq = (np.array(v[index, rows, columns], np.float32) for v in dataset.pair(item))
+        pairs.append((lq, hq))
+    return pairs
 
 
-def stage_figures(
-    stage: Stage,
-    model: DiffCode,
-    pairs: Iterable[Pair],
-    others: dict[str, DiffCode] | None = None,
-) -> Figures:
-    """Mean figures of each task for the log and the gate of a stage, from whole slices.
-
-    ``others`` are rungs measured on the same slices, their name becoming part of the figure's.
-    """
-    measure = _MEASURES[stage]
-    device = next(model.parameters()).device
-    sums: dict[str, dict[str, list[float]]] = {}
-    with torch.inference_mode():
-        for pair in pairs:
-            values = measure(model, pair, device)
-            for name, other in (others or {}).items():
-                values[f"{name}_psnr"] = _restoration(other, pair, device)["restored_psnr"]
-            for name, value in values.items():
-                sums.setdefault(pair.task.value, {}).setdefault(name, []).append(value)
-    return {
-        task: {name: float(np.nanmean(values)) for name, values in columns.items()}
-        for task, columns in sums.items()
-    }
-
-
-def _codebook(model: DiffCode, pair: Pair, device: torch.device) -> dict[str, float]:
-    assert model.vq_encoder is not None
-    hq, task = _padded(model, pair.hq, pair.task, device)
-    latent = model.vq_encoder(hq)
-    reference, _, _ = model.lookup(latent, task)
-    return {
-        "input_psnr": _psnr(pair.lq, pair),
-        "reconstruction_psnr": _psnr(_physical(reference, pair), pair),
-    }
-
-
-def _diffusion(model: DiffCode, pair: Pair, device: torch.device) -> dict[str, float]:
-    assert model.vq_encoder is not None
-    lq, task = _padded(model, pair.lq, pair.task, device)
-    hq, _ = _padded(model, pair.hq, pair.task, device)
-    target = model.vq_encoder(hq)
-    latent = model.estimate(lq, _noise(model, lq, pair))
-    assert latent is not None
-    reference, _, _ = model.lookup(latent, task)
-    return {
-        "input_psnr": _psnr(pair.lq, pair),
-        "reference_psnr": _psnr(_physical(reference, pair), pair),
-        "latent_l1": float((target - latent).abs().mean()),
-        "plain_latent_l1": float((target - model.vq_encoder(lq)).abs().mean()),
-    }
-
-
-def _restoration(model: DiffCode, pair: Pair, device: torch.device) -> dict[str, float]:
-    lq, task = _padded(model, pair.lq, pair.task, device)
-    restored = model(lq, task, _noise(model, lq, pair)).restored
-    return {
-        "input_psnr": _psnr(pair.lq, pair),
-        "restored_psnr": _psnr(_physical(restored, pair), pair),
-    }
-
-
-_MEASURES: dict[Stage, Callable[[DiffCode, Pair, torch.device], dict[str, float]]] = {
-    Stage.CODEBOOK: _codebook,
-    Stage.DIFFUSION: _diffusion,
-    Stage.RESTORATION: _restoration,
-}
-
-
-def _padded(
-    model: DiffCode, image: Volume, task: RestorationTask, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """A slice as the network takes it, (1, 1, H, W), and its task (1,)."""
-    low, high = spec(task).window
-    x = normalise(torch.from_numpy(image.clip(low, high))[None, None], task)
-    padded, _ = pad_to_multiple(x, model.config.factor, least=2 * model.config.factor)
-    padded = padded.contiguous(memory_format=torch.channels_last)
-    return padded.to(device), torch.tensor([task.index], device=device)
-
-
-def _noise(model: DiffCode, lq: Tensor, pair: Pair) -> Tensor | None:
-    if model.prior is None:
-        return None
-    return seeded_noise(model.noise_shape(lq), 0, pair.index, 0).to(lq.device)
-
-
-def _physical(image: Tensor | None, pair: Pair) -> Volume:
-    assert image is not None
-    rows, columns = pair.hq.shape
-    physical: Volume = denormalise(image[0, 0, :rows, :columns].float().cpu(), pair.task).numpy()
-    return physical
-
-
-def _psnr(image: Volume, pair: Pair) -> float:
-    found = score(image, pair.hq, pair.task)
-    return float("nan") if found is None else found.psnr
+def _operator(dataset: PreparedSet, task: RestorationTask) -> Mapping[str, Any]:
+    parameters: Mapping[str, Any] = dataset.manifest.operators.get(task.value, {}).get("params", {})
+    return parameters

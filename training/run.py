@@ -34,7 +34,6 @@ from training.codebook import (
     inspect_bank,
     refine_bank,
 )
-from training.evaluate import Figures, evaluation_pairs, stage_figures
 from training.loop import Limits, Outcome, World, run_stage
 from training.recipe import Recipe
 from training.slices import Batch, PatchSampler, PreparedSet
@@ -46,6 +45,7 @@ from training.stages import (
     start_backbone_from,
     start_condition_from_encoder,
 )
+from training.validation import Figures, evaluation_pairs, stage_figures
 
 GATE = "gate.json"
 

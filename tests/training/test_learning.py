@@ -13,12 +13,12 @@ import torch
 
 from tests.training.tiny import tiny_recipe, tiny_set
 from training import run
-from training.evaluate import evaluation_pairs, stage_figures
 from training.journal import LOG
 from training.loop import Limits
 from training.recipe import Recipe
 from training.slices import PreparedSet
 from training.stages import Stage
+from training.validation import evaluation_pairs, stage_figures
 
 CPU = torch.device("cpu")
 LONG = {"steps": 80, "lr": 5e-3, "log_every": 20}

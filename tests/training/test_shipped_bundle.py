@@ -30,7 +30,7 @@ def test_it_gives_the_figures_of_its_manifest_on_the_validation_subjects(
         return restorer.restore(volume, item.task).volume
 
     with prepared(tmp_path, "val") as dataset:
-        measured = evaluate(dataset, restore).to_dict()
+        measured = evaluate(dataset, {"restored": restore}).to_dict()
     stated = read_manifest(builtin("compact")).metrics
     assert measured["protocol"] == stated["protocol"]
     for task in RestorationTask:

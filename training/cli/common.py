@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 VARIANTS = ("v1", "v2", "v3", "full")
+FILE_WIDTH = 200  # columns of a table that goes to a file
 TASKS = ("mri_sr", "ct_denoise", "pet_synthesis")
 FOLDER = click.Path(path_type=Path)
 EXISTING = click.Path(path_type=Path, exists=True)
@@ -69,10 +70,19 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
         )
 
 
+def refuse_existing(*paths: Path | None) -> None:
+    """FileExistsError before any work is done: nothing is overwritten."""
+    for path in paths:
+        if path is not None and path.exists():
+            raise FileExistsError(f"{path} exists; nothing is overwritten")
+
+
 def show(values: Any, table: Any, as_json: bool) -> None:
+    """JSON or the table on stdout; a file gets a table as wide as it wants to be."""
     from rich.console import Console
 
     if as_json:
         click.echo(json.dumps(values, indent=1))
     else:
-        Console().print(table)
+        console = Console()
+        Console(width=None if console.is_terminal else FILE_WIDTH).print(table)

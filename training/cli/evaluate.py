@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing, show
+from training.cli.common import (
+    EXISTING,
+    FOLDER,
+    TASKS,
+    progress_bar,
+    refuse_existing,
+    refusing,
+    show,
+)
 
 
 @click.command()
 @click.option("--data", required=True, type=EXISTING, help="prepared folder, or one of .medz packs")
 @click.option("--split", default="val", show_default=True, type=click.Choice(["train", "val"]))
-@click.option("--bundle", default="compact", show_default=True, help="built-in name or folder")
+@click.option(
+    "--bundle", "bundles", multiple=True, help="built-in name or folder; repeat  [default: compact]"
+)
+@click.option("--run", "runs", multiple=True, type=EXISTING, help="run folder, every rung; repeat")
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat")
 @click.option("--all-contrasts", is_flag=True, help="MR beyond T2")
+@click.option("--central", type=click.IntRange(1), help="only so many central slices of a volume")
 @click.option("--no-classical", is_flag=True, help="leave the classical method out")
+@click.option("--baseline", help="method that differences are taken to  [default: classical]")
 @click.option("--csv", "csv_path", type=FOLDER, help="write the values of each slice")
 @click.option("--figures", type=FOLDER, help="folder for pictures, one per task")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object instead of the table")
@@ -26,49 +38,64 @@ from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing,
 def evaluate(
     data: Path,
     split: str,
-    bundle: str,
+    bundles: tuple[str, ...],
+    runs: tuple[Path, ...],
     tasks: tuple[str, ...],
     all_contrasts: bool,
+    central: int | None,
     no_classical: bool,
+    baseline: str | None,
     csv_path: Path | None,
     figures: Path | None,
     as_json: bool,
     threads: int | None,
     device: str,
 ) -> None:
-    """PSNR, SSIM and RMSE of a bundle, its input and the best classical method.
+    """PSNR, SSIM and RMSE of models, their input and the best classical method, by protocol.
+
+    Also HU bias by tissue, SUV bias of hot regions and total activity, and differences between
+    methods over subjects. A run is evaluated as the bundles its rungs would become.
 
     \b
     diffcode evaluate --data prepared --bundle my-bundle --figures pictures
+    diffcode evaluate --data prepared --run run --baseline v1 --csv slices.csv
     diffcode evaluate --data packs --json > evaluation.json
     """
-    from restoration.restorer import Restorer
     from restoration.tasks import RestorationTask
-    from training import report
-    from training.evaluate import MR_CONTRASTS, prepared, tuned_methods
+    from training import pictures, report
+    from training.contenders import contenders, labels
     from training.evaluate import evaluate as judge
+    from training.evaluate import prepared, tuned_methods
+    from training.validation import MR_CONTRASTS
 
     chosen = [RestorationTask(task) for task in tasks or TASKS]
-    restorer = Restorer.open(bundle, device=device, threads=threads)
-
-    def restore(volume: Any, item: Any) -> Any:
-        return restorer.restore(volume, item.task, spacing=item.spacing_mm).volume
-
+    refuse_existing(csv_path)
+    if figures is not None:
+        refuse_existing(*pictures.picture_paths(chosen, figures))
+    if not bundles and not runs:
+        bundles = ("compact",)
     with progress_bar("preparing") as making, prepared(data, split, making) as dataset:
+        found = contenders(bundles, runs, dataset.folder, device=device, threads=threads)
         methods = {} if no_classical else tuned_methods(dataset, chosen)
+        rows = ["input", *(["classical"] if methods else []), *labels(found)]
+        against = baseline or rows[-1 - len(found)]
+        if against not in rows:
+            raise ValueError(f"--baseline {against}: no such method; there are {', '.join(rows)}")
         with progress_bar("evaluating") as progress:
             evaluation = judge(
                 dataset,
-                restore,
+                {contender.name: contender for contender in found},
+                labels=labels(found),
                 split=split,
                 tasks=chosen,
                 contrasts=() if all_contrasts else MR_CONTRASTS,
                 methods=methods,
+                central=central,
                 progress=progress,
             )
-        if csv_path is not None:
-            report.write_csv(evaluation, csv_path)
-        if figures is not None:
-            report.write_figures(dataset, restore, methods, evaluation.tasks, split, figures)
-    summary = evaluation.to_dict()
-    show(summary, report.evaluation_table(summary), as_json)
+    if csv_path is not None:
+        report.write_csv(evaluation, csv_path)
+    if figures is not None:
+        pictures.write_pictures(evaluation, figures)
+    summary = evaluation.to_dict(against)
+    show(summary, report.evaluation_report(summary), as_json)

@@ -8,7 +8,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from restoration.tasks import RestorationTask
 from training.metrics import (
     HIGHEST_PSNR,
+    PROTOCOLS,
     SSIM_SIZE,
+    Protocol,
     Score,
     mean_score,
     psnr,
@@ -114,3 +116,64 @@ def test_the_mean_of_no_slices_is_an_error() -> None:
 
 def test_rmse_keeps_the_units() -> None:
     assert rmse(np.full((2, 2), 3.0), np.zeros((2, 2))) == 3.0
+
+
+def protocol(name: str) -> Protocol:
+    return next(p for p in PROTOCOLS if p.id == name)
+
+
+@pytest.fixture
+def chest() -> Image:
+    """A body of 0 to 60 HU with a lung, in air."""
+    reference = np.full((48, 48), -1000.0)
+    reference[8:40, 8:40] = np.linspace(0, 60, 32)
+    reference[16:30, 16:30] = -850.0
+    return reference
+
+
+def test_a_fixed_range_is_the_same_for_every_slice() -> None:
+    reference = np.tile(np.linspace(0, 100, 32), (32, 1))
+    found = score(reference + 4.0, reference, CT, protocol("fixed-range/1"))
+    expected = peak_signal_noise_ratio(reference, reference + 4.0, data_range=400.0)
+    assert found is not None
+    assert found.psnr == pytest.approx(expected)
+
+
+def test_the_body_mask_leaves_out_the_air(chest: Image) -> None:
+    body = np.zeros(chest.shape, bool)
+    body[8:40, 8:40] = True
+    worse = chest + np.where(body, 0.0, 950.0)
+    masked = score(worse, chest, CT, protocol("body-mask/1"), body)
+    assert masked is not None
+    assert (masked.psnr, masked.rmse) == (HIGHEST_PSNR, 0.0)
+    whole = score(chest + 6.0, chest, CT, protocol("body-mask/1"), body)
+    assert whole is not None
+    inside = np.clip(chest, -160, 240)[body]
+    error = np.clip(chest + 6.0, -160, 240)[body] - inside
+    assert whole.rmse == pytest.approx(np.sqrt(np.mean(error**2)))
+    assert whole.psnr == pytest.approx(
+        peak_signal_noise_ratio(inside, inside + error, data_range=float(np.ptp(inside)))
+    )
+
+
+def test_without_a_body_there_is_no_figure(chest: Image) -> None:
+    assert score(chest, chest, CT, protocol("body-mask/1")) is None
+    assert score(chest, chest, CT, protocol("body-mask/1"), np.zeros(chest.shape, bool)) is None
+
+
+def test_the_lung_window_sees_what_the_abdomen_window_hides(chest: Image) -> None:
+    blurred = chest.copy()
+    blurred[18:28, 18:28] += 60.0
+    abdomen, lung = score(blurred, chest, CT), score(blurred, chest, CT, protocol("lung-window/1"))
+    assert abdomen is not None
+    assert lung is not None
+    assert abdomen.rmse == 0.0
+    assert lung.rmse == pytest.approx(60 * 10 / 48)
+
+
+def test_the_lung_window_is_for_ct_alone(chest: Image) -> None:
+    assert score(chest, chest, MR, protocol("lung-window/1")) is None
+
+
+def test_protocol_ids_are_unique() -> None:
+    assert len({p.id for p in PROTOCOLS}) == len(PROTOCOLS) == 4

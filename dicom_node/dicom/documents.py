@@ -15,7 +15,7 @@ from io import BytesIO
 from highdicom.base import SOPClass
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, EnhancedSRStorage, GrayscaleSoftcopyPresentationStateStorage
 
 from dicom_node.dicom import provenance
 from dicom_node.dicom.header import number, text, texts
@@ -23,6 +23,7 @@ from dicom_node.dicom.provenance import ModelIdentity
 from dicom_node.settings import IdentitySettings
 
 __all__ = [
+    "OBJECT_CLASSES",
     "Reference",
     "Restoration",
     "RestoredImage",
@@ -32,6 +33,12 @@ __all__ = [
     "series_number",
     "stand_in",
 ]
+
+OBJECT_CLASSES: dict[str, str] = {
+    str(EnhancedSRStorage): "SR",
+    str(GrayscaleSoftcopyPresentationStateStorage): "PR",
+}
+"""SOP Class UID of each kind of object that may go with a restored series, with its Modality."""
 
 _LO_LENGTH = 64
 _IS_MAXIMUM = 2**31 - 1

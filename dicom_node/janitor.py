@@ -70,7 +70,7 @@ def _adopt(engine: Engine, spool: Spool, path: str, now: float) -> bool:
             now=now,
         )
         return False
-    intake.record_instance(engine, instance, now)
+    intake.record_instance(engine, instance, now, spool.set_aside)
     return True
 
 

@@ -13,20 +13,26 @@ or a complete file that no row names.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Set
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from types import TracebackType
+from typing import BinaryIO, Self
 
 from dicom_node.errors import NotFoundError, PermanentError, SpoolFullError
 
 # PS3.5 9.1 allows digits and dots only; nothing else may reach a path.
 _UID = re.compile(r"[0-9.]{1,64}")
 _AREAS = ("incoming", "outgoing", "quarantine", "temporary")
+# IOV_MAX of Linux is 1024.
+_GATHERED = 512
+
+Octets = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,78 @@ class StoredFile:
     path: str
     sha256: str
     size: int
+
+
+class Draft:
+    """A file that grows in `temporary`, hashed as it grows; to be used in a with statement.
+
+    It is gone at the end unless one of the methods of `Spool` gave it a name.  Every failure to
+    store raises `SpoolFullError`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        self._named = False
+        self.size = 0
+        with _storage_errors():
+            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, pieces: Sequence[Octets]) -> None:
+        """Append octets, and hash them; they may change once this returns."""
+        for piece in pieces:
+            self._digest.update(piece)
+        with _storage_errors():
+            for at in range(0, len(pieces), _GATHERED):
+                self._append(pieces[at : at + _GATHERED])
+
+    def name(self, target: Callable[[str], Path]) -> tuple[str, Path]:
+        """Make the bytes durable and visible under the path that their digest gives.
+
+        Returns the digest and the path.  The folder's entry is not yet durable.
+        """
+        digest = self._digest.hexdigest()
+        path = target(digest)
+        with _storage_errors():
+            os.fsync(self._descriptor)
+            # Renaming over an equal file also repairs one that was damaged on disk.
+            os.rename(self._path, path)
+        self._named = True
+        return digest, path
+
+    def close(self) -> None:
+        """Remove the file unless it has been named; again is no error."""
+        if self._descriptor < 0:
+            return
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+        if not self._named:
+            with suppress(OSError):
+                self._path.unlink()
+
+    def _append(self, pieces: Sequence[Octets]) -> None:
+        wanted = sum(map(len, pieces))
+        self.size += wanted
+        if len(pieces) == 1:
+            written = os.write(self._descriptor, pieces[0])
+        else:
+            written = os.writev(self._descriptor, pieces)
+        if written < wanted:
+            # A disk that fills writes a part first.
+            rest = memoryview(b"".join(pieces))[written:]
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
 
 
 class Spool:
@@ -49,6 +127,8 @@ class Spool:
         self.root = root.resolve()
         self._min_free_bytes = min_free_bytes
         self._min_free_percent = min_free_percent
+        # Unique among the processes that share the folder, and after a restart.
+        self._token, self._numbers = secrets.token_hex(8), itertools.count()
         with _storage_errors():
             for area in _AREAS:
                 _make_folder(self.root / area)
@@ -70,7 +150,22 @@ class Spool:
 
     def write(self, data: bytes | Iterable[bytes]) -> StoredFile:
         """Store a received instance under the digest of its bytes; again is no error."""
-        return self._store(data, lambda sha256: f"incoming/{sha256[:2]}/{sha256}.dcm")
+        return self._store(data, self._incoming)
+
+    def draft(self) -> Draft:
+        """Begin a file whose bytes come piece by piece."""
+        return Draft(self.root / f"temporary/{self._token}-{next(self._numbers)}.part")
+
+    def keep(self, draft: Draft) -> StoredFile:
+        """Store a draft as a received instance, but for the entry of its folder: see `flush`."""
+        sha256, path = draft.name(lambda sha256: self._incoming(sha256))
+        return StoredFile(path.relative_to(self.root).as_posix(), sha256, draft.size)
+
+    def flush(self, paths: Iterable[str]) -> None:
+        """Make the entries of stored files durable; once for each folder."""
+        with _storage_errors():
+            for folder in {self.resolve(path).parent for path in paths}:
+                _flush_folder(folder)
 
     def write_outgoing(self, series_uid: str, sop_uid: str, data: bytes) -> StoredFile:
         """Store a restored instance under its UIDs; the same bytes again are no error.
@@ -81,17 +176,41 @@ class Spool:
         for uid in (series_uid, sop_uid):
             if not _UID.fullmatch(uid) or not uid.strip("."):
                 raise PermanentError("not a UID: it may hold digits and dots only")
-        return self._store(data, lambda _: f"outgoing/{series_uid}/{sop_uid}.dcm")
+        return self._store(data, lambda _: self.root / f"outgoing/{series_uid}/{sop_uid}.dcm")
 
-    def quarantine(self, source: bytes | Path | str, reason: str) -> StoredFile:
-        """Keep bytes, or move a file of the spool, out of the way with the reason beside it."""
-        data = source if isinstance(source, bytes) else self._read(source)
-        stored = self._store(data, lambda sha256: f"quarantine/{sha256}.dcm")
+    def quarantine(self, source: bytes | Draft | Path | str, reason: str) -> StoredFile:
+        """Keep bytes or a draft, or move a file, out of the way with the reason beside it."""
+        if isinstance(source, Draft):
+            stored = self._name(source, self._set_aside)
+        elif isinstance(source, bytes):
+            stored = self._store(source, self._set_aside)
+        else:
+            with self.open(str(source)) as file:
+                stored = self._store(iter(lambda: file.read(1 << 20), b""), self._set_aside)
         note = stored.path.removesuffix(".dcm") + ".txt"
-        self._store(f"{reason}\n".encode(), lambda _: note)
-        if not isinstance(source, bytes):
+        self._store(f"{reason}\n".encode(), lambda _: self.root / note)
+        if isinstance(source, str | Path):
             self.delete(str(source))
         return stored
+
+    def set_aside(self, path: str, reason: str) -> str:
+        """Move a received file to the quarantine, durably; its path there.
+
+        A file that somebody else has moved there already is no error.
+        """
+        source = self.resolve(path)
+        target = self._set_aside(source.stem)
+        note = target.relative_to(self.root).with_suffix(".txt")
+        self._store(f"{reason}\n".encode(), lambda _: self.root / note)
+        with _storage_errors():
+            try:
+                source.rename(target)
+            except FileNotFoundError:
+                if not target.exists():
+                    raise
+            _flush_folder(target.parent)
+            _flush_folder(source.parent)
+        return target.relative_to(self.root).as_posix()
 
     def resolve(self, path: str | Path) -> Path:
         """Return the absolute path of a file of the spool.
@@ -137,44 +256,30 @@ class Spool:
                     removed += 1
         return removed
 
-    def _read(self, path: Path | str) -> bytes:
-        with self.open(str(path)) as file:
-            return file.read()
+    def _incoming(self, sha256: str) -> Path:
+        return self.root / f"incoming/{sha256[:2]}/{sha256}.dcm"
 
-    def _store(self, data: bytes | Iterable[bytes], name: Callable[[str], str]) -> StoredFile:
+    def _set_aside(self, sha256: str) -> Path:
+        return self.root / f"quarantine/{sha256}.dcm"
+
+    def _store(self, data: bytes | Iterable[bytes], target: Callable[[str], Path]) -> StoredFile:
         chunks = (data,) if isinstance(data, bytes) else data
-        with _storage_errors(), self._temporary() as (descriptor, temporary):
-            sha256, size = _write_durably(descriptor, chunks)
-            path = name(sha256)
-            target = self.root / path
-            _make_folder(target.parent)
-            # Renaming over an equal file also repairs one that was damaged on disk.
-            temporary.rename(target)
-            _flush_folder(target.parent)
-        return StoredFile(path, sha256, size)
+        with self.draft() as draft:
+            for chunk in chunks:
+                draft.write((chunk,))
+            return self._name(draft, target)
 
-    @contextmanager
-    def _temporary(self) -> Iterator[tuple[int, Path]]:
-        descriptor, name = tempfile.mkstemp(dir=self.root / "temporary", suffix=".part")
-        try:
-            yield descriptor, Path(name)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
+    def _name(self, draft: Draft, target: Callable[[str], Path]) -> StoredFile:
+        def made(sha256: str) -> Path:
+            path = target(sha256)
+            with _storage_errors():
+                _make_folder(path.parent)
+            return path
 
-
-def _write_durably(descriptor: int, chunks: Iterable[bytes]) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    for chunk in chunks:
-        digest.update(chunk)
-        size += len(chunk)
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-    os.fsync(descriptor)
-    return digest.hexdigest(), size
+        sha256, path = draft.name(made)
+        with _storage_errors():
+            _flush_folder(path.parent)
+        return StoredFile(path.relative_to(self.root).as_posix(), sha256, draft.size)
 
 
 def _make_folder(folder: Path) -> None:

@@ -206,11 +206,11 @@ class Scanner:
     def _enter_or_leave(self, group: int, element: int, vr: bytes | None, length: int) -> int:
         """Go down into a sequence or item, or up again; how many bytes of value to step over."""
         level = self._levels[-1]
-        if len(self._levels) > 1 and group == _DELIMITERS:
-            if element == (_SEQUENCE_END if level.items else _ITEM_END):
-                self._levels.pop()
-                self._items_open -= not level.items
-                return 0
+        end = _SEQUENCE_END if level.items else _ITEM_END
+        if len(self._levels) > 1 and (group, element) == (_DELIMITERS, end):
+            self._levels.pop()
+            self._items_open -= not level.items
+            return 0
         if level.items:
             if (group, element) != (_DELIMITERS, _ITEM):
                 raise UnreadableInstanceError("a sequence holds something other than items")

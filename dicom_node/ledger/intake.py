@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, Engine, Select, Subquery, func, insert, select, update
+from sqlalchemy import Engine, Subquery, func, insert, select, update
 
 from dicom_node import observability
+from dicom_node.ledger.arrivals import ReceivedInstance, record_instance, record_instances
 from dicom_node.ledger.tables import (
     Entity,
     InstanceState,
     SeriesState,
     associations,
-    insert_or_nothing,
     instances,
     move,
     reading,
-    record_event,
     series,
     writing,
 )
 
-# PS3.5 6.2: a Code String; senders that break the rule must not break the ledger.
-_MODALITY_LENGTH = 16
+__all__ = [
+    "InstanceRow",
+    "Outcome",
+    "ReceivedInstance",
+    "SeriesProgress",
+    "close_association",
+    "close_lost_associations",
+    "force_series",
+    "ignore_series",
+    "known_paths",
+    "open_association",
+    "quarantine_instance",
+    "record_instance",
+    "record_instances",
+    "reject_instance",
+    "series_instances",
+    "series_progress",
+]
 
 Outcome = Literal["released", "aborted", "lost"]
-
-
-@dataclass(frozen=True)
-class ReceivedInstance:
-    """One SOP Instance that lies durable in the spool."""
-
-    sop_instance_uid: str
-    sop_class_uid: str
-    study_instance_uid: str
-    series_instance_uid: str
-    modality: str
-    transfer_syntax_uid: str
-    path: str
-    sha256: str
-    size: int
-    association_id: int | None = None
-    ignored_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,21 +105,6 @@ def close_lost_associations(engine: Engine, now: float) -> int:
             .where(associations.c.closed_at.is_(None))
             .values(closed_at=now, outcome="lost")
         ).rowcount
-
-
-def record_instance(engine: Engine, instance: ReceivedInstance, now: float) -> InstanceState:
-    """Record a stored instance once, whatever arrives how often and how concurrently.
-
-    Returns:
-        RECEIVED: new; its series is open (again).
-        IGNORED: new, acknowledged and never restored.
-        DUPLICATE: the same bytes are known; only the history grows.
-        CONFLICT: other bytes are known under this UID; the first stay, these are set aside.
-    """
-    with writing(engine) as connection:
-        state = _record_new(connection, instance, now) or _record_again(connection, instance, now)
-    observability.RECEIVED_BYTES.inc(instance.size)
-    return state
 
 
 def reject_instance(
@@ -276,116 +259,6 @@ def known_paths(engine: Engine) -> set[str]:
     with reading(engine) as connection:
         paths = connection.scalars(select(instances.c.path).where(instances.c.path.is_not(None)))
         return set(paths)
-
-
-def _record_new(
-    connection: Connection, instance: ReceivedInstance, now: float
-) -> InstanceState | None:
-    """Record an instance whose UID has no valid row yet; None when it has."""
-    if connection.execute(_valid_row(instance.sop_instance_uid)).first() is not None:
-        return None
-    ignored = instance.ignored_reason is not None
-    state = InstanceState.IGNORED if ignored else InstanceState.RECEIVED
-    _ensure_series(connection, instance, now)
-    values = _instance_values(instance, state, instance.ignored_reason, now)
-    if not insert_or_nothing(connection, instances, values):
-        return None
-    if not ignored:
-        _grow_series(connection, instance, now)
-    observability.STATES.labels(entity=Entity.INSTANCE, state=state).inc()
-    return state
-
-
-def _valid_row(sop_instance_uid: str) -> Select[tuple[int, str, str]]:
-    return select(instances.c.id, instances.c.sha256, instances.c.series_instance_uid).where(
-        instances.c.sop_instance_uid == sop_instance_uid,
-        instances.c.state.in_([InstanceState.RECEIVED, InstanceState.IGNORED]),
-    )
-
-
-def _ensure_series(connection: Connection, instance: ReceivedInstance, now: float) -> None:
-    reason = instance.ignored_reason
-    state = SeriesState.RECEIVING if reason is None else SeriesState.IGNORED
-    row = {
-        "series_instance_uid": instance.series_instance_uid,
-        "study_instance_uid": instance.study_instance_uid,
-        "modality": instance.modality[:_MODALITY_LENGTH],
-        "state": state,
-        "reason": reason,
-        "instances": 0,
-        "forced": False,
-        "association_id": instance.association_id,
-        "first_received_at": now,
-        "last_received_at": now,
-    }
-    if insert_or_nothing(connection, series, row):
-        key = instance.series_instance_uid
-        record_event(connection, Entity.SERIES, key, None, state, reason, now)
-
-
-def _instance_values(
-    instance: ReceivedInstance, state: InstanceState, reason: str | None, now: float
-) -> dict[str, object]:
-    values = asdict(instance)
-    del values["ignored_reason"]
-    return {
-        **values,
-        "modality": instance.modality[:_MODALITY_LENGTH],
-        "state": state,
-        "reason": reason,
-        "assigned": False,
-        "received_at": now,
-    }
-
-
-def _grow_series(connection: Connection, instance: ReceivedInstance, now: float) -> None:
-    state = _note_activity(connection, instance, now, arrived=1)
-    if state != SeriesState.RECEIVING:
-        key = instance.series_instance_uid
-        reason = "late instance"
-        move(connection, Entity.SERIES, key, SeriesState.RECEIVING, reason=reason, now=now)
-
-
-def _note_activity(
-    connection: Connection, instance: ReceivedInstance, now: float, *, arrived: int
-) -> str | None:
-    """Put off the quiet time of a series and count what arrived; return its state."""
-    state: str | None = connection.scalar(
-        update(series)
-        .where(series.c.series_instance_uid == instance.series_instance_uid)
-        .values(
-            instances=series.c.instances + arrived,
-            last_received_at=now,
-            association_id=func.coalesce(instance.association_id, series.c.association_id),
-        )
-        .returning(series.c.state)
-    )
-    return state
-
-
-def _record_again(connection: Connection, instance: ReceivedInstance, now: float) -> InstanceState:
-    known = connection.execute(_valid_row(instance.sop_instance_uid)).one()
-    if known.sha256 == instance.sha256:
-        state, reason = InstanceState.DUPLICATE, None
-        _note_activity(connection, instance, now, arrived=0)
-    else:
-        state, reason = InstanceState.CONFLICT, "other bytes under a known SOP Instance UID"
-        if not _conflict_is_known(connection, instance):
-            values = _instance_values(instance, state, reason, now)
-            # The series it claims need not exist; it stands beside the instance it contradicts.
-            values["series_instance_uid"] = known.series_instance_uid
-            connection.execute(insert(instances).values(values))
-    record_event(connection, Entity.INSTANCE, known.id, None, state, reason, now)
-    return state
-
-
-def _conflict_is_known(connection: Connection, instance: ReceivedInstance) -> bool:
-    query = select(instances.c.id).where(
-        instances.c.sop_instance_uid == instance.sop_instance_uid,
-        instances.c.sha256 == instance.sha256,
-        instances.c.state == InstanceState.CONFLICT,
-    )
-    return connection.execute(query).first() is not None
 
 
 def _open_associations() -> Subquery:

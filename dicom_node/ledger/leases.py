@@ -6,7 +6,7 @@ one whose lease was taken away changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -134,8 +134,11 @@ def finish(
     seconds: Mapping[str, float],
     note: str | None,
     now: float,
+    quantities: Mapping[str, Any] | None = None,
 ) -> bool:
     """Conclude a job and make one delivery per destination: all of it or nothing.
+
+    *quantities* is what the result rests on, as `earlier_quantities` gives it back.
 
     Returns:
         False, with nothing written, when the job is no longer this worker's.
@@ -151,6 +154,7 @@ def finish(
             derived_series_instance_uid=derived_series_instance_uid,
             model_sha256=model_sha256,
             seconds=dict(seconds),
+            quantities=dict(quantities or {}),
         )
         if not done:
             return False
@@ -162,6 +166,42 @@ def finish(
     for step, duration in seconds.items():
         observability.JOB_SECONDS.labels(task=job.task, step=step).observe(duration)
     return True
+
+
+def earlier_quantities(engine: Engine, job: Job, model_sha256: str) -> Mapping[str, Any]:
+    """What the first restoration of the job's volume by the same weights rested on.
+
+    Empty where the volume was not restored before. A volume that got its key only when others
+    came beside it is found under the whole series.
+    """
+    query = (
+        select(jobs.c.volume_key, jobs.c.quantities)
+        .where(
+            jobs.c.series_instance_uid == job.series_instance_uid,
+            jobs.c.task == job.task,
+            jobs.c.state == JobState.DONE,
+            jobs.c.model_sha256 == model_sha256,
+            jobs.c.id != job.id,
+        )
+        .order_by(jobs.c.id)
+    )
+    with reading(engine) as connection:
+        rows = connection.execute(query).all()
+    of_volume = [row for row in rows if row.volume_key == job.volume_key] or rows
+    found: Mapping[str, Any] = of_volume[0].quantities if of_volume else {}
+    return found
+
+
+def already_made(engine: Engine, sop_instance_uids: Iterable[str]) -> frozenset[str]:
+    """Those of the derived SOP Instances that an earlier job made."""
+    with reading(engine) as connection:
+        return frozenset(
+            uid
+            for uid in sop_instance_uids
+            if connection.scalar(
+                select(outputs_table.c.id).where(outputs_table.c.sop_instance_uid == uid)
+            )
+        )
 
 
 def refuse(engine: Engine, job_id: int, worker: str, reason: str, now: float) -> bool:

@@ -87,6 +87,7 @@ def _job(row: Row[Any], sent: list[Report]) -> Report:
         "created": _iso(row.created_at),
         "finished": _iso(row.finished_at),
         "seconds": {step: row.seconds.get(step) for step in _STEPS} | row.seconds,
+        "quantities": row.quantities,
         "deliveries": sent,
     }
 

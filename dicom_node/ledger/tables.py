@@ -152,6 +152,8 @@ jobs = Table(
     Column("derived_series_instance_uid", String(64)),
     Column("model_sha256", String(64)),
     Column("seconds", JSON, nullable=False),
+    # What the result rests on beside the weights: MR scale, clamped pixels. Empty before it.
+    Column("quantities", JSON, nullable=False, server_default=text("'{}'")),
     UniqueConstraint("series_instance_uid", "volume_key", "task", "revision"),
     Index(None, "state", "priority", "id"),
     Index(None, "derived_series_instance_uid"),

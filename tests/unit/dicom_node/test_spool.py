@@ -81,18 +81,18 @@ def test_file_and_folder_are_flushed_before_the_write_returns(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    flush, rename = os.fsync, Path.rename
+    flush, rename = os.fsync, os.rename
 
     def noting_flush(descriptor: int) -> None:
         steps.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).parent.name}")
         flush(descriptor)
 
-    def noting_rename(self: Path, target: Path) -> Path:
+    def noting_rename(source: Path, target: Path) -> None:
         steps.append("rename")
-        return rename(self, target)
+        rename(source, target)
 
     monkeypatch.setattr(os, "fsync", noting_flush)
-    monkeypatch.setattr(Path, "rename", noting_rename)
+    monkeypatch.setattr(os, "rename", noting_rename)
     spool.write(b"hello")
     # The last flush is that of incoming/<aa>, whose parent is incoming.
     assert steps == ["flush temporary", "rename", "flush incoming"]

@@ -7,15 +7,18 @@ transaction, so a crash leaves the series as it was and the next tick decides al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import ip_address
 
 from pydicom.dataset import Dataset
 from sqlalchemy import Engine
 
-from dicom_node.dicom import volume
-from dicom_node.dicom.header import read_header, why_ignored
-from dicom_node.errors import TransientError, UnreadableInstanceError
+from dicom_node.dicom import division
+from dicom_node.dicom.division import VolumeGroup
+from dicom_node.dicom.header import read_header, texts, why_ignored
+from dicom_node.errors import RefusedError, TransientError, UnreadableInstanceError
 from dicom_node.ledger import intake, queue
 from dicom_node.ledger.intake import InstanceRow, SeriesProgress
 from dicom_node.ledger.queue import NewJob
@@ -56,23 +59,30 @@ def plan(
     *,
     routes: Routes,
     policy: PolicySettings,
-    note: str | None = None,
+    sent_back: Callable[[Dataset], str | None] = lambda header: None,
+    late: Collection[str] = (),
 ) -> Plan:
     """Decide what becomes of the instances whose headers are given by SOP Instance UID. Pure.
 
-    *note* is what else is to be said in the description of each result.
+    *sent_back* says why an instance is taken for our own work returned by a destination. Where
+    there are *late* instances, the others have had their jobs and only tell the volumes apart.
     """
-    wanted = {uid: header for uid, header in headers.items() if why_ignored(header) is None}
+    reasons = {uid: why_ignored(h) or sent_back(h) for uid, h in headers.items()}
+    wanted = {uid: header for uid, header in headers.items() if reasons[uid] is None}
     if not wanted:
-        reasons = (why_ignored(header) or "" for header in headers.values())
-        return Plan(SeriesState.IGNORED, _joined(reasons) or "no instance is left", ())
-    groups = volume.group_volumes(list(wanted.values()), policy.split_by)
+        found = (reason or "" for reason in reasons.values())
+        return Plan(SeriesState.IGNORED, _joined(found) or "no instance is left", ())
+    groups = division.group_volumes(list(wanted.values()), policy.split_by)
     gaps = _joined(group.note or "" for group in groups)
+    note = f"late, apart from {len(headers) - len(late)} earlier instances" if late else None
     jobs: list[NewJob] = []
     ignored: list[str] = []
-    for group in groups:
+    for whole in groups:
+        group = _only(whole, late) if late else whole
+        if not group.sop_instance_uids:
+            continue
         members = [wanted[uid] for uid in group.sop_instance_uids]
-        decision = decide(titles, _representative(members), routes)
+        decision = decide(titles, division.representative(members), routes)
         outcome = _job(group, members, decision, policy, note)
         if isinstance(outcome, NewJob):
             jobs.append(outcome)
@@ -84,13 +94,13 @@ def plan(
     return Plan(state, _joined((gaps, *ignored)) or None, tuple(jobs))
 
 
-def _representative(members: Sequence[Dataset]) -> Dataset:
-    """The middle slice: tube current is modulated along the patient, and the ends are odd."""
-    return members[len(members) // 2]
+def _only(group: VolumeGroup, late: Collection[str]) -> VolumeGroup:
+    uids = tuple(uid for uid in group.sop_instance_uids if uid in late)
+    return replace(group, sop_instance_uids=uids)
 
 
 def _job(
-    group: volume.VolumeGroup,
+    group: VolumeGroup,
     members: Sequence[Dataset],
     decision: Decision,
     policy: PolicySettings,
@@ -99,11 +109,11 @@ def _job(
     """The job of one volume in the state its headers put it in, or why there is none."""
     if decision.task is None:
         return decision.reason or "no route matches"
-    findings = volume.check(members, task=decision.task, policy=policy)
-    ignored = _joined(each.reason for each in findings if each.level == "ignore")
-    if ignored:
-        return ignored
-    refused = _joined(each.reason for each in findings if each.level == "refuse")
+    refused = ""
+    try:
+        division.judge(members, task=decision.task, policy=policy)
+    except RefusedError as error:
+        refused = error.message
     state, reason = _state(group, refused, policy)
     note = note if state is JobState.QUEUED else None
     return NewJob(
@@ -119,9 +129,7 @@ def _job(
     )
 
 
-def _state(
-    group: volume.VolumeGroup, refused: str, policy: PolicySettings
-) -> tuple[JobState, str | None]:
+def _state(group: VolumeGroup, refused: str, policy: PolicySettings) -> tuple[JobState, str | None]:
     if refused:
         return JobState.REFUSED, refused
     if group.note and policy.incomplete == "refuse":
@@ -133,6 +141,37 @@ def _state(
 
 def _joined(reasons: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+
+
+def why_sent_back(header: Dataset, *, titles: Titles, settings: NodeSettings) -> str | None:
+    """Why an instance counts as our own work that a destination returns; None: it does not.
+
+    The last of the loop guards, for a destination that keeps no attribute of ours: what it sends
+    is not restored where it calls itself derived, or by policy in any case.
+    """
+    rule = settings.policy.from_destinations
+    if rule == "restore" or not _is_destination(titles, settings):
+        return None
+    if rule == "ignore":
+        return "sent by one of our destinations"
+    derived = texts(header, "ImageType")[:1] == ("DERIVED",)
+    return "a derived image, sent by one of our destinations" if derived else None
+
+
+def _is_destination(titles: Titles, settings: NodeSettings) -> bool:
+    return any(
+        peer.ae_title == titles.calling_ae and peer.host in (titles.address, _name(peer.host))
+        for peer in settings.destinations.values()
+    )
+
+
+def _name(host: str) -> str | None:
+    """The host itself where it is a name, which is not looked up; None where an address."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return host
+    return None
 
 
 class Assembler:
@@ -175,13 +214,13 @@ class Assembler:
         late = [row for row in rows if not row.assigned]
         alone = series.modality in _RESTORED_SLICE_BY_SLICE and 0 < len(late) < len(rows)
         titles = Titles(series.calling_ae, series.called_ae, series.address)
-        headers = self._headers(late if alone else rows, now)
         decided = plan(
             titles,
-            headers,
+            self._headers(rows, now),
             routes=self.routes,
             policy=self._settings.policy,
-            note=f"late, apart from {len(rows) - len(late)} earlier instances" if alone else None,
+            sent_back=partial(why_sent_back, titles=titles, settings=self._settings),
+            late=[row.sop_instance_uid for row in late] if alone else (),
         )
         if self._write(series, decided, now):
             _log.info(

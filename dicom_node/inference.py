@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_node.dicom.geometry import SAME_GRID, Resampling
 from dicom_node.errors import ConfigurationError, EngineMemoryError, NodeError, PermanentError
 
 if TYPE_CHECKING:
@@ -46,17 +47,24 @@ class RestorationRequest:
     spacing: tuple[float, float, float]
     seeds: tuple[int, ...]
     strength: float = 1.0
+    #: MR: brings intensities into the window of the model, where a slice is restored apart from
+    #: its volume; None: taken from this volume. ``intensity_scale`` of the diagnostics tells it.
+    scale: float | None = None
 
 
 @dataclass(frozen=True)
 class RestorationResult:
-    """The restored volume, same shape and units, with what the engine has to say about it."""
+    """The restored volume in the same units, with what the engine has to say about it.
+
+    ``array`` has the shape of the request's, or ``resampling.factor`` times its rows and columns.
+    """
 
     array: NDArray[np.float32]
     model: ModelIdentity
     flags: tuple[str, ...]
     seconds: float
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    resampling: Resampling = SAME_GRID
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,7 @@ class LocalEngine:
                 spacing=request.spacing,
                 seeds=request.seeds,
                 strength=request.strength,
+                scale=request.scale,
                 progress=progress,
             )
         except (RestorationError, MemoryError, RuntimeError, ValueError, TypeError) as error:

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from typing import Any
 from pydicom.dataset import Dataset
 from sqlalchemy import Engine as Ledger
 
-from dicom_node.dicom import derived, volume
-from dicom_node.dicom.derived import DerivedInstance
-from dicom_node.dicom.header import number, texts
+from dicom_node.dicom import derived, division, volume
+from dicom_node.dicom.derived import DerivedInstance, RestoredVolume
+from dicom_node.dicom.header import number, read_header, text, texts
 from dicom_node.dicom.reports import GateValue, Restoration, with_reports
 from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.errors import (
@@ -61,13 +61,26 @@ class DrainingError(Exception):
 
 @dataclass(frozen=True)
 class RestoredSeries:
-    """A restored volume on its way to files; *instances* are made as they are asked for."""
+    """A restored job on its way to files; *instances* are made as they are asked for."""
 
-    volume: SeriesVolume
+    volumes: tuple[RestoredVolume, ...]  # one, or those of a multi-frame image
     series_instance_uid: str
     warnings: tuple[str, ...]
     seconds: dict[str, float]
+    quantities: dict[str, Any]  # clamped: pixels; intensity_scale: of MR
     instances: Iterator[DerivedInstance]
+
+
+@dataclass
+class _Volumes:
+    """What is gathered volume by volume."""
+
+    restored: list[RestoredVolume] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    gates: list[GateValue] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
+    load_s: float = 0.0
+    restore_s: float = 0.0
 
 
 def restore_series(
@@ -78,64 +91,105 @@ def restore_series(
     *,
     created: datetime,
     note: str | None = None,
+    scale: float | None = None,
     progress: Progress | None = None,
 ) -> RestoredSeries:
-    """Restore one volume from files; used by the worker and by ``dicom-node restore``.
+    """Restore the images of one job; used by the worker and by ``dicom-node restore``.
 
     *created* is the time that the result will bear; the same arguments make the same bytes.
+    *scale* is the MR intensity scale of the volume that late slices belong to.
 
     Raises:
         RefusedError: outside what may be restored, by policy or by the bundle's domain.
         UnreadableInstanceError: pixel data that do not decode.
         PermanentError, TransientError: as the engine says.
     """
-    started = time.perf_counter()
     if task not in engine.tasks:
         raise RefusedError(f"the model {engine.model.name} cannot do {task}")
-    series = volume.load(paths, task, settings.policy)
-    warnings = [*([note] if note else []), *series.warnings]
-    warnings += judge_domain(series, task, engine, settings)
-    loaded = time.perf_counter()
-    request = RestorationRequest(
-        array=series.array,
-        task=task,
-        spacing=series.spacing,
-        seeds=seeds(series.headers, engine.model),
-        strength=STRENGTH,
-    )
-    result = engine.restore(request, progress)
-    seconds = {"load": loaded - started, "restore": time.perf_counter() - loaded}
-    # The domain was judged above, with all that the header says.
-    guards = [flag for flag in result.flags if flag != "outside_domain"]
-    warnings = list(dict.fromkeys([*warnings, *(f"guard {g} did not hold" for g in guards)]))
+    done = _restore_volumes(paths, task, engine, settings, scale, progress)
+    warnings = tuple(dict.fromkeys([*([note] if note else []), *done.warnings]))
     steered = parameters_hash(task, engine.parameters(task))
     made = derived.build(
-        series,
-        result.array,
+        done.restored,
         task=task,
-        model=result.model,
+        model=engine.model,
         identity=settings.identity,
         warnings=warnings,
         strength=STRENGTH,
         created=created,
         parameters_hash=steered,
     )
-    uid = _series_uid(series, task, result.model, settings, steered)
-    done = Restoration(task, result.model, steered, created, STRENGTH, tuple(warnings))
-    objects = with_reports(
-        made, gate_values(result, len(series.array)), done, settings.identity, settings.report
-    )
-    return RestoredSeries(series, uid, tuple(warnings), seconds, objects)
+    restoration = Restoration(task, engine.model, steered, created, STRENGTH, warnings)
+    quantities: dict[str, Any] = {"clamped": sum(each.clamped for each in done.restored)}
+    if len(done.scales) == 1:
+        quantities["intensity_scale"] = done.scales[0]
+    return RestoredSeries(
+        tuple(done.restored),
+        _series_uid([f.header for each in done.restored for f in each.frames], task, engine,
+                    settings),
+        warnings,
+        {"load": done.load_s, "restore": done.restore_s},
+        quantities,
+        with_reports(made, done.gates, restoration, settings.identity, settings.report),
+    )  # fmt: skip
 
 
-def gate_values(result: RestorationResult, slices: int) -> list[GateValue]:
-    """What the engine measured, slice by slice, and whether its guards held over the volume."""
+def _restore_volumes(
+    paths: Sequence[Path],
+    task: str,
+    engine: Engine,
+    settings: NodeSettings,
+    scale: float | None,
+    progress: Progress | None,
+) -> _Volumes:
+    """Load, restore and quantise one volume after the other: one is held in physical units."""
+    gathered, slices = _Volumes(), 0
+    started = time.perf_counter()
+    for series in volume.load_volumes(paths, task, settings.policy):
+        gathered.warnings += [*series.warnings, *judge_domain(series, task, engine, settings)]
+        loaded = time.perf_counter()
+        request = RestorationRequest(
+            array=series.array,
+            task=task,
+            spacing=series.spacing,
+            seeds=seeds(series.headers, engine.model, series.frames),
+            strength=STRENGTH,
+            scale=scale,
+        )
+        result = engine.restore(request, _onwards(progress, slices))
+        # The domain was judged above, with all that the header says.
+        guards = [flag for flag in result.flags if flag != "outside_domain"]
+        gathered.warnings += [f"guard {guard} did not hold" for guard in guards]
+        gathered.gates += gate_values(result, len(series.array), first=slices)
+        if "intensity_scale" in result.diagnostics and task == "mri_sr":
+            gathered.scales.append(float(result.diagnostics["intensity_scale"]))
+        gathered.restored.append(derived.quantise(series, result.array, result.resampling))
+        slices += len(series.array)
+        ended = time.perf_counter()
+        gathered.load_s += loaded - started
+        gathered.restore_s += ended - loaded
+        started = ended
+    return gathered
+
+
+def _onwards(progress: Progress | None, before: int) -> Progress | None:
+    """Progress of one volume, counted on from the slices of those before it."""
+    if progress is None or not before:
+        return progress
+    return lambda done, total: progress(before + done, before + total)
+
+
+def gate_values(result: RestorationResult, slices: int, first: int = 0) -> list[GateValue]:
+    """What the engine measured, slice by slice, and whether its guards held over the volume.
+
+    *first* is the place of the volume's first slice among the slices of the job.
+    """
     values: list[GateValue] = []
     for name, measured in sorted(result.diagnostics.items()):
         if isinstance(measured, int | float):
             values.append(GateValue(name, float(measured)))
         elif isinstance(measured, Sequence) and len(measured) == slices:
-            values += [GateValue(name, float(v), slice=i) for i, v in enumerate(measured)]
+            values += [GateValue(name, float(v), slice=first + i) for i, v in enumerate(measured)]
             worst = max(measured, key=abs)
             verdict = "warn" if name in result.flags else None
             values.append(GateValue(name, float(worst), verdict))
@@ -143,25 +197,30 @@ def gate_values(result: RestorationResult, slices: int) -> list[GateValue]:
 
 
 def _series_uid(
-    series: SeriesVolume, task: str, model: ModelIdentity, settings: NodeSettings, steered: str
+    headers: Sequence[Dataset], task: str, engine: Engine, settings: NodeSettings
 ) -> str:
     return derived.derived_series_uid(
-        series.headers[0],
+        headers[0],
         task=task,
-        model=model,
+        model=engine.model,
         identity=settings.identity,
         strength=STRENGTH,
-        parameters_hash=steered,
-        source_set=derived.source_set_hash(series),
+        parameters_hash=parameters_hash(task, engine.parameters(task)),
+        source_set=derived.source_set_hash(headers),
     )
 
 
-def seeds(headers: Sequence[Dataset], model: ModelIdentity) -> tuple[int, ...]:
-    """One seed for each slice from its SOP Instance UID: alike on every try, in any company."""
-    digests = (
-        hashlib.sha256(f"{header.SOPInstanceUID}\n{model.sha256}".encode()).digest()
-        for header in headers
-    )
+def seeds(
+    headers: Sequence[Dataset], model: ModelIdentity, frames: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """One seed for each slice from its SOP Instance UID: alike on every try, in any company.
+
+    The frames of a multi-frame image, which share one, are told apart by their numbers.
+    """
+    names = [str(header.SOPInstanceUID) for header in headers]
+    if frames is not None:
+        names = [f"{name}#{number}" for name, number in zip(names, frames, strict=True)]
+    digests = (hashlib.sha256(f"{name}\n{model.sha256}".encode()).digest() for name in names)
     return tuple(int.from_bytes(digest[:8], "big") >> 1 for digest in digests)
 
 
@@ -268,14 +327,15 @@ class RestoreWorker:
             self._conclude(queue.fail, job, "failed", f"unexpected {_whereabouts(error)}")
 
     def _restore(self, job: Job) -> None:
-        paths = [self._spool.resolve(path) for _, path in job.paths]
+        earlier = queue.earlier_quantities(self._ledger, job, self._engine.model.sha256)
         made = restore_series(
-            paths,
+            [self._spool.resolve(path) for path in self._fresh(job)],
             job.task,
             self._engine,
             self._settings,
             created=datetime.fromtimestamp(job.created, UTC),
             note=job.note,
+            scale=earlier.get("intensity_scale"),
             progress=lambda done, total: self._beat(job),
         )
         started = time.perf_counter()
@@ -290,11 +350,33 @@ class RestoreWorker:
             model_sha256=self._engine.model.sha256,
             seconds={key: round(value, 3) for key, value in seconds.items()},
             note="; ".join(made.warnings) or None,
+            quantities=made.quantities,
             now=self._clock(),
         )
         if not finished:
             raise LeaseLostError
         _log.info("job done", action="job_done", job=job.id, instances=len(outputs), **seconds)
+
+    def _fresh(self, job: Job) -> list[str]:
+        """The files of the job that this model has not restored yet, in an earlier job.
+
+        A slice of CT or MR has one result for one model whatever company it comes in; PET, whose
+        set of instances is part of what it becomes, is a new series as a whole.
+        """
+        headers = {uid: read_header(self._spool.resolve(path)) for uid, path in job.paths}
+        if text(next(iter(headers.values())), "Modality") == "PT":
+            return [path for _, path in job.paths]
+        root = self._settings.identity.uid_root
+        results = {}
+        for uid, header in headers.items():
+            place = division.representative([header])
+            series = _series_uid([place], job.task, self._engine, self._settings)
+            results[uid] = derived.derived_sop_uid(header, series, root)
+        made = queue.already_made(self._ledger, results.values())
+        fresh = [path for uid, path in job.paths if results[uid] not in made]
+        if not fresh:
+            raise RefusedError("restored before by this model, in an earlier job")
+        return fresh
 
     def _store(self, job: Job, made: RestoredSeries) -> list[Output]:
         outputs = []

@@ -34,7 +34,15 @@ from restoration.bundle import (
 )
 from restoration.diffcode import DiffCode
 from restoration.domain import TaskDomain, missing, outside
-from restoration.kspace import Support, data_consistency, empty_band
+from restoration.kspace import (
+    GridChange,
+    Support,
+    data_consistency,
+    empty_band,
+    zero_fill,
+    zero_filled_grid,
+    zero_filled_support,
+)
 from restoration.tasks import RestorationTask, intensity_scale, normalise, spec
 from restoration.tiling import Window, pad_to_multiple, restore_tiled
 
@@ -57,6 +65,9 @@ __all__ = [
 Volume = npt.NDArray[np.float32]
 PerSlice = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
+
+# The operator of training.degrade whose inputs are zero-filled k-space.
+KSPACE_TRUNCATION = "kspace-truncation"
 
 # The fraction of the window below which a mean or a spread says nothing about the slice.
 _FLAT = 1e-3
@@ -87,10 +98,11 @@ class Limits:
 class Restoration:
     """A restored volume and what was noticed on the way; per-slice lists are in slice order."""
 
-    volume: Volume  #: (slices, rows, columns), physical units
+    volume: Volume  #: (slices, rows, columns), physical units; on the grid that `grid` tells
     flags: tuple[str, ...]  #: guards that did not hold: mean_drift, residual_ratio, …
     seconds: float
     diagnostics: dict[str, float | list[float]]
+    grid: GridChange = GridChange()  #: of the result over that of the input
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,8 @@ class Restorer:
         spacing: tuple[float, float, float] | None = None,
         seeds: Sequence[int] | None = None,
         strength: float = 1.0,
+        scale: float | None = None,
+        upsample: int = 1,
         data_consistency: bool = True,
         progress: Progress | None = None,
     ) -> Restoration:
@@ -167,17 +181,24 @@ class Restorer:
 
         `spacing` (z, y, x) in mm is compared with the model's domain. `seeds`, one per slice,
         start the diffusion chain; by default they follow from the model and the slice's index.
-        The same volume, seeds and device give the same bytes. `data_consistency=False` leaves
-        out what the manifest asks for when an MR series has an empty high-frequency band.
+        `scale` brings MR intensities into the window; by default it is taken from the volume, and
+        a slice restored apart from its volume needs that of the volume (`intensity_scale` of the
+        diagnostics). `upsample` says that an MR series has the acquired matrix alone: it is zero
+        filled to that many times its rows and columns, as the training inputs were, and restored
+        there (`Restoration.grid`). The same arguments and device give the same bytes. `data_consistency=False`
+        leaves out what the manifest asks for when an MR series has an empty high-frequency band.
 
-        Raises TypeError or ValueError for an argument that is no such volume, task, seed or
+        Raises TypeError or ValueError for an argument that is no such volume, task, seed, scale or
         strength; RestorationError when the network returns a value that is not finite;
         RestorationMemoryError when one slice alone does not fit.
         """
         started = time.perf_counter()
         task = self._accepted(task)
         x = _checked(volume)
-        job = self._prepare(x, task, seeds, strength, data_consistency)
+        grid, support = self._grid(x, task, upsample)
+        if grid.factor > 1:
+            x = _zero_filled(x, grid.factor)
+        job = self._prepare(x, task, seeds, strength, data_consistency, scale, support)
         y = np.empty_like(x)
         passes = self._restore_slices(x, y, job, progress)
         drift = _drift(x, y, task, job.scale)
@@ -188,7 +209,7 @@ class Restorer:
             for name, values in (("mean_drift", np.abs(drift)), ("residual_ratio", ratio))
             if (values > limits[name]).any()
         ]
-        if spacing is not None and self._outside(task, spacing):
+        if spacing is not None and self._outside(task, spacing, grid.factor):
             flags.append("outside_domain")
         diagnostics: dict[str, float | list[float]] = {
             "intensity_scale": job.scale,
@@ -197,7 +218,7 @@ class Restorer:
             **_support_values(job.support),
             **_pass_values(passes),
         }
-        return Restoration(y, tuple(flags), time.perf_counter() - started, diagnostics)
+        return Restoration(y, tuple(flags), time.perf_counter() - started, diagnostics, grid)
 
     def _accepted(self, task: RestorationTask | str) -> RestorationTask:
         task = RestorationTask(task)
@@ -208,9 +229,29 @@ class Restorer:
             )
         return task
 
-    def _outside(self, task: RestorationTask, spacing: tuple[float, float, float]) -> list[str]:
+    def _grid(
+        self, x: Volume, task: RestorationTask, upsample: int
+    ) -> tuple[GridChange, Support | None]:
+        """The grid of the result and, where it is finer, the k-space acquired on it."""
+        grid = zero_filled_grid(upsample)
+        if grid.factor == 1:
+            return grid, None
+        if task is not RestorationTask.MRI_SR:
+            raise ValueError(f"'upsample' is for MR; {task.value} keeps its grid.")
+        trained = self.manifest.degradation.get(task.value, {}).get("name", KSPACE_TRUNCATION)
+        if trained != KSPACE_TRUNCATION:
+            raise ValueError(
+                f"The model {self.manifest.name} was trained on {trained}, not on zero-filled "
+                "k-space: it cannot take a low matrix."
+            )
+        return grid, zero_filled_support(torch.from_numpy(x))
+
+    def _outside(
+        self, task: RestorationTask, spacing: tuple[float, float, float], factor: int
+    ) -> list[str]:
         domain = self.manifest.domain.get(task.value)
-        return outside(domain, {"pixel_spacing_mm": spacing[1:]}) if domain else []
+        restored = tuple(size / factor for size in spacing[1:])
+        return outside(domain, {"pixel_spacing_mm": restored}) if domain else []
 
     def _prepare(
         self,
@@ -219,7 +260,11 @@ class Restorer:
         seeds: Sequence[int] | None,
         strength: float,
         consistent: bool,
+        scale: float | None,
+        support: Support | None,
     ) -> _Job:
+        if scale is not None and not 0 < scale < np.inf:
+            raise ValueError(f"'scale' must be positive, not {scale}.")
         if not 0 <= strength <= 1:
             raise ValueError(f"'strength' must lie in 0 ... 1, not {strength}.")
         if seeds is None:
@@ -227,8 +272,12 @@ class Restorer:
         if len(seeds) != len(x):
             raise ValueError(f"'seeds' has {len(seeds)} values for {len(x)} slices.")
         weight = self.manifest.data_consistency.get(task.value, 0.0) if consistent else 0.0
-        support = empty_band(torch.from_numpy(x)) if weight > 0 else None
-        return _Job(task, seeds, strength, intensity_scale(x, task), support, weight)
+        if weight == 0:
+            support = None
+        elif support is None:
+            support = empty_band(torch.from_numpy(x))
+        scale = intensity_scale(x, task) if scale is None else scale
+        return _Job(task, seeds, strength, scale, support, weight)
 
     def _restore_slices(
         self, x: Volume, y: Volume, job: _Job, progress: Progress | None
@@ -370,6 +419,12 @@ def _checked(volume: npt.NDArray[np.generic]) -> Volume:
     if bad.size:
         raise ValueError(f"Slice {bad[0]} of 'volume' holds a value that is not finite.")
     return x
+
+
+def _zero_filled(x: Volume, factor: int) -> Volume:
+    # Slice by slice, in double precision: the samples of the source come back as they were.
+    slices = [zero_fill(torch.from_numpy(plane).double(), factor).float() for plane in x]
+    return torch.stack(slices).numpy()
 
 
 def _require_finite(result: Tensor, start: int) -> None:

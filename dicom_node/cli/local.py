@@ -134,6 +134,7 @@ def _write(
         "reason": "; ".join(made.warnings) or None,
         "derived_series_instance_uid": made.series_instance_uid,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "quantities": made.quantities,
         "out": str(target),
     }
 
@@ -172,6 +173,7 @@ def explain(
     as_json: bool,
 ) -> None:
     """Show for each series in PATHS every route, every value and why it matched or not."""
+    from dicom_node.dicom.division import representative
     from dicom_node.routing import Titles, decide, load_routes
 
     settings = common.load_settings(config)
@@ -180,7 +182,7 @@ def explain(
     stories = []
     for series_uid, series in _series_under(paths).items():
         path, header = sorted(series.values(), key=lambda each: each[0])[len(series) // 2]
-        decision = decide(titles, header, routes)
+        decision = decide(titles, representative([header]), routes)
         stories.append(_story(series_uid, path, len(series), decision))
     if as_json:
         common.print_json(stories)

@@ -41,6 +41,9 @@ _COMPUTED = frozenset(
         *("SUB", "SUBTRACT", "SUBTRACTION", "DIFFERENCE"),
         *("PERFUSION", "RCBF", "RCBV", "MTT", "TTP", "TMAX", "PARAMETRIC", "PARAMETRIC_MAP"),
         "PARAMETRIC MAP",
+        # PS3.3 C.8.16.1.4: derived pixel contrast of a multi-frame image.
+        *("ADDITION", "DIVISION", "MASKED", "MEAN", "MULTIPLICATION", "SUBTRACTION"),
+        *("STD_DEVIATION", "T_TEST", "Z_SCORE", "QUANTITY"),
     }
 )
 # In MR alone: the quantity is not the magnitude that the model was trained on.
@@ -116,8 +119,21 @@ def _image_type(headers: Sequence[Dataset], _: str, policy: PolicySettings) -> I
         for word in words[2:]:
             if word in unwanted:
                 yield Finding("refuse", f"ImageType {word}: computed, not acquired, pixels")
+        yield from _frame_kind(header)
         if words[:1] == ["DERIVED"] and not policy.accept_derived:
             yield Finding("refuse", "ImageType DERIVED, and accept_derived is off")
+
+
+def _frame_kind(header: Dataset) -> Iterator[Finding]:
+    """What a multi-frame image says in attributes of its own (PS3.3 C.8.16.2, C.8.13.3.1.1)."""
+    component = text(header, "ComplexImageComponent").upper()
+    if component not in ("", "MAGNITUDE"):
+        yield Finding("refuse", f"Complex Image Component {component}: not a magnitude image")
+    technique = text(header, "VolumeBasedCalculationTechnique").upper()
+    if technique not in ("", "NONE"):
+        yield Finding("refuse", f"{technique}: computed, not acquired, pixels")
+    if text(header, "PixelPresentation").upper() not in ("", "MONOCHROME"):
+        yield Finding("refuse", "a colour image, or one with a colour map")
 
 
 def _geometry(headers: Sequence[Dataset], _: str, policy: PolicySettings) -> Iterator[Finding]:

@@ -18,6 +18,8 @@ from dicom_node.dicom.header import number, numbers
 from dicom_node.errors import RefusedError
 
 __all__ = [
+    "SAME_GRID",
+    "Resampling",
     "SliceFrame",
     "affine",
     "contiguous_runs",
@@ -26,6 +28,7 @@ __all__ = [
     "order",
     "plane_name",
     "positions",
+    "resampled_position",
     "slice_frame",
     "slice_spacing",
     "tilt_degrees",
@@ -54,6 +57,34 @@ class SliceFrame:
     def normal(self) -> Vector:
         """The unit vector perpendicular to the slice."""
         return np.cross(self.row, self.column)
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """A finer grid over the same slice.
+
+    factor: samples for each of the source's, along rows and columns alike. shift: where the
+    first new sample lies, in samples of the source from its first: 0 for zero-filled k-space,
+    -(factor - 1) / (2 factor) where new samples divide the area of an old one.
+    """
+
+    factor: int = 1
+    shift: tuple[float, float] = (0.0, 0.0)  # down the rows, along the columns
+
+    @property
+    def changes(self) -> bool:
+        """Whether it is another grid at all."""
+        return self.factor != 1 or any(self.shift)
+
+
+SAME_GRID = Resampling()
+
+
+def resampled_position(frame: SliceFrame, by: Resampling) -> Vector:
+    """Where the first sample of the finer grid lies (PS3.3 C.7.6.2.1-1), mm."""
+    down = by.shift[0] * frame.spacing[0] * frame.column
+    along = by.shift[1] * frame.spacing[1] * frame.row
+    return np.asarray(frame.position + down + along)
 
 
 def slice_frame(header: Dataset) -> SliceFrame:

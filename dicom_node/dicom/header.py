@@ -24,14 +24,9 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
-from pydicom.uid import (
-    UID,
-    CTImageStorage,
-    MRImageStorage,
-    PositronEmissionTomographyImageStorage,
-    SecondaryCaptureImageStorage,
-)
+from pydicom.uid import UID, SecondaryCaptureImageStorage
 
+from dicom_node.dicom.image_classes import CLASSES
 from dicom_node.errors import UnreadableInstanceError
 
 __all__ = [
@@ -58,12 +53,11 @@ EQUIPMENT_MANUFACTURER = "DiffCode"
 EQUIPMENT_MODEL = "DiffCode DICOM node"
 PRIVATE_SCHEME = "99DIFFCODE"
 
-RESTORABLE: dict[str, str] = {
-    str(CTImageStorage): "CT",
-    str(MRImageStorage): "MR",
-    str(PositronEmissionTomographyImageStorage): "PT",
-}
+RESTORABLE: dict[str, str] = {uid: image.modality for uid, image in CLASSES.items()}
 """SOP Class UID of each storage class whose images are restored, with its Modality."""
+
+# `provenance.derivation_description` begins with these words.
+_OUR_WORDS = re.compile(r"by neural network .+ \(sha256 [0-9a-f]{12}\), strength ")
 
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -220,14 +214,14 @@ def why_ignored(dataset: Dataset) -> str | None:
 
 def _why_class_ignored(dataset: Dataset) -> str | None:
     sop_class = text(dataset, "SOPClassUID")
-    if sop_class in RESTORABLE:
-        frames = number(dataset, "NumberOfFrames")
-        return "a multi-frame image, not supported yet" if frames and frames > 1 else None
+    if sop_class in CLASSES:
+        frames = number(dataset, "NumberOfFrames") or 0.0
+        if frames > 1 and not CLASSES[sop_class].multiframe:
+            return "several frames in an image of a class that has one"
+        return None
     name = UID(sop_class).name if valid_uid(sop_class) else "an unknown SOP class"
     if sop_class == SecondaryCaptureImageStorage:
         return "a secondary capture, not an acquired image"
-    if "Enhanced" in name and "Image Storage" in name:
-        return f"a multi-frame image ({name}), not supported yet"
     return f"not an image that is restored ({name})"
 
 
@@ -239,12 +233,24 @@ def _why_image_type_ignored(dataset: Dataset) -> str | None:
 def is_own_output(dataset: Dataset) -> bool:
     """Whether a restored instance of this software lies before us (loop guard).
 
-    Looks at Contributing Equipment, General Equipment and the Derivation Code, so that an archive
-    that drops one of them does not send our work round again.
+    Looks at Contributing Equipment, General Equipment, the Derivation Code and the Derivation
+    Description, so that an archive that drops some of them does not send our work round again.
     """
     equipment = (dataset, *_items(dataset, "ContributingEquipmentSequence"))
-    codes = _items(dataset, "DerivationCodeSequence")
-    return any(map(_is_our_equipment, equipment)) or any(
+    return any(map(_is_our_equipment, equipment)) or any(map(_is_our_step, _steps(dataset)))
+
+
+def _steps(dataset: Dataset) -> Iterator[Dataset]:
+    """What describes a derivation: the data set, and in a multi-frame image its first frame."""
+    yield dataset
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for frame in _items(dataset, groups)[:1]:
+            yield from _items(frame, "DerivationImageSequence")
+
+
+def _is_our_step(step: Dataset) -> bool:
+    codes = _items(step, "DerivationCodeSequence")
+    return _OUR_WORDS.search(text(step, "DerivationDescription")) is not None or any(
         text(code, "CodingSchemeDesignator") == PRIVATE_SCHEME for code in codes
     )
 

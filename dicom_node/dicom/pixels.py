@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 from pydicom.valuerep import format_number_as_ds
 
+from dicom_node.dicom.geometry import Resampling
 from dicom_node.dicom.header import number, quiet_pydicom, text
 from dicom_node.errors import RefusedError, UnreadableInstanceError
 
@@ -24,6 +25,7 @@ __all__ = [
     "Quantised",
     "Rescale",
     "decode",
+    "on_grid",
     "padding_mask",
     "padding_range",
     "pixel_format",
@@ -94,20 +96,21 @@ def pixel_format(header: Dataset) -> PixelFormat:
     return PixelFormat(allocated, stored, bool(number(header, "PixelRepresentation")))
 
 
-def decode(dataset: Dataset) -> Stored:
-    """The stored values of one instance, (rows, columns), whatever its transfer syntax.
+def decode(dataset: Dataset, frame: int = 1) -> Stored:
+    """The stored values of one frame (from 1), (rows, columns), whatever the transfer syntax.
 
-    Raises UnreadableInstanceError, which names the SOP Instance, where they do not decode.
+    No other frame is decoded. Raises UnreadableInstanceError, which names the SOP Instance,
+    where they do not decode.
     """
     wanted = pixel_format(dataset)
     try:
         with quiet_pydicom():
-            pixels = np.asarray(pixel_array(dataset))
+            pixels = np.asarray(pixel_array(dataset, index=frame - 1))
     except Exception as error:
+        uid = text(dataset, "SOPInstanceUID")
         raise UnreadableInstanceError(
-            f"the pixel data of SOP Instance {text(dataset, 'SOPInstanceUID')} do not decode "
-            f"({type(error).__name__})",
-            sop_instance_uid=text(dataset, "SOPInstanceUID"),
+            f"the pixel data of SOP Instance {uid} do not decode ({type(error).__name__})",
+            sop_instance_uid=uid,
         ) from None
     if pixels.ndim != 2:
         raise RefusedError(f"an image of shape {pixels.shape} is not one grey-scale slice")
@@ -162,6 +165,17 @@ def padding_mask(stored: Stored, header: Dataset, by: Rescale) -> Mask:
     if text(header, "Modality") == "CT":
         mask |= to_physical(stored, by) <= _UNDECLARED_PADDING_HU
     return mask
+
+
+def on_grid(values: NDArray[Any], by: Resampling) -> NDArray[Any]:
+    """Each sample of a finer grid gets the nearest sample of the source, (R, C) → (R', C')."""
+    if not by.changes:
+        return values
+    places = (
+        np.rint(np.arange(size * by.factor) / by.factor + shift).clip(0, size - 1).astype(int)
+        for size, shift in zip(values.shape, by.shift, strict=True)
+    )
+    return values[np.ix_(*places)]
 
 
 def quantise(

@@ -31,6 +31,7 @@ __all__ = [
     "derivation_description",
     "derived_uid",
     "device_uid",
+    "evidence",
     "referenced_series",
     "source_image",
     "times",
@@ -184,6 +185,7 @@ def derivation_description(
     strength: float,
     parameters_hash: str,
     remarks: Sequence[str],
+    earlier: str = "",
 ) -> str:
     """What was done, in words for the reader of the image; what was done before comes after."""
     parts = [
@@ -192,7 +194,7 @@ def derivation_description(
         f"original series {text(header, 'SeriesInstanceUID')}",
         *remarks,
     ]
-    if earlier := text(header, "DerivationDescription"):
+    if earlier:
         parts.append(f"before: {earlier}")
     return "; ".join(parts)[:_ST_LENGTH]
 
@@ -215,13 +217,26 @@ def coding_schemes(header: Dataset) -> list[Dataset]:
     return [*kept, ours]
 
 
-def source_image(header: Dataset, *, same_grid: bool = True) -> Dataset:
-    """The instance that the derived one was made from (PS3.3 C.12.4.1.2)."""
+def source_image(header: Dataset, *, same_grid: bool = True, frame: int | None = None) -> Dataset:
+    """The instance, or the frame, that a derived one was made from (PS3.3 C.12.4.1.2)."""
     item = _reference(header)
+    if frame is not None:
+        item.ReferencedFrameNumber = frame
     purpose = codes.DCM.SourceImageForImageProcessingOperation
     item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(purpose)]
     item.SpatialLocationsPreserved = "YES" if same_grid else "NO"
     return item
+
+
+def evidence(header: Dataset) -> Dataset:
+    """The instance by study and series, as an evidence sequence names it (PS3.3 C.17.2.1)."""
+    series = Dataset()
+    series.SeriesInstanceUID = text(header, "SeriesInstanceUID")
+    series.ReferencedSOPSequence = [_reference(header)]
+    study = Dataset()
+    study.StudyInstanceUID = text(header, "StudyInstanceUID")
+    study.ReferencedSeriesSequence = [series]
+    return study
 
 
 def referenced_series(header: Dataset) -> list[Dataset]:

@@ -7,6 +7,7 @@ a reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,13 +17,24 @@ from pydicom.dataset import Dataset
 
 from dicom_node.dicom.header import number, text, texts
 
-__all__ = ["GE_PET_CREATOR", "PHILIPS_PET_CREATOR", "SuvFactor", "private_value", "suv_factor"]
+__all__ = [
+    "GE_PET_CREATOR",
+    "PHILIPS_PET_CREATOR",
+    "SIEMENS_PET_CREATOR",
+    "SuvFactor",
+    "private_value",
+    "suv_factor",
+]
 
 GE_PET_CREATOR = "GEMS_PETD_01"
 PHILIPS_PET_CREATOR = "Philips PET Private Group"
+SIEMENS_PET_CREATOR = "SIEMENS MED PT"
 _GE_SCAN_DATETIME = (0x0009, 0x0D)
 _PHILIPS_SUV_SCALE = (0x7053, 0x00)
 _PHILIPS_ACTIVITY_SCALE = (0x7053, 0x09)
+# "The date and time to which the image was decay corrected": conformance statement of the
+# Siemens Biograph TruePoint 6.7.
+_SIEMENS_DECAY_DATETIME = (0x0071, 0x22)
 _DAY = timedelta(days=1)
 # After ten half-lives less than a thousandth is left: the clock times do not belong together.
 _MOST_HALF_LIVES = 10.0
@@ -122,7 +134,7 @@ def _fraction_left(headers: Sequence[Dataset], injection: _Injection) -> float |
         return 1.0
     if correction != "START":
         return f"DecayCorrection {correction or 'absent'} gives no reference time"
-    scan = _scan_start(headers)
+    scan = _decay_reference(headers, injection.half_life_s)
     if scan is None:
         return "the time of the scan is absent, or the series was made after the acquisition"
     start = _injection_time(injection.item, scan)
@@ -134,8 +146,23 @@ def _fraction_left(headers: Sequence[Dataset], injection: _Injection) -> float |
     return float(2.0**-half_lives)
 
 
-def _scan_start(headers: Sequence[Dataset]) -> datetime | None:
-    """Series time where no slice was acquired before it; else GE's own scan time, or None."""
+def _decay_reference(headers: Sequence[Dataset], half_life_s: float) -> datetime | None:
+    """The time that the images are decay corrected to: as stated, else the start of the scan."""
+    first = headers[0]
+    # Enhanced PET (PS3.3 C.8.22.5) and Siemens say it themselves.
+    stated = text(first, "DecayCorrectionDateTime") or private_value(
+        first, SIEMENS_PET_CREATOR, *_SIEMENS_DECAY_DATETIME
+    )
+    moment = _moment_of(str(stated)) if stated else None
+    return moment or _scan_start(headers, half_life_s)
+
+
+def _scan_start(headers: Sequence[Dataset], half_life_s: float) -> datetime | None:
+    """The start of the scan by the QIBA pseudo-code, or None.
+
+    Series time where no slice was acquired before it; else the series was made afterwards: GE's
+    own scan time, or counted back from the middle of a frame.
+    """
     first = headers[0]
     series = _moment(text(first, "SeriesDate"), text(first, "SeriesTime"))
     acquired = [
@@ -146,7 +173,24 @@ def _scan_start(headers: Sequence[Dataset]) -> datetime | None:
     if series is not None and (not acquired or series <= min(acquired)):
         return series
     private = private_value(first, GE_PET_CREATOR, *_GE_SCAN_DATETIME)
-    return _moment_of(str(private)) if private else None
+    stated = _moment_of(str(private)) if private else None
+    return stated or _counted_back(first, half_life_s)
+
+
+def _counted_back(header: Dataset, half_life_s: float) -> datetime | None:
+    """Acquisition time - Frame Reference Time + the time of the mean count rate in the frame.
+
+    PS3.3 C.8.9.4.1.4: Frame Reference Time is that of the mean count rate, from the scan start.
+    """
+    acquired = _moment(text(header, "AcquisitionDate"), text(header, "AcquisitionTime"))
+    reference = number(header, "FrameReferenceTime")
+    duration = number(header, "ActualFrameDuration")
+    if acquired is None or not reference or reference <= 0.0 or not duration or duration <= 0.0:
+        return None
+    decay = math.log(2.0) / half_life_s
+    during = decay * duration / 1000.0
+    mean_rate_s = math.log(during / -math.expm1(-during)) / decay
+    return acquired + timedelta(seconds=mean_rate_s - reference / 1000.0)
 
 
 def _injection_time(item: Dataset, scan: datetime) -> datetime | None:

@@ -197,6 +197,10 @@ class AssociationSettings(Section):
         description="who may associate, as { calling_ae, address, certificate }: any rule of which"
         " all given matches; empty: everyone",
     )
+    storage_loop: bool = Field(
+        default=True,
+        description="serve C-STORE by the node's own loop; false: by pynetdicom alone, slower",
+    )
     extra_storage_classes: tuple[StorageUID, ...] = Field(
         default=(), description="private or newer storage SOP Class UIDs to accept as well"
     )
@@ -438,6 +442,10 @@ class PolicySettings(Section):
             default=("echo_time", "b_value", "image_type", "temporal_position"),
             description="attributes that make several volumes, hence several jobs, of one series",
         )
+    )
+    from_destinations: Literal["originals", "restore", "ignore"] = Field(
+        default="originals",
+        description="what a destination sends: restore what is not DERIVED, restore all, or ignore",
     )
     pet_units: Literal["scale", "refuse"] = Field(
         default="scale", description="PET that has no SUV: restore by a stored scale, or refuse"

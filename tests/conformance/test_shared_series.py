@@ -18,7 +18,7 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_node.dicom import volume
+from dicom_node.dicom import division, volume
 from dicom_node.dicom.derived import DerivedInstance
 from dicom_node.dicom.header import (
     instance_summary,
@@ -104,7 +104,7 @@ def go_through(folder: Path) -> Iterator[Outcome]:
 def restore(paths: dict[str, Path]) -> Iterator[Outcome]:
     headers = [read_header(path) for path in paths.values()]
     task = TASKS[headers[0].Modality]
-    for group in volume.group_volumes(headers, POLICY.split_by):
+    for group in division.group_volumes(headers, POLICY.split_by):
         try:
             members = [paths[uid] for uid in group.sop_instance_uids]
             loaded = volume.load(members, task, POLICY)

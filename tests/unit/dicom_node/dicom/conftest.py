@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,4 +60,4 @@ def derive(
         **changes,
     }
     values = series.array if restored is None else np.asarray(restored)
-    return list(partial(derived.build, series, values)(**arguments))
+    return list(derived.build([derived.quantise(series, values)], **arguments))

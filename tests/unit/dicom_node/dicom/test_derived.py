@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_node.dicom.derived import DerivedInstance, is_own_output_header
-from dicom_node.dicom.header import quiet_pydicom, read_header, why_ignored
+from dicom_node.dicom.derived import DerivedInstance
+from dicom_node.dicom.header import is_own_output, quiet_pydicom, read_header, why_ignored
 from dicom_node.dicom.suv import GE_PET_CREATOR, suv_factor
 from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.errors import UnreadableInstanceError
@@ -216,17 +216,17 @@ def test_our_own_output_is_known_again(load: Load, modality: Any) -> None:
     named = IdentitySettings.model_validate({"equipment": {"manufacturer": "Site"}})
     for identity in (IdentitySettings(), named):
         header = read_header(derive(series, identity=identity)[0].data)
-        assert is_own_output_header(header)
+        assert is_own_output(header)
         assert "our own output" in str(why_ignored(header))
-    assert not is_own_output_header(series.headers[0])
+    assert not is_own_output(series.headers[0])
 
 
 def test_our_own_output_is_known_even_where_an_archive_dropped_a_part(load: Load) -> None:
     header = read_header(derive(load(make_series("CT", slices=1)))[0].data)
     del header.ContributingEquipmentSequence
-    assert is_own_output_header(header)
+    assert is_own_output(header)
     del header.DerivationCodeSequence
-    assert is_own_output_header(header)  # by General Equipment
+    assert is_own_output(header)  # by General Equipment
 
 
 @pytest.mark.parametrize("script", list(NAMES))

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import (
-    EnhancedCTImageStorage,
+    EnhancedMRColorImageStorage,
     EnhancedSRStorage,
     SecondaryCaptureImageStorage,
 )
@@ -151,10 +151,10 @@ def test_a_file_of_another_project_is_read_or_unreadable(path: Path) -> None:
     ("changes", "reason"),
     [
         ({"SOPClassUID": SecondaryCaptureImageStorage}, "secondary capture"),
-        ({"SOPClassUID": EnhancedCTImageStorage}, "multi-frame"),
+        ({"SOPClassUID": EnhancedMRColorImageStorage}, "not an image that is restored"),
         ({"SOPClassUID": EnhancedSRStorage}, "not an image"),
         ({"SOPClassUID": "1.2.3.4.5"}, r"1\.2\.3\.4\.5"),
-        ({"NumberOfFrames": 8}, "multi-frame"),
+        ({"NumberOfFrames": 8}, "several frames"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen save"),
     ],

@@ -88,7 +88,7 @@ def test_names_that_break_a_length_limit_are_cut() -> None:
 
 
 def test_the_description_says_what_was_done_and_fits() -> None:
-    header = make_series("CT", slices=1, DerivationDescription="filtered " * 110)[0]
+    header = make_series("CT", slices=1)[0]
     text = provenance.derivation_description(
         header,
         task="ct_denoise",
@@ -96,6 +96,7 @@ def test_the_description_says_what_was_done_and_fits() -> None:
         strength=0.5,
         parameters_hash="cd" * 32,
         remarks=["a gap"],
+        earlier="filtered " * 110,
     )
     assert text.startswith("AI noise reduction by neural network compact 1 (sha256 abababababab)")
     assert f"original series {header.SeriesInstanceUID}; a gap; before: filtered" in text

@@ -15,7 +15,8 @@ from highdicom.sr import EnhancedSR, srread
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedSRStorage, GrayscaleSoftcopyPresentationStateStorage
 
-from dicom_node.dicom.derived import DerivedInstance, is_own_output_header
+from dicom_node.dicom.derived import DerivedInstance
+from dicom_node.dicom.header import is_own_output
 from dicom_node.dicom.reports import GateValue, Restoration, with_reports
 from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.errors import PermanentError
@@ -240,7 +241,7 @@ def test_a_late_slice_gets_its_own_report_in_the_same_series(load: Load) -> None
 
 def test_the_loop_guard_knows_both_for_our_own(load: Load) -> None:
     _, made = objects(load(make_series("MR", slices=1)))
-    assert [is_own_output_header(read(each)) for each in made] == [True, True]
+    assert [is_own_output(read(each)) for each in made] == [True, True]
 
 
 def test_series_numbers_and_descriptions_say_what_they_are(load: Load) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_node.dicom.suv import GE_PET_CREATOR, PHILIPS_PET_CREATOR, suv_factor
+from dicom_node.dicom.suv import (
+    GE_PET_CREATOR,
+    PHILIPS_PET_CREATOR,
+    SIEMENS_PET_CREATOR,
+    suv_factor,
+)
 from tests.factories import make_series
 
 # The phantom: 70 kg, 350 MBq at 09:00, scan at 10:00, half-life 6586.2 s.
@@ -62,18 +69,45 @@ def test_fractions_of_a_second_count() -> None:
 
 
 def test_a_series_made_after_the_acquisition_needs_the_vendors_scan_time() -> None:
-    datasets = pet(SeriesTime="150000")
+    datasets = pet(SeriesTime="150000", FrameReferenceTime=None)
     assert suv_factor(datasets).value is None
     private(datasets, GE_PET_CREATOR, 0x0009, x0d="20260102100000.00")
     assert suv_factor(datasets).value == pytest.approx(ONE_HOUR, rel=1e-9)
 
 
 def test_a_series_that_began_before_its_first_slice_is_no_later_series() -> None:
-    datasets = pet()
+    datasets = pet(FrameReferenceTime=None)
     datasets[2].AcquisitionTime = "103000"  # a later bed position
     assert suv_factor(datasets).value == pytest.approx(ONE_HOUR, rel=1e-9)
     datasets[1].AcquisitionTime = "095900"  # acquired before the series began
     assert suv_factor(datasets).value is None
+
+
+def test_a_scan_start_that_nobody_states_is_counted_back_from_the_frame() -> None:
+    """QIBA: acquisition time - frame reference time + time of the mean count rate in the frame."""
+    decay = math.log(2) / 6586.2
+    mean_rate_s = math.log(decay * 600 / (1 - math.exp(-decay * 600))) / decay
+    assert 290 < mean_rate_s < 300  # the counts fall, so their mean lies before the middle
+    # The second bed: it begins 10 minutes after the scan and lasts 10 minutes.
+    datasets = pet(
+        SeriesTime="150000",
+        AcquisitionTime="101000",
+        FrameReferenceTime=str(round((600 + mean_rate_s) * 1000, 3)),
+        ActualFrameDuration="600000",
+    )
+    assert suv_factor(datasets).value == pytest.approx(ONE_HOUR, rel=1e-7)
+
+
+def test_siemens_states_the_time_of_decay_correction_itself() -> None:
+    datasets = private(
+        pet(SeriesTime="095000"), SIEMENS_PET_CREATOR, 0x0071, x22="20260102100000.000000"
+    )
+    assert suv_factor(datasets).value == pytest.approx(ONE_HOUR, rel=1e-9)
+
+
+def test_enhanced_pet_states_the_time_of_decay_correction_itself() -> None:
+    datasets = pet(SeriesTime="150000", DecayCorrectionDateTime="20260102100000")
+    assert suv_factor(datasets).value == pytest.approx(ONE_HOUR, rel=1e-9)
 
 
 def test_grams_per_millilitre_are_suv_already() -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_node.dicom import volume
-from dicom_node.dicom.volume import WHOLE, SeriesVolume
+from dicom_node.dicom import division, volume
+from dicom_node.dicom.division import WHOLE
+from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.errors import RefusedError, UnreadableInstanceError
 from dicom_node.settings import PolicySettings
 from tests.factories import make_series, phantom, write_series
@@ -21,15 +22,15 @@ Load = Callable[[list[Dataset]], SeriesVolume]
 
 
 def test_a_series_of_one_volume_is_whole() -> None:
-    (group,) = volume.group_volumes(make_series("CT", slices=5, rows=8), SPLIT_BY)
+    (group,) = division.group_volumes(make_series("CT", slices=5, rows=8), SPLIT_BY)
     assert (group.key, len(group.sop_instance_uids), group.note) == (WHOLE, 5, None)
 
 
 def test_a_group_is_in_slice_order_whatever_the_order_of_arrival() -> None:
     datasets = make_series("CT", slices=9, rows=8)
-    (wanted,) = volume.group_volumes(datasets)
+    (wanted,) = division.group_volumes(datasets)
     shuffled = random.Random(4).sample(datasets, len(datasets))
-    assert volume.group_volumes(shuffled) == [wanted]
+    assert division.group_volumes(shuffled) == [wanted]
     heights = {str(d.SOPInstanceUID): float(d.ImagePositionPatient[2]) for d in datasets}
     along = [heights[uid] for uid in wanted.sop_instance_uids]
     assert along == sorted(along)
@@ -50,14 +51,14 @@ def test_each_splitting_attribute_makes_a_volume_of_its_own(
     second = make_series("MR", slices=3, rows=8, **{keyword: values[1]})  # type: ignore[arg-type]
     for i, dataset in enumerate(second):
         dataset.SOPInstanceUID = f"1.2.3.{i}"
-    groups = volume.group_volumes([*first, *second], SPLIT_BY)
+    groups = division.group_volumes([*first, *second], SPLIT_BY)
     assert [len(group.sop_instance_uids) for group in groups] == [3, 3]
     assert groups[0].key == split
     assert {group.note for group in groups} == {None}
 
 
 def test_slices_at_one_position_go_to_a_second_volume() -> None:
-    groups = volume.group_volumes(make_series("CT", slices=4, rows=8, duplicated=[1, 2]))
+    groups = division.group_volumes(make_series("CT", slices=4, rows=8, duplicated=[1, 2]))
     assert [(group.key, len(group.sop_instance_uids)) for group in groups] == [
         ("copy=1", 4),
         ("copy=2", 2),
@@ -67,7 +68,7 @@ def test_slices_at_one_position_go_to_a_second_volume() -> None:
 def test_the_earlier_acquisition_is_the_first_volume() -> None:
     arterial = make_series("CT", slices=3, rows=8, AcquisitionNumber="1")
     venous = make_series("CT", slices=3, rows=8, AcquisitionNumber="2", series="other")
-    first, second = volume.group_volumes([*venous, *arterial])
+    first, second = division.group_volumes([*venous, *arterial])
     assert set(first.sop_instance_uids) == {d.SOPInstanceUID for d in arterial}
     assert set(second.sop_instance_uids) == {d.SOPInstanceUID for d in venous}
 
@@ -76,32 +77,32 @@ def test_matrices_and_kernels_are_never_mixed() -> None:
     small = make_series("CT", slices=2, rows=8)
     large = make_series("CT", slices=2, rows=16, series="large")
     sharp = make_series("CT", slices=2, rows=8, series="sharp", ConvolutionKernel="B70f")
-    groups = volume.group_volumes([*small, *large, *sharp])
+    groups = division.group_volumes([*small, *large, *sharp])
     assert sorted(len(group.sop_instance_uids) for group in groups) == [2, 2, 2]
 
 
 def test_a_gap_does_not_divide_a_volume_and_is_told() -> None:
-    (group,) = volume.group_volumes(make_series("CT", slices=8, rows=8, missing=[5]))
+    (group,) = division.group_volumes(make_series("CT", slices=8, rows=8, missing=[5]))
     assert len(group.sop_instance_uids) == 7
     assert group.note == "slices are missing or unevenly spaced: runs of 5 + 2"
 
 
 def test_fewer_slices_than_announced_are_told() -> None:
-    (group,) = volume.group_volumes(make_series("PT", slices=4, rows=8, NumberOfSlices=9))
+    (group,) = division.group_volumes(make_series("PT", slices=4, rows=8, NumberOfSlices=9))
     assert group.note == "4 of the 9 slices that Number of Slices announces"
 
 
 def test_a_series_without_an_order_in_space_stays_whole() -> None:
     nowhere = make_series("MR", slices=3, rows=8, ImagePositionPatient=None)
-    (group,) = volume.group_volumes(nowhere, SPLIT_BY)
+    (group,) = division.group_volumes(nowhere, SPLIT_BY)
     assert len(group.sop_instance_uids) == 3
     mixed = [*make_series("MR", slices=2), *make_series("MR", slices=2, plane="coronal", seed=1)]
-    (group,) = volume.group_volumes(mixed, SPLIT_BY)
+    (group,) = division.group_volumes(mixed, SPLIT_BY)
     assert (group.key, len(group.sop_instance_uids)) == (WHOLE, 4)
 
 
 def test_no_instances_are_no_volume() -> None:
-    assert volume.group_volumes([], SPLIT_BY) == []
+    assert division.group_volumes([], SPLIT_BY) == []
 
 
 def test_ct_is_loaded_in_hounsfield_units(load: Load) -> None:

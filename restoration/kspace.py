@@ -1,5 +1,8 @@
 """The k-space view of a magnitude MR image: truncation, zero filling, data consistency.
 
+A scanner either fills the grid itself (`empty_band` sees it) or stores the acquired matrix, which
+`zero_fill` brings onto the grid of the result as the scanner would have.
+
 All functions take real tensors (..., H, W) of any size, odd ones included, and work on the last
 two axes. Frequencies are those of the centred DFT: for n samples -n//2 ... (n-1)//2.
 """
@@ -35,6 +38,44 @@ class Support:
         columns = _frequencies(width, image.device).abs() <= self.columns
         inside: Tensor = rows[:, None] & columns[None, :]
         return inside
+
+
+@dataclass(frozen=True)
+class GridChange:
+    """A finer grid over the same field of view.
+
+    ``factor`` samples stand for each of the source's along rows and columns; ``shift`` is where the
+    first of them lies, in samples of the source from its first: down the rows, along the columns.
+    """
+
+    factor: int = 1
+    shift: tuple[float, float] = (0.0, 0.0)
+
+
+def zero_filled_grid(factor: int) -> GridChange:
+    """What `zero_fill` does to the grid: sample 0 stays on sample 0, so the shift is 0.
+
+    Rows and columns grow by ``factor``, the pixel spacing shrinks by it, and the position of the
+    first sample (PS3.3 C.7.6.2.1.1) stays. Raises ValueError for a factor below 1.
+    """
+    if factor < 1:
+        raise ValueError(f"'factor' must be at least 1, not {factor}.")
+    return GridChange(factor)
+
+
+def zero_filled_support(image: Tensor) -> Support:
+    """What of the k-space of `zero_fill(image, factor)` was acquired, for any factor above 1.
+
+    All of the source's frequencies but the Nyquist one of an even size, whose sample stands for
+    two frequencies of the finer grid and is known for neither; less, where the source itself has
+    an empty band.
+    """
+    height, width = image.shape[-2:]
+    found = empty_band(image)
+    rows, columns = (height - 1) // 2, (width - 1) // 2
+    return Support(rows, columns) if found is None else Support(
+        min(rows, found.rows), min(columns, found.columns)
+    )  # fmt: skip
 
 
 def truncate(image: Tensor, factor: float) -> Tensor:

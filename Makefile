@@ -9,14 +9,17 @@ UV     := $(shell command -v uv 2>/dev/null)
 # Test processes at once, and any more arguments for pytest: make test JOBS=0 ARGS='-k spool'
 JOBS   ?= auto
 ARGS   ?=
+# How long to run, and how often to kill: make soak MINUTES=20, make kill-test KILLS=300
+MINUTES ?= 20
+KILLS  ?= 300
 # A folder of DICOM files to restore in place of the phantoms: make run SERIES=path
 SERIES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit lint check format docs reference lock clean
+.PHONY: help setup run test unit soak kill-test fuzz lint check format docs reference lock clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv and install the project with everything it may use
 
@@ -40,6 +43,16 @@ test: setup  ## every tier of tests; a peer that is not installed skips with its
 
 unit: setup  ## the unit tests alone
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+soak: setup  ## MINUTES of traffic, faults and rude peers; memory must stay
+	DICOM_NODE_TEST_SOAK_MINUTES=$(MINUTES) \
+	  $(BIN)/python -m pytest tests/integration/test_receive_soak.py -m soak $(ARGS)
+
+kill-test: setup  ## kill the receive process KILLS times under senders; nothing may be lost
+	DICOM_NODE_TEST_KILLS=$(KILLS) $(BIN)/python -m pytest tests/integration/test_receive_killed.py $(ARGS)
+
+fuzz: setup  ## coverage-guided fuzzing for MINUTES; findings go to build/fuzz
+	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(ARGS)
 
 lint: setup  ## lint, layout, types, layers, spelling
 	$(BIN)/ruff check .

@@ -78,11 +78,11 @@ def test_every_link_between_pages_leads_somewhere(repository: Path) -> None:
 
 
 def test_every_make_target_that_is_named_exists(repository: Path) -> None:
-    targets = set(re.findall(r"(?m)^([a-z]+):", (repository / "Makefile").read_text()))
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (repository / "Makefile").read_text()))
     named = {
         target
         for page in _pages(repository)
-        for target in re.findall(r"(?m)(?:`|^    )make ([a-z]+)", page.read_text(encoding="utf-8"))
+        for target in re.findall(r"(?m)(?:`|^    )make ([a-z-]+)", page.read_text(encoding="utf-8"))
     }
     assert named <= targets
 

@@ -14,7 +14,7 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -80,10 +80,11 @@ def read_trace(trace: Path) -> list[Passing]:
 class _Injector:
     """Counts the passings of steps under *root*, writes the trace, and fails as planned."""
 
-    def __init__(self, root: Path, trace: Path, fault: Fault | None) -> None:
+    def __init__(self, root: Path, trace: Path | None, fault: Fault | None) -> None:
         self._root = str(root)
         self._fault = fault
-        self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._trace = -1 if trace is None else os.open(trace, flags, 0o600)
         self._count = 0
         self._lock = threading.Lock()
         self._write = os.write
@@ -110,8 +111,9 @@ class _Injector:
 
     def after(self, step: Step, path: str, to: str = "") -> None:
         """Note the call, then fail, where that is the plan."""
-        line = json.dumps([step.value, path.removeprefix(self._root), to.removeprefix(self._root)])
-        self._write(self._trace, f"{line}\n".encode())
+        if self._trace >= 0:
+            words = (step.value, path.removeprefix(self._root), to.removeprefix(self._root))
+            self._write(self._trace, f"{json.dumps(words)}\n".encode())
         if self._due(step, "after") and self._fault is not None:
             self._fail(self._fault.action)
 
@@ -132,7 +134,7 @@ class _Injector:
         raise OSError(number, os.strerror(number))
 
 
-def inject(root: Path, trace: Path, fault: Fault | None, *, at_once: bool = False) -> None:
+def inject(root: Path, trace: Path | None, fault: Fault | None, *, at_once: bool = False) -> None:
     """Wrap the calls of this process for good; *at_once* counts from now on."""
     injector = _Injector(root.resolve(), trace, fault)
     injector.counting = at_once
@@ -247,8 +249,3 @@ def _sending(injector: _Injector, plain: Callable[..., Any]) -> Callable[..., An
         return result
 
     return sent
-
-
-def lines_of(trace: Path, step: Step) -> Iterator[Passing]:
-    """The passings of one step."""
-    return (passing for passing in read_trace(trace) if passing.step == step)

@@ -84,7 +84,7 @@ class Template:
         return self.settings.node.port
 
     def start(self, fault: Fault | None = None, *, traced: bool = False) -> Receiver:
-        """A receiver with a planned fault, listening; *traced* writes the trace without one."""
+        """A receiver with a planned fault, listening; *traced* writes the trace."""
         receiver = self.launch(fault, traced=traced)
         until(lambda: listens(self.port) or not receiver.lives(), "a receiver listens", limit_s=60)
         assert receiver.lives(), self.tail()
@@ -97,7 +97,7 @@ class Template:
         assert self.running is None, "one receiver at a time"
         plan = {
             "fault": fault.to_json() if fault else None,
-            "trace": str(self.trace) if fault or traced else None,
+            "trace": str(self.trace) if traced else None,
             "at_once": at_once,
         }
         stream = _of(self.process.stdin)
@@ -178,8 +178,9 @@ def _receive(settings: NodeSettings, plan: dict[str, Any]) -> NoReturn:
     try:
         configure(level=settings.log.level, format="json")
         fault = Fault.from_json(plan["fault"]) if plan["fault"] else None
-        if plan["trace"]:
-            inject(settings.spool.path, Path(plan["trace"]), fault, at_once=plan["at_once"])
+        trace = Path(plan["trace"]) if plan["trace"] else None
+        if fault or trace:
+            inject(settings.spool.path, trace, fault, at_once=plan["at_once"])
         run_role("receive", settings)
     except BaseException as error:
         print(f"receiver: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

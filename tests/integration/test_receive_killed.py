@@ -45,7 +45,7 @@ def template(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Templa
 
 
 @pytest.mark.slow
-# pynetdicom as a requestor forgets the socket of a connection that is refused.
+# pynetdicom forgets the socket of a connection that is refused.
 @pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(60 + 6 * KILLS)
 def test_t1_killed_at_random_under_real_senders_it_loses_nothing_it_acknowledged(
@@ -61,7 +61,7 @@ def test_t1_killed_at_random_under_real_senders_it_loses_nothing_it_acknowledged
         before = len(books.acknowledged)
         until(lambda known=before: len(books.acknowledged) > known, "an acknowledgement", 60)
         threading.Event().wait(chance.uniform(0, LONGEST_S))
-        known = list(books.acknowledged.items())
+        known = books.entries()
         assert receiver.kill() == -signal.SIGKILL
         auditor.nothing_half_written()
         counts["half-written, never visible"] += len(auditor.temporary())
@@ -71,10 +71,10 @@ def test_t1_killed_at_random_under_real_senders_it_loses_nothing_it_acknowledged
     for sender in senders:
         sender.stop()
     assert receiver.end() == 0
-    counts["acknowledged"] = auditor.all_there_once(books.acknowledged.items())
+    counts["acknowledged"] = auditor.all_there_once(books.entries())
     counts["sent again"] = books.again
     auditor.nothing_half_written()
-    assert books.failures == []
+    assert books.failures == Counter()
     assert auditor.orphans() == set()
     assert auditor.temporary() == []
     assert {row[0] for rows in auditor.rows().values() for row in rows} == {"received"}

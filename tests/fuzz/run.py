@@ -1,0 +1,194 @@
+"""Coverage-guided fuzzing with Atheris (libFuzzer).
+
+    python -m tests.fuzz.run --minutes 30          every target in turn, from the kept corpus
+    python -m tests.fuzz.run --minutes 5 pdu       one of them
+    python -m tests.fuzz.run --keep                shrink what was found into tests/fuzz/corpus
+
+New inputs and findings go to build/fuzz/TARGET. A finding is an input after which a target raised,
+hung or outgrew its memory; `python -m tests.fuzz.run --replay FILE TARGET` shows it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = Path(__file__).with_name("corpus")
+WORK = ROOT / "build/fuzz"
+# Longest input in bytes, and the share of the time: the last two go through a socket.
+TARGETS = {
+    "pdu": (4096, 3),
+    "command": (1024, 1),
+    "stream": (4096, 3),
+    "instance": (4096, 4),
+    "file": (4096, 2),
+    "stock": (4096, 3),
+    "loop": (4096, 3),
+}
+HANG_S, MEMORY_MB = 20, 1500
+_INSTRUMENTED = ["dicom_node", "pydicom", "pynetdicom"]
+# Values that no mutation finds soon: tags with their VRs, delimiters, lengths, PDU headers.
+_WORDS = [
+    *(
+        bytes((0xFE, 0xFF, low, 0xE0, *length))
+        for low in (0, 0x0D, 0xDD)
+        for length in (b"\0\0\0\0",)
+    ),
+    b"\xfe\xff\x00\xe0\xff\xff\xff\xff",
+    b"\xff\xff\xff\xff",
+    *(f"{vr}".encode() for vr in ("SQ", "UN", "OB", "OW", "UI", "CS", "PN", "US", "UT", "LO")),
+    b"SQ\0\0\xff\xff\xff\xff",
+    b"UN\0\0\xff\xff\xff\xff",
+    b"\xe0\x7f\x10\x00",
+    b"\x08\x00\x16\x00",
+    b"\x08\x00\x18\x00",
+    b"\x20\x00\x0d\x00",
+    b"\x20\x00\x0e\x00",
+    b"\x02\x00\x10\x00",
+    *(bytes((kind, 0)) for kind in range(1, 8)),
+    b"\0\0\0\4\1\3",
+]
+
+
+def kept(target: str) -> list[tuple[str, bytes]]:
+    """The committed inputs of a target, with their names."""
+    file = CORPUS / f"{target}.zip"
+    if not file.exists():
+        return []
+    with zipfile.ZipFile(file) as archive:
+        return [(name, archive.read(name)) for name in sorted(archive.namelist())]
+
+
+def unpack(target: str) -> Path:
+    """A folder with the seeds, the committed inputs and what earlier runs found."""
+    from tests.fuzz.seeds import SEEDS
+
+    folder = WORK / target / "corpus"
+    folder.mkdir(parents=True, exist_ok=True)
+    for data in [*SEEDS[target](), *(data for _, data in kept(target))]:
+        (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+    return folder
+
+
+def pack(target: str, folder: Path) -> int:
+    """Write a folder's inputs as the committed corpus; the number of inputs."""
+    CORPUS.mkdir(exist_ok=True)
+    found = {hashlib.sha256(data).hexdigest()[:16]: data for data in _inputs(folder)}
+    with zipfile.ZipFile(CORPUS / f"{target}.zip", "w", zipfile.ZIP_DEFLATED, True, 9) as archive:
+        for name in sorted(found):
+            # A fixed date: the same inputs make the same file.
+            archive.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), found[name])
+    return len(found)
+
+
+def _inputs(folder: Path) -> Iterator[bytes]:
+    return (path.read_bytes() for path in sorted(folder.iterdir()))
+
+
+def options(target: str) -> list[str]:
+    """libFuzzer's options for a target."""
+    dictionary = WORK / "dictionary"
+    dictionary.parent.mkdir(parents=True, exist_ok=True)
+    words = ("".join(f"\\x{byte:02x}" for byte in word) for word in _WORDS)
+    dictionary.write_text("".join(f'"{word}"\n' for word in words))
+    return [
+        f"-max_len={TARGETS[target][0]}",
+        f"-timeout={HANG_S}",
+        f"-rss_limit_mb={MEMORY_MB}",
+        f"-dict={dictionary}",
+        f"-artifact_prefix={WORK / target}/finding-",
+        "-print_final_stats=1",
+    ]
+
+
+def fuzz(target: str, arguments: Sequence[str]) -> None:
+    """Hand this process over to libFuzzer; it does not return."""
+    import atheris
+
+    with atheris.instrument_imports(include=_INSTRUMENTED):
+        from tests.fuzz.association import target_of
+        from tests.fuzz.targets import TARGETS as pure
+        from tests.integration.conftest import RECEIVE_PATHS
+    run = target_of(target) if target in RECEIVE_PATHS else pure[target]
+    atheris.Setup(["fuzz", *arguments], run)
+    atheris.Fuzz()
+
+
+def _child(target: str, arguments: Sequence[str], log: Path) -> int:
+    command = [sys.executable, "-m", "tests.fuzz.run", "--only", target, "--", *arguments]
+    with log.open("ab") as stream:
+        return subprocess.run(command, cwd=ROOT, stdout=stream, stderr=stream).returncode
+
+
+def campaign(targets: Sequence[str], minutes: float) -> int:
+    """Fuzz each target for its share of the time, and print what came of it."""
+    shares = sum(TARGETS[target][1] for target in targets)
+    bad = 0
+    for target in targets:
+        seconds = max(1, round(60 * minutes * TARGETS[target][1] / shares))
+        folder, log = unpack(target), WORK / target / "log"
+        log.unlink(missing_ok=True)
+        started = time.monotonic()
+        code = _child(target, [f"-max_total_time={seconds}", *options(target), str(folder)], log)
+        bad += code != 0
+        print(summary(target, code, time.monotonic() - started, log.read_text(errors="replace")))
+        sys.stdout.flush()
+    return bad
+
+
+def summary(target: str, code: int, seconds: float, log: str) -> str:
+    """One line about a run, from libFuzzer's own report."""
+    status = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)/\S+.*?rss: (\d+)Mb", log)
+    runs = re.findall(r"number_of_executed_units: (\d+)", log)
+    if code or not status or not runs:
+        return f"{target}: FAILED with {code} after {seconds:.0f} s, see {WORK / target / 'log'}"
+    (_, _, _, first), (coverage, features, corpus, last) = status[0], status[-1]
+    return (
+        f"{target}: {seconds:.0f} s, {runs[-1]} inputs, no finding; {coverage} branches, "
+        f"{features} features, corpus {corpus}; memory {first} -> {last} MB"
+    )
+
+
+def keep(targets: Sequence[str]) -> None:
+    """Shrink what was found to what adds coverage, and write the committed corpus."""
+    for target in targets:
+        found, least = unpack(target), WORK / target / "least"
+        least.mkdir(exist_ok=True)
+        for path in least.iterdir():
+            path.unlink()
+        log = WORK / target / "merge.log"
+        arguments = ["-merge=1", *options(target), str(least), str(found)]
+        code = _child(target, arguments, log)
+        print(f"{target}: {pack(target, least)} inputs kept" if code == 0 else f"{target}: {code}")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; all by default")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--replay", type=Path)
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    given, rest = parser.parse_known_args()
+    targets = given.targets or list(TARGETS)
+    if given.only:
+        fuzz(given.only, [word for word in [*given.targets, *rest] if word != "--"])
+    if given.replay:
+        return _child(targets[0], [str(given.replay)], Path("/dev/stderr"))
+    if given.keep:
+        keep(targets)
+        return 0
+    return campaign(targets, given.minutes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

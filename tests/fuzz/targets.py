@@ -1,0 +1,192 @@
+"""What is fuzzed: functions of one input that raise when the node has done what it must not.
+
+Each target states what must hold for every input; anything else that it raises is a finding.
+`tests/fuzz/seeds.py` makes the first inputs, `tests/fuzz/run.py` mutates them under coverage, and
+`tests/fuzz/test_corpus.py` replays what was found worth keeping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import NamedTuple
+
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+)
+from pynetdicom.dsutils import decode
+
+from dicom_node.dicom.header import instance_summary, read_header, valid_uid
+from dicom_node.dicom.stream import Contents, Scanner, check_whole
+from dicom_node.errors import PermanentError, UnreadableInstanceError
+from dicom_node.storage_scp import Incoming, check_instance
+from dicom_node.upper_layer import (
+    C_STORE_RQ,
+    Command,
+    CommandSet,
+    Data,
+    Limits,
+    OtherPDU,
+    Parser,
+    ProtocolError,
+    read_command,
+    response_pdu,
+)
+from tests.integration.peers import CT, ROOT
+
+# The first byte of an input chooses among these.
+SYNTAXES = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+    JPEGLSLossless,
+)
+# What the command set of a fuzzed instance names; the seeds carry the same.
+INSTANCE = f"{ROOT}.9.1"
+_WANTED = ((0x0008, 0x0016), (0x0008, 0x0018), (0x0008, 0x0060), (0x0008, 0x9215))
+_LIMITS = Limits(pdu=1 << 16, command=1 << 12)
+# PS3.8 Table 9-26: what an A-ABORT of the service provider may give as its reason.
+_REASONS = ("not specified", "unrecognized PDU", "unexpected PDU", None, "parameter", "unexpected")
+_REASONS += ("invalid parameter",)
+
+
+class _Piece(NamedTuple):
+    context_id: int
+    octets: bytes
+    last: bool
+
+
+def pieces(data: bytes, size: int) -> Iterator[bytes]:
+    """The data in pieces of *size* bytes."""
+    return (data[at : at + size] for at in range(0, len(data), size))
+
+
+def fuzz_pdu(data: bytes) -> None:
+    """The octets of an association give the same events in one piece and in many."""
+    if len(data) < 2:
+        return
+    whole = _events(data[1:], len(data))
+    assert _events(data[1:], 1 + data[0] % 64) == whole
+
+
+def _events(octets: bytes, size: int) -> list[object]:
+    """The events of octets that come in pieces; neighbouring pieces of data are one."""
+    parser, events = Parser(_LIMITS), list[object]()
+    try:
+        for piece in pieces(octets, size):
+            parser.push(piece)
+            while (event := parser.next()) is not None:
+                if isinstance(event, OtherPDU):
+                    return [*events, event]
+                _join(events, event)
+    except ProtocolError as error:
+        return [*events, _REASONS[error.reason], str(error)]
+    return events
+
+
+def _join(events: list[object], event: Command | Data) -> None:
+    if isinstance(event, Command):
+        _check_command(event.command)
+        events.append(event)
+        return
+    last = events[-1] if events else None
+    if (
+        isinstance(last, tuple)
+        and last[0] == "data"
+        and last[1] == event.context_id
+        and not last[3]
+    ):
+        events[-1] = ("data", event.context_id, last[2] + bytes(event.view), event.last)
+    else:
+        events.append(("data", event.context_id, bytes(event.view), event.last))
+
+
+def fuzz_command(data: bytes) -> None:
+    """A command set is refused, or its response is one that pynetdicom reads."""
+    try:
+        command = read_command(data)
+    except ProtocolError:
+        return
+    _check_command(command)
+
+
+def _check_command(command: CommandSet) -> None:
+    encoded = response_pdu(1, command, 0xC000, "refused")
+    response = decode(BytesIO(encoded[12:]), True, True)
+    assert response.Status == 0xC000
+    assert response.CommandField == command.field | 0x8000
+    assert response.MessageIDBeingRespondedTo == (command.message_id or 0)
+    assert ("AffectedSOPInstanceUID" in response) == (command.field == C_STORE_RQ)
+
+
+def fuzz_stream(data: bytes) -> None:
+    """A data set is whole or it is not, in one piece as in many."""
+    if len(data) < 3:
+        return
+    syntax, size, rest = SYNTAXES[data[0] % len(SYNTAXES)], 1 + data[1], data[2:]
+    whole, cut = _walked(rest, syntax, len(rest)), _walked(rest, syntax, size)
+    assert whole == cut, (whole, cut)
+    try:
+        tags = check_whole(rest, syntax)
+    except UnreadableInstanceError:
+        assert whole is None
+    else:
+        assert whole is not None
+        assert whole.tags == tags
+
+
+def _walked(data: bytes, syntax: str, size: int) -> Contents | None:
+    scanner = Scanner(syntax, _WANTED, max_elements=10_000, max_inflated=1 << 20)
+    try:
+        for piece in pieces(data, size):
+            scanner.feed(piece)
+        return scanner.finish()
+    except UnreadableInstanceError:
+        return None
+
+
+def fuzz_instance(data: bytes) -> None:
+    """An instance is refused with words, or its identity is that of its command."""
+    if not data:
+        return
+    syntax = SYNTAXES[data[0] % len(SYNTAXES)]
+    incoming = Incoming(CT, INSTANCE, str(syntax), data[1:])
+    try:
+        summary, _ = check_instance(incoming, incoming.as_file())
+    except PermanentError as error:
+        _check_words(error.message)
+        return
+    assert (summary.sop_class_uid, summary.sop_instance_uid) == (CT, INSTANCE)
+    assert valid_uid(summary.series_instance_uid)
+    assert valid_uid(summary.study_instance_uid)
+
+
+def fuzz_file(data: bytes) -> None:
+    """A file of any bytes is no DICOM file, or its UIDs are such."""
+    try:
+        summary = instance_summary(read_header(data))
+    except UnreadableInstanceError as error:
+        _check_words(error.message)
+        return
+    assert valid_uid(summary.sop_instance_uid)
+
+
+def _check_words(message: str) -> None:
+    """A reason is short, printable, and none of the input's bytes."""
+    assert 0 < len(message) < 200
+    assert message.isascii()
+    assert message.isprintable()
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "pdu": fuzz_pdu,
+    "command": fuzz_command,
+    "stream": fuzz_stream,
+    "instance": fuzz_instance,
+    "file": fuzz_file,
+}

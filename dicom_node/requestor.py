@@ -7,12 +7,13 @@ whose type says whether to try again and whose text says what an administrator s
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
@@ -20,6 +21,8 @@ from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 
+from dicom_node import tls
+from dicom_node.access import DIAGNOSTICS
 from dicom_node.association import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
@@ -29,7 +32,10 @@ from dicom_node.association import (
     connection_of,
     on_connection,
 )
-from dicom_node.errors import DestinationError, DestinationRefusedError
+from dicom_node.errors import ConfigurationError, DestinationError, DestinationRefusedError
+
+# How long to listen for the alert of a TLS 1.3 peer that refuses our certificate.
+_ALERT_S = 1.0
 
 
 @dataclass
@@ -94,6 +100,7 @@ def _request(
             ae_title=peer.ae_title,
             max_pdu=peer.max_pdu,
             ext_neg=[_both_roles(uid) for uid in as_scp],
+            tls_args=_tls_arguments(peer, progress),
             evt_handlers=bound,
         )
     except OSError as error:
@@ -104,6 +111,31 @@ def _request(
             progress.socket.close()
         raise _failure(association, peer, progress)
     return association
+
+
+@dataclass(frozen=True)
+class _Wrapper:
+    """What pynetdicom uses of an SSLContext; keeps the socket, which a failed handshake leaks."""
+
+    context: ssl.SSLContext
+    progress: _Progress
+
+    def wrap_socket(self, plain: socket.socket, **arguments: Any) -> ssl.SSLSocket:
+        """Wrap, and remember the socket to close."""
+        secure = self.context.wrap_socket(plain, **arguments)
+        self.progress.socket = secure
+        return secure
+
+
+def _tls_arguments(peer: Peer, progress: _Progress) -> tuple[ssl.SSLContext, str] | None:
+    """The context and the name to call with; DestinationRefusedError where our files are bad."""
+    if peer.tls is None:
+        return None
+    try:
+        context = tls.client_context(peer.tls)
+    except ConfigurationError as error:
+        raise DestinationRefusedError(f"{peer.where}: {'; '.join(error.problems)}") from error
+    return cast(ssl.SSLContext, _Wrapper(context, progress)), peer.server_name or peer.host
 
 
 def _entity(peer: Peer) -> AE:
@@ -144,7 +176,7 @@ def _failure(
         # PS3.8 Table 9-21: result 1 is permanent, 2 transient.
         return DestinationRefusedError(words) if answer.result == 1 else DestinationError(words)
     if not progress.connected:
-        return DestinationError(f"{peer.where}: {_why_unreachable(peer)}")
+        return DestinationError(f"{peer.where}: {_why_unreachable(peer) or _WORKED}")
     if time.monotonic() - progress.started >= peer.acse_timeout:
         return DestinationError(
             f"{peer.where}: connected, but no answer to the association request"
@@ -154,31 +186,55 @@ def _failure(
         return DestinationRefusedError(
             f"{peer.where}: accepts none of the SOP Classes and transfer syntaxes we propose"
         )
+    # A TLS 1.3 peer that refuses our certificate says so after the handshake has ended for us.
+    why = _why_unreachable(peer) if peer.tls is not None else ""
     return DestinationError(
-        f"{peer.where}: closed the connection during association negotiation; is it a DICOM port?"
+        f"{peer.where}: "
+        + (why or "closed the connection during association negotiation; is it a DICOM port?")
     )
 
 
 def _rejection_words(answer: Any, peer: Peer) -> str:
     """PS3.8 Table 9-21 in the words of the person who has to change a configuration."""
-    known = {
+    ours = {
         (1, 3): f"our calling AE title {peer.calling_ae!r} is not known there",
         (1, 7): f"the called AE title {peer.ae_title!r} is not known there",
-        (3, 1): "temporary congestion",
         (3, 2): "it has as many associations as it allows",
     }
-    why = known.get((answer.result_source, answer.diagnostic), str(answer.reason_str))
+    numbers = answer.result_source, answer.diagnostic
+    why = ours.get(numbers) or DIAGNOSTICS.get(numbers, "for a reason that is no DICOM reason")
     kind = "permanently" if answer.result == 1 else "for now"
     return f"association rejected {kind}: {why}"
 
 
 def _why_unreachable(peer: Peer) -> str:
-    """Ask the operating system again: pynetdicom keeps no reason of a failed connection."""
+    """Connect again and say what goes wrong: pynetdicom keeps no reason of a failed connection.
+
+    Empty where a TLS connection now works.
+    """
     try:
-        socket.create_connection((peer.host, peer.port), peer.connection_timeout).close()
+        with socket.create_connection((peer.host, peer.port), peer.connection_timeout) as plain:
+            return _tls_words(peer, plain) if peer.tls is not None else _WORKED
     except OSError as error:
         return _network_words(error, peer)
-    return "the connection failed, and worked when tried again"
+
+
+_WORKED = "the connection failed, and worked when tried again"
+
+
+def _tls_words(peer: Peer, plain: socket.socket) -> str:
+    """What is wrong with TLS to *peer*; empty where it lets us speak."""
+    assert peer.tls is not None
+    context = tls.client_context(peer.tls)
+    try:
+        with context.wrap_socket(plain, server_hostname=peer.server_name or peer.host) as secure:
+            secure.settimeout(_ALERT_S)
+            secure.recv(1)
+    except TimeoutError:
+        return ""  # it waits for us to begin, as a DICOM peer should
+    except OSError as error:
+        return f"TLS: {tls.failure_words(error)}"
+    return ""
 
 
 def _network_words(error: OSError, peer: Peer) -> str:

@@ -1,7 +1,8 @@
-"""C-STORE and C-ECHO as SCP: check, make durable, record, answer (PS3.4 B).
+"""C-STORE and C-ECHO as SCP: who is served by what (PS3.4 B).
 
-0x0000 goes out only when the bytes lie flushed in the spool and the row is committed.  The
-stored bytes are the bytes received; a data set is never decoded and encoded again.
+pynetdicom negotiates.  The storage loop then serves C-STORE and C-ECHO, unless
+``association.storage_loop`` is off; pynetdicom serves the rest.  Both give what arrives to one
+:class:`StorageReceiver`, which answers 0x0000 once it is durable.
 """
 
 from __future__ import annotations
@@ -9,212 +10,39 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from socket import socket
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.events import Event
-from pynetdicom.transport import ThreadedAssociationServer
+from pynetdicom.pdu import A_ASSOCIATE_AC
 from sqlalchemy import Engine
 
-from dicom_node.access import Requestor, access_rules, admit, normal_title
+from dicom_node.acceptor import Acceptor
+from dicom_node.access import access_rules, admit, normal_title
 from dicom_node.association import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
     EventHandler,
     configure_protocol,
     contexts_scp,
-    on_connection,
 )
-from dicom_node.dicom.header import (
-    RESTORABLE,
-    InstanceSummary,
-    instance_summary,
-    read_header,
-    valid_uid,
-    why_ignored,
-)
-from dicom_node.dicom.stream import check_whole
-from dicom_node.errors import (
-    ConfigurationError,
-    LedgerError,
-    MismatchError,
-    NodeError,
-    PermanentError,
-    SpoolFullError,
-    UnreadableInstanceError,
-)
-from dicom_node.ledger import intake, queue
-from dicom_node.ledger.tables import InstanceState
+from dicom_node.errors import LedgerError
+from dicom_node.ledger import intake
 from dicom_node.observability import get_logger
+from dicom_node.receiver import Answer, Reception, Request, StorageReceiver
+from dicom_node.refusals import RefusalLog
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
+from dicom_node.storage_loop import Context, Handover, StorageLoop, Timeouts, contexts_of
+from dicom_node.upper_layer import CommandSet, Limits
 
 Clock = Callable[[], float]
 
-SUCCESS = 0x0000
-OUT_OF_RESOURCES = 0xA700
-
-_PREAMBLE = b"\0" * 128 + b"DICM"
-_PIXEL_DATA = frozenset({(0x7FE0, 0x0010), (0x7FE0, 0x0009), (0x7FE0, 0x0008)})
-_DRAIN_POLL_S = 0.02
-
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """One C-STORE request: the command set's two UIDs and the data set as it was sent."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    data_set: bytes
-    association_id: int | None = None
-
-    @classmethod
-    def of(cls, event: Event, association_id: int | None) -> Incoming:
-        """The request of an EVT_C_STORE event; a missing parameter becomes empty."""
-        request = event.request
-        stream = getattr(request, "DataSet", None)
-        return cls(
-            sop_class_uid=str(getattr(request, "AffectedSOPClassUID", None) or ""),
-            sop_instance_uid=str(getattr(request, "AffectedSOPInstanceUID", None) or ""),
-            transfer_syntax_uid=str(event.context.transfer_syntax),
-            data_set=stream.getvalue() if stream is not None else b"",
-            association_id=association_id,
-        )
-
-    def as_file(self) -> bytes:
-        """The instance as a PS3.10 file; the same instance always gives the same bytes."""
-        meta = create_file_meta(
-            sop_class_uid=UID(self.sop_class_uid),
-            sop_instance_uid=UID(self.sop_instance_uid),
-            transfer_syntax=UID(self.transfer_syntax_uid),
-            implementation_uid=UID(IMPLEMENTATION_CLASS_UID),
-            implementation_version=IMPLEMENTATION_VERSION_NAME,
-        )
-        return b"".join((_PREAMBLE, encode_file_meta(meta), self.data_set))
-
-
-def check_instance(incoming: Incoming, file: bytes) -> tuple[InstanceSummary, Dataset]:
-    """The identity and header of an instance that may be acknowledged.
-
-    Raises UnreadableInstanceError for a data set that ends early, does not parse or has no
-    valid UIDs, MismatchError where it contradicts the command set (PS3.4 B.2.3).
-    """
-    if not incoming.data_set:
-        raise UnreadableInstanceError("the request has no data set")
-    tags = check_whole(incoming.data_set, incoming.transfer_syntax_uid)
-    header = read_header(file)
-    summary = instance_summary(header)
-    if summary.sop_class_uid != incoming.sop_class_uid:
-        raise MismatchError("SOP Class UID differs between command and data set")
-    if summary.sop_instance_uid != incoming.sop_instance_uid:
-        raise MismatchError("SOP Instance UID differs between command and data set")
-    if summary.sop_class_uid in RESTORABLE and not tags & _PIXEL_DATA:
-        raise UnreadableInstanceError("the data set ends early: no pixel data")
-    return summary, header
-
-
-class StorageReceiver:
-    """Takes one instance at a time through check, spool and ledger to its DIMSE status."""
-
-    def __init__(self, spool: Spool, engine: Engine, clock: Clock) -> None:
-        self._spool = spool
-        self._engine = engine
-        self._clock = clock
-
-    def receive(self, incoming: Incoming) -> tuple[int, str]:
-        """Store one instance; its status and, for a failure, why in at most 64 characters."""
-        try:
-            state = self._store(incoming)
-        except PermanentError as error:
-            self._reject(incoming, error)
-            return error.dimse_status, error.message[:64]
-        except NodeError as error:
-            _log.error(
-                "instance not stored",
-                action="instance_refused",
-                sop_instance_uid=incoming.sop_instance_uid,
-                error=error.message,
-            )
-            return error.dimse_status, error.message[:64]
-        _log.debug(
-            "instance stored",
-            action="instance_stored",
-            sop_instance_uid=incoming.sop_instance_uid,
-            state=state.value,
-        )
-        return SUCCESS, ""
-
-    def _store(self, incoming: Incoming) -> InstanceState:
-        if not self._spool.has_room(len(incoming.data_set)):
-            raise SpoolFullError("the spool has no room; try again later")
-        if not valid_uid(incoming.sop_instance_uid) or not valid_uid(incoming.sop_class_uid):
-            raise UnreadableInstanceError("the command set names no valid SOP Instance")
-        file = incoming.as_file()
-        summary, header = check_instance(incoming, file)
-        ignored = why_ignored(header) or self._why_own(summary)
-        # File before row: a crash between the two leaves an orphan file, which is adopted.
-        stored = self._spool.write(file)
-        instance = intake.ReceivedInstance(
-            sop_instance_uid=summary.sop_instance_uid,
-            sop_class_uid=summary.sop_class_uid,
-            study_instance_uid=summary.study_instance_uid,
-            series_instance_uid=summary.series_instance_uid,
-            modality=summary.modality,
-            transfer_syntax_uid=incoming.transfer_syntax_uid,
-            path=stored.path,
-            sha256=stored.sha256,
-            size=stored.size,
-            association_id=incoming.association_id,
-            ignored_reason=ignored,
-        )
-        return intake.record_instance(self._engine, instance, self._clock())
-
-    def _why_own(self, summary: InstanceSummary) -> str | None:
-        own = queue.is_own_output(
-            self._engine,
-            sop_instance_uid=summary.sop_instance_uid,
-            series_instance_uid=summary.series_instance_uid,
-        )
-        return "our own output: it came back to us" if own else None
-
-    def _reject(self, incoming: Incoming, error: PermanentError) -> None:
-        """Keep what was refused, for support; failing to do so does not change the answer."""
-        _log.warning(
-            "instance rejected",
-            action="instance_rejected",
-            status=f"0x{error.dimse_status:04X}",
-            reason=error.message,
-        )
-        uid = incoming.sop_instance_uid if valid_uid(incoming.sop_instance_uid) else None
-        try:
-            kept = self._spool.quarantine(_rejected_bytes(incoming), error.message)
-            intake.reject_instance(
-                self._engine,
-                sop_instance_uid=uid,
-                path=kept.path,
-                reason=error.message,
-                association_id=incoming.association_id,
-                now=self._clock(),
-            )
-        except NodeError as failure:
-            _log.error(
-                "rejected instance not kept", action="quarantine_failed", error=failure.message
-            )
-
-
-def _rejected_bytes(incoming: Incoming) -> bytes:
-    """A rejected instance as a file, or its bare data set where its UIDs make no file."""
-    if valid_uid(incoming.sop_instance_uid) and valid_uid(incoming.sop_class_uid):
-        return incoming.as_file()
-    return incoming.data_set
 
 
 class StorageSCP:
@@ -233,57 +61,63 @@ class StorageSCP:
         self._settings = settings
         self._engine = engine
         self._clock = clock
-        self._receiver = StorageReceiver(spool, engine, clock)
+        self._limits = limits(settings)
+        self._receiver = StorageReceiver(spool, engine, clock, self._limits)
         self._rules = access_rules(settings)
         self._handlers = [*self._own_handlers(), *handlers]
         self._associations: dict[Association, int] = {}
+        self._handovers: WeakKeyDictionary[Association, Handover] = WeakKeyDictionary()
         self._lock = threading.Lock()
-        self._server: ThreadedAssociationServer | None = None
+        self._acceptor: Acceptor | None = None
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each port that we listen on, without TLS first.
+
+        RuntimeError before :meth:`start` and after :meth:`stop`.
+        """
+        if self._acceptor is None:
+            raise RuntimeError("the storage SCP is not listening")
+        return self._acceptor.addresses
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port that we listen on; RuntimeError before :meth:`start`."""
-        if self._server is None:
-            raise RuntimeError("the storage SCP is not listening")
-        host, port = self._server.server_address[:2]
-        return str(host), int(port)
+        """The first of :attr:`addresses`."""
+        return self.addresses[0]
 
     def start(self) -> None:
-        """Listen; ConfigurationError where the address cannot be bound."""
+        """Listen; ConfigurationError where an address cannot be bound or a TLS file be used."""
         intake.close_lost_associations(self._engine, self._clock())
-        node, given = self._settings.node, self._settings.association
-        entity = _entity(self._settings)
-        try:
-            self._server = entity.start_server(
-                (node.host, node.port),
-                block=False,
-                evt_handlers=self._handlers,
-                contexts=contexts_scp(),
-            )
-        except OSError as error:
-            why = f"node.host, node.port: cannot listen on {node.host}:{node.port}"
-            raise ConfigurationError([f"{why}: {error.strerror or error}"]) from error
-        host, port = self.address
-        _log.info(
-            "listening", action="listening", host=host, port=port, limit=given.max_associations
+        acceptor = self._make_acceptor()
+        acceptor.start()
+        self._acceptor = acceptor
+        for host, port in acceptor.addresses:
+            _log.info("listening", action="listening", host=host, port=port)
+
+    def _make_acceptor(self) -> Acceptor:
+        return Acceptor(
+            self._settings,
+            _entity(self._settings),
+            contexts=contexts_scp(self._settings.association.extra_storage_classes),
+            handlers=self._handlers,
+            admit=lambda requestor: admit(requestor, self._rules),
+            refused=RefusalLog(lambda refusal, left_out: None),
         )
+
+    def renew_certificates(self, *, force: bool = False) -> None:
+        """Load the files of ``[tls]`` again where they have changed, or in any case."""
+        if self._acceptor is not None:
+            self._acceptor.renew_certificates(force=force)
 
     def stop(self, drain_s: float = 5.0) -> None:
         """Stop listening, let open associations end for *drain_s* seconds, abort the rest."""
-        server, self._server = self._server, None
-        if server is None:
-            return
-        server.shutdown()
-        deadline = time.monotonic() + drain_s
-        while server.active_associations and time.monotonic() < deadline:
-            time.sleep(_DRAIN_POLL_S)
-        for association in server.active_associations:
-            association.abort()
+        acceptor, self._acceptor = self._acceptor, None
+        if acceptor is not None:
+            acceptor.stop(drain_s)
 
     def _own_handlers(self) -> list[EventHandler]:
         return [
-            (evt.EVT_CONN_OPEN, on_connection),
-            (evt.EVT_REQUESTED, self._on_requested),
+            (evt.EVT_PDU_SENT, self._on_sent),
             (evt.EVT_ESTABLISHED, self._on_established),
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_RELEASED, self._on_end, ["released"]),
@@ -291,27 +125,53 @@ class StorageSCP:
             (evt.EVT_CONN_CLOSE, self._on_close),
         ]
 
-    def _on_requested(self, event: Event) -> None:
-        admission = admit(_requestor(event), self._rules)
-        if admission.accepted:
-            return
-        _log.warning(
-            "association rejected",
-            action="association_rejected",
-            why=admission.why,
-            address=event.assoc.requestor.address,
-        )
-        event.assoc.acse.send_reject(admission.result, admission.source, admission.diagnostic)
-        event.assoc.kill()
+    def _on_sent(self, event: Event) -> None:
+        """Lend the connection to the loop as soon as the association is accepted."""
+        if self._settings.association.storage_loop and isinstance(event.pdu, A_ASSOCIATE_AC):
+            self._handover(event.assoc).lend()
+
+    def _handover(self, association: Association) -> Handover:
+        with self._lock:
+            return self._handovers.setdefault(association, Handover())
 
     def _on_established(self, event: Event) -> None:
-        requestor = _requestor(event)
+        self._open(event)
+        if self._settings.association.storage_loop:
+            association = event.assoc
+            self._handover(association).use(
+                association, lambda connection: self._loop(association, connection).run()
+            )
+
+    def _loop(self, association: Association, connection: socket) -> StorageLoop:
+        with self._lock:
+            association_id = self._associations.get(association)
+
+        def begin(context: Context, command: CommandSet) -> Reception:
+            return self._receiver.begin(
+                Request(
+                    sop_class_uid=command.sop_class_uid,
+                    sop_instance_uid=command.sop_instance_uid,
+                    transfer_syntax_uid=context.transfer_syntax,
+                    association_id=association_id,
+                )
+            )
+
+        return StorageLoop(
+            connection,
+            contexts_of(association),
+            begin,
+            limits=self._limits,
+            timeouts=Timeouts(association.network_timeout, association.dimse_timeout),
+        )
+
+    def _open(self, event: Event) -> None:
+        request: Any = event.assoc.requestor.primitive
         try:
             opened = intake.open_association(
                 self._engine,
-                calling_ae=normal_title(requestor.calling_ae),
-                called_ae=normal_title(requestor.called_ae),
-                address=requestor.address,
+                calling_ae=normal_title(request.calling_ae_title or ""),
+                called_ae=normal_title(request.called_ae_title or ""),
+                address=event.assoc.requestor.address or "",
                 now=self._clock(),
             )
         except LedgerError as error:
@@ -324,13 +184,17 @@ class StorageSCP:
     def _on_store(self, event: Event) -> int | Dataset:
         with self._lock:
             association_id = self._associations.get(event.assoc)
-        try:
-            status, why = self._receiver.receive(Incoming.of(event, association_id))
-        except Exception as error:
-            # Nothing says that the instance is at fault, so the sender should keep it.
-            _log.error("C-STORE failed", action="unexpected_error", error=type(error).__name__)
-            status, why = OUT_OF_RESOURCES, "internal error; try again later"
-        return _response(status, why)
+        request: Any = event.request
+        answer = self._receiver.receive(
+            Request(
+                sop_class_uid=str(request.AffectedSOPClassUID or ""),
+                sop_instance_uid=str(request.AffectedSOPInstanceUID or ""),
+                transfer_syntax_uid=str(event.context.transfer_syntax),
+                association_id=association_id,
+            ),
+            request.DataSet.getbuffer() if request.DataSet is not None else b"",
+        )
+        return _response(answer)
 
     def _on_close(self, event: Event) -> None:
         """The connection went without a word, or its event overtook that of the release."""
@@ -339,6 +203,9 @@ class StorageSCP:
     def _on_end(self, event: Event, outcome: intake.Outcome) -> None:
         with self._lock:
             association_id = self._associations.pop(event.assoc, None)
+            handover = self._handovers.pop(event.assoc, None)
+        if handover is not None:
+            handover.end()
         if association_id is None:
             return
         try:
@@ -353,7 +220,6 @@ def _entity(settings: NodeSettings) -> AE:
     entity = AE(ae_title=settings.node.ae_title)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    entity.maximum_associations = given.max_associations
     entity.maximum_pdu_size = given.max_pdu
     entity.acse_timeout = given.acse_timeout_s
     entity.dimse_timeout = given.dimse_timeout_s
@@ -361,20 +227,22 @@ def _entity(settings: NodeSettings) -> AE:
     return entity
 
 
-def _requestor(event: Event) -> Requestor:
-    request: Any = event.assoc.requestor.primitive
-    return Requestor(
-        calling_ae=request.calling_ae_title or "",
-        called_ae=request.called_ae_title or "",
-        address=event.assoc.requestor.address or "",
+def limits(settings: NodeSettings) -> Limits:
+    """What ``[limits]`` and ``[association]`` allow a peer."""
+    given = settings.limits
+    return Limits(
+        pdu=settings.association.max_pdu,
+        data_set=given.max_data_set_bytes,
+        elements=given.max_elements,
+        inflated=given.max_inflated_bytes,
     )
 
 
-def _response(status: int, why: str) -> int | Dataset:
+def _response(answer: Answer) -> int | Dataset:
     """The status alone, or with Error Comment (0000,0902), which peers show to people."""
-    if not why:
-        return status
+    if not answer.comment:
+        return answer.status
     response = Dataset()
-    response.Status = status
-    response.ErrorComment = why
+    response.Status = answer.status
+    response.ErrorComment = answer.comment
     return response

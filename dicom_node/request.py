@@ -1,0 +1,149 @@
+"""The A-ASSOCIATE-RQ as bytes: what must be known of it before anyone is served (PS3.8 9.3).
+
+Only what the answer depends on is read here; the presentation contexts and the user information
+are pynetdicom's.  Answers to those who are turned away are made here too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from dicom_node.access import Admission, normal_title, refuse
+
+#: PS3.8 9.3.1: type, reserved, length of the rest.
+HEADER_LENGTH: Final = 6
+#: PS3.8 sets none.  128 contexts with 40 transfer syntaxes each and a user identity of 64 KiB fit.
+MAX_REQUEST: Final = 1 << 19
+#: PS3.7 A.2.1: the only application context there is.
+APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
+
+# PS3.8 Table 9-26: reasons of an A-ABORT whose source is the service provider.
+UNRECOGNIZED_PDU: Final = 1
+UNEXPECTED_PDU: Final = 2
+INVALID_PARAMETER: Final = 6
+
+_ASSOCIATE_RQ, _ASSOCIATE_RJ, _ABORT = 0x01, 0x03, 0x07
+_KNOWN_TYPES = range(0x01, 0x08)
+_FIXED = struct.Struct(">BxLH2x16s16s32x")
+_ITEM = struct.Struct(">BxH")
+_APPLICATION_CONTEXT_ITEM, _PRESENTATION_CONTEXT_ITEM = 0x10, 0x20
+_TLS_HANDSHAKE = 0x16
+
+
+class NotARequestError(Exception):
+    """What came is no A-ASSOCIATE-RQ; *reason* is that of the A-ABORT, *why* is for people."""
+
+    def __init__(self, reason: int, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason
+        self.why = why
+
+
+@dataclass(frozen=True)
+class AssociateRequest:
+    """A whole A-ASSOCIATE-RQ; *pdu* is fit for pynetdicom: see :func:`read_request`."""
+
+    version: int
+    called_ae: str
+    calling_ae: str
+    application_context: str
+    pdu: bytes
+
+    def fault(self) -> Admission | None:
+        """The rejection of a request that no peer may make (PS3.8 Table 9-21); None: none."""
+        # PS3.8 9.3.2: only bit 0 is tested.
+        if not self.version & 1:
+            why = f"protocol version 0x{self.version:04X}: it does not speak version 1"
+            return refuse(why, 1, 2, 2)
+        if self.application_context != APPLICATION_CONTEXT:
+            return refuse("its application context is not that of DICOM", 1, 1, 2)
+        return None
+
+
+def read_header(header: bytes) -> int:
+    """The length of what follows a PDU's first six bytes.
+
+    Raises NotARequestError where it is not an A-ASSOCIATE-RQ or its length is out of reason.
+    """
+    kind, length = struct.unpack(">BxL", header)
+    if kind != _ASSOCIATE_RQ:
+        reason = UNEXPECTED_PDU if kind in _KNOWN_TYPES else UNRECOGNIZED_PDU
+        raise NotARequestError(reason, _what_came(header, kind))
+    if length > MAX_REQUEST:
+        why = f"its association request of {length} bytes is longer than {MAX_REQUEST}"
+        raise NotARequestError(INVALID_PARAMETER, why)
+    if length < _FIXED.size - HEADER_LENGTH:
+        raise NotARequestError(INVALID_PARAMETER, "its association request is cut short")
+    return int(length)
+
+
+def _what_came(header: bytes, kind: int) -> str:
+    if kind == _TLS_HANDSHAKE:
+        return "it spoke TLS on the port without TLS"
+    if header.split(b" ")[0] in (b"GET", b"POST", b"HEAD", b"PUT", b"OPTION", b"CONNEC"):
+        return "it spoke HTTP, not DICOM"
+    if kind in _KNOWN_TYPES:
+        return f"it sent a PDU of type {kind} before an association request"
+    return f"it did not speak DICOM: its first byte was 0x{kind:02X}"
+
+
+def read_request(pdu: bytes) -> AssociateRequest:
+    """The request in a whole PDU, repaired where a peer is careless and its meaning is plain.
+
+    NUL as padding of AE titles becomes space, bytes that no AE title may hold become ``?``, and
+    bits of the protocol version that are not ours are cleared.
+    Raises NotARequestError where the lengths of its items do not add up.
+    """
+    _, _, version, called, calling = _FIXED.unpack_from(pdu)
+    context = ""
+    proposed = 0
+    for kind, value in _items(pdu[_FIXED.size :]):
+        if kind == _APPLICATION_CONTEXT_ITEM:
+            context = value.decode("ascii", "replace").strip(" \0")
+        proposed += kind == _PRESENTATION_CONTEXT_ITEM
+    if not proposed:
+        why = "its association request proposes no presentation context"
+        raise NotARequestError(INVALID_PARAMETER, why)
+    titles = _title(called), _title(calling)
+    head = _FIXED.pack(
+        _ASSOCIATE_RQ,
+        len(pdu) - HEADER_LENGTH,
+        version & 1,
+        *(title.ljust(16).encode("ascii") for title in titles),
+    )
+    # The reserved fields are sent back as they came (PS3.8 9.3.3), so all else is left alone.
+    repaired = head[:42] + pdu[42:]
+    return AssociateRequest(version, *titles, context, repaired)
+
+
+def _items(rest: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(rest):
+        if at + _ITEM.size > len(rest):
+            raise NotARequestError(INVALID_PARAMETER, "its association request is malformed")
+        kind, length = _ITEM.unpack_from(rest, at)
+        at += _ITEM.size
+        if at + length > len(rest):
+            raise NotARequestError(INVALID_PARAMETER, "its association request is malformed")
+        yield kind, rest[at : at + length]
+        at += length
+
+
+def _title(field: bytes) -> str:
+    # PS3.5 6.2, VR AE: the default repertoire without backslash and control characters.
+    text = normal_title(field.decode("ascii", "replace"))
+    return "".join(c if " " <= c <= "~" and c != "\\" else "?" for c in text)
+
+
+def reject_pdu(admission: Admission) -> bytes:
+    """The A-ASSOCIATE-RJ of a rejection (PS3.8 9.3.4)."""
+    numbers = admission.result, admission.source, admission.diagnostic
+    return struct.pack(">BxLxBBB", _ASSOCIATE_RJ, 4, *numbers)
+
+
+def abort_pdu(reason: int) -> bytes:
+    """The A-ABORT of the service provider (PS3.8 9.3.8)."""
+    return struct.pack(">BxLxxBB", _ABORT, 4, 2, reason)

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,9 @@ def restore_series(
         warnings,
         {"load": done.load_s, "restore": done.restore_s},
         quantities,
-        with_reports(made, done.gates, restoration, settings.identity, settings.report),
+        with_reports(
+            made, _as_derived(done), restoration, settings.identity, settings.report
+        ),
     )  # fmt: skip
 
 
@@ -170,6 +172,22 @@ def _restore_volumes(
         gathered.restore_s += ended - loaded
         started = ended
     return gathered
+
+
+def _as_derived(done: _Volumes) -> list[GateValue]:
+    """The values by the place of their slice in the result.
+
+    A multi-frame result has its frames in the order of the source's, not in that of space.
+    """
+    if done.restored[0].source is None:
+        return done.gates
+    numbers = [frame.number for each in done.restored for frame in each.frames]
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    place = {index: after for after, index in enumerate(order)}
+    return [
+        gate if gate.slice is None else replace(gate, slice=place[gate.slice])
+        for gate in done.gates
+    ]
 
 
 def _onwards(progress: Progress | None, before: int) -> Progress | None:

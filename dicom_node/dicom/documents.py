@@ -55,12 +55,17 @@ class Reference:
 
 @dataclass(frozen=True)
 class RestoredImage:
-    """A restored instance: its header, where it came from, and how many slices it holds."""
+    """A restored instance: its header, where it came from, and what slices it holds."""
 
     header: Dataset
     reference: Reference
     source: Reference
-    frames: int
+    source_frames: tuple[int, ...] = ()  # of each frame, from 1; empty: a classic image
+
+    @property
+    def frames(self) -> int:
+        """How many slices it holds."""
+        return len(self.source_frames) or 1
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,13 @@ class Restoration:
 
 
 def identify_source(header: Dataset) -> RestoredImage:
-    """The restored image of *header*, and the source that its provenance names."""
-    source = header.SourceImageSequence[0]
+    """The restored image of *header*, and the source that its provenance names.
+
+    Earlier steps may have named sources of their own; ours is the last.
+    """
+    groups = header.get("PerFrameFunctionalGroupsSequence") or ()
+    sources = [group.DerivationImageSequence[-1].SourceImageSequence[0] for group in groups]
+    first = sources[0] if sources else header.SourceImageSequence[0]
     return RestoredImage(
         header=header,
         reference=Reference(
@@ -86,11 +96,11 @@ def identify_source(header: Dataset) -> RestoredImage:
             text(header, "SeriesInstanceUID"),
         ),
         source=Reference(
-            text(source, "ReferencedSOPClassUID"),
-            text(source, "ReferencedSOPInstanceUID"),
+            text(first, "ReferencedSOPClassUID"),
+            text(first, "ReferencedSOPInstanceUID"),
             text(header.ReferencedSeriesSequence[0], "SeriesInstanceUID"),
         ),
-        frames=max(1, int(number(header, "NumberOfFrames") or 1)),
+        source_frames=tuple(int(item.ReferencedFrameNumber) for item in sources),
     )
 
 

@@ -48,7 +48,8 @@ class GateValue:
     """What one gate or guard measured.
 
     unit: UCUM. verdict: pass, warn, hold or refuse; None where the value is not judged. slice:
-    index in the volume's order from 0; None for the whole volume.
+    index from 0 in the order of the restored slices, which is that of instances and their
+    frames; None for the whole job.
     """
 
     name: str
@@ -228,10 +229,12 @@ def _group(
 
 def _source(image: RestoredImage, frame: int) -> list[SourceImageForMeasurementGroup]:
     """The slice before and after, which the values compare."""
-    frames = [frame + 1] if image.frames > 1 else None
+    classic = not image.source_frames
+    before = None if classic else [image.source_frames[frame]]
+    after = None if classic else [frame + 1]
     return [
         SourceImageForMeasurementGroup(each.sop_class_uid, each.sop_instance_uid, frames)
-        for each in (image.source, image.reference)
+        for each, frames in ((image.source, before), (image.reference, after))
     ]
 
 

@@ -50,6 +50,8 @@ class RestorationRequest:
     #: MR: brings intensities into the window of the model, where a slice is restored apart from
     #: its volume; None: taken from this volume. ``intensity_scale`` of the diagnostics tells it.
     scale: float | None = None
+    #: MR stored at its acquired matrix: how many times the rows and columns the result shall have.
+    upsample: int = 1
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,18 @@ class LocalEngine:
                 seeds=request.seeds,
                 strength=request.strength,
                 scale=request.scale,
+                upsample=request.upsample,
                 progress=progress,
             )
         except (RestorationError, MemoryError, RuntimeError, ValueError, TypeError) as error:
             raise _translated(error, request.task) from error
         return RestorationResult(
-            made.volume, self.model, tuple(made.flags), made.seconds, made.diagnostics
+            made.volume,
+            self.model,
+            tuple(made.flags),
+            made.seconds,
+            made.diagnostics,
+            Resampling(made.grid.factor, made.grid.shift),
         )
 
 

@@ -52,6 +52,9 @@ class GridChange:
     shift: tuple[float, float] = (0.0, 0.0)
 
 
+SAME_GRID = GridChange()
+
+
 def zero_filled_grid(factor: int) -> GridChange:
     """What `zero_fill` does to the grid: sample 0 stays on sample 0, so the shift is 0.
 

@@ -35,6 +35,7 @@ from restoration.bundle import (
 from restoration.diffcode import DiffCode
 from restoration.domain import TaskDomain, missing, outside
 from restoration.kspace import (
+    SAME_GRID,
     GridChange,
     Support,
     data_consistency,
@@ -102,7 +103,7 @@ class Restoration:
     flags: tuple[str, ...]  #: guards that did not hold: mean_drift, residual_ratio, …
     seconds: float
     diagnostics: dict[str, float | list[float]]
-    grid: GridChange = GridChange()  #: of the result over that of the input
+    grid: GridChange = SAME_GRID  #: of the result over that of the input
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,9 @@ class Restorer:
         a slice restored apart from its volume needs that of the volume (`intensity_scale` of the
         diagnostics). `upsample` says that an MR series has the acquired matrix alone: it is zero
         filled to that many times its rows and columns, as the training inputs were, and restored
-        there (`Restoration.grid`). The same arguments and device give the same bytes. `data_consistency=False`
-        leaves out what the manifest asks for when an MR series has an empty high-frequency band.
+        there (`Restoration.grid`). `data_consistency=False` leaves out what the manifest asks for
+        when an MR series has an empty high-frequency band. The same arguments and device give the
+        same bytes.
 
         Raises TypeError or ValueError for an argument that is no such volume, task, seed, scale or
         strength; RestorationError when the network returns a value that is not finite;

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dicom_node.dicom.geometry import SAME_GRID, Resampling
 from dicom_node.errors import ConfigurationError, EngineMemoryError, PermanentError
 from dicom_node.inference import LocalEngine, RestorationRequest
 from restoration.bundle import Manifest, write_bundle
@@ -74,6 +75,14 @@ def test_a_result_is_that_of_the_restorer(engine: LocalEngine, bundle: Path) -> 
     np.testing.assert_array_equal(result.array, direct.volume)
     assert result.model == engine.model
     assert seen[-1] == (2, 2)
+
+
+def test_a_low_matrix_comes_back_on_the_grid_that_was_asked_for(engine: LocalEngine) -> None:
+    array = np.random.default_rng(0).random((2, 24, 32), dtype=np.float32) * 500
+    result = engine.restore(request(array=array, task="mri_sr", upsample=2))
+    assert result.array.shape == (2, 48, 64)
+    assert result.resampling == Resampling(2, (0.0, 0.0))
+    assert engine.restore(request(array=array, task="mri_sr")).resampling == SAME_GRID
 
 
 def test_a_slice_restores_alike_in_any_company(engine: LocalEngine) -> None:

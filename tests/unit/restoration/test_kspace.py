@@ -5,9 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from restoration.kspace import Support, data_consistency, empty_band, truncate, zero_fill
+from restoration.kspace import (
+    GridChange,
+    Support,
+    data_consistency,
+    empty_band,
+    truncate,
+    zero_fill,
+    zero_filled_grid,
+    zero_filled_support,
+)
 
 SIZES = [(16, 16), (15, 16), (17, 23), (8, 5), (1, 9)]
 
@@ -163,3 +174,107 @@ def test_the_mask_is_even_in_frequency() -> None:
         mask = Support(rows=2, columns=3).mask(torch.zeros(size))
         mirrored = mask.flip(0, 1).roll((1, 1), (0, 1))
         assert torch.equal(mask, mirrored)
+
+
+def band_limited(rows: int, columns: int, seed: int, share: float = 0.4) -> Tensor:
+    """Amplitudes (2m+1, 2n+1) of a positive image with |frequencies| ≤ share · size / 2."""
+    generator = torch.Generator().manual_seed(seed)
+    m, n = int(share * rows / 2), int(share * columns / 2)
+    shape = (2 * m + 1, 2 * n + 1)
+    real, phase = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    waves = real * torch.exp(2j * torch.pi * phase)
+    waves = (waves + waves.flip(0, 1).conj()) / 2  # a real image
+    waves[m, n] = 2 * waves.abs().sum()  # that is nowhere negative
+    return waves
+
+
+def sampled(waves: Tensor, rows: int, columns: int) -> Tensor:
+    """The image of those waves at rows × columns points of one field of view, summed directly."""
+    m, n = (size // 2 for size in waves.shape)
+    down = torch.outer(torch.arange(rows).double() / rows, torch.arange(-m, m + 1).double())
+    along = torch.outer(torch.arange(-n, n + 1).double(), torch.arange(columns).double() / columns)
+    turn = 2j * torch.pi
+    image: Tensor = (torch.exp(turn * down) @ waves @ torch.exp(turn * along)).real
+    return image
+
+
+matrix = st.integers(16, 72)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=matrix, columns=matrix, factor=st.sampled_from([2, 3, 4]), seed=st.integers(0, 99))
+def test_a_band_limited_image_of_any_matrix_is_filled_to_what_a_finer_scan_would_give(
+    rows: int, columns: int, factor: int, seed: int
+) -> None:
+    waves = band_limited(rows, columns, seed)
+    filled = zero_fill(sampled(waves, rows, columns), factor)
+    torch.testing.assert_close(filled, sampled(waves, rows * factor, columns * factor))
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=matrix, columns=matrix, factor=st.sampled_from([2, 4]), seed=st.integers(0, 99))
+def test_consistency_with_a_low_matrix_leaves_its_own_samples_untouched_by_any_network(
+    rows: int, columns: int, factor: int, seed: int
+) -> None:
+    waves = band_limited(rows, columns, seed)
+    acquired = sampled(waves, rows, columns)
+    x = zero_fill(acquired, factor)
+    invented = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).double()
+    support = zero_filled_support(acquired)
+    result = data_consistency(x, x + invented * x.mean(), support, 1.0)
+    inside = support.mask(x)
+    torch.testing.assert_close(
+        torch.fft.fft2(result) * inside, torch.fft.fft2(x) * inside, rtol=1e-9, atol=1e-6
+    )
+    # Sampled at the old pixels after a low-pass, the image is the acquired one.
+    low = torch.fft.ifft2(torch.fft.fft2(result) * inside).real[..., ::factor, ::factor]
+    torch.testing.assert_close(low, acquired)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 96), (255, 192)])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_grid_change_says_where_the_finer_samples_lie(
+    size: tuple[int, int], factor: int
+) -> None:
+    waves = band_limited(*size, seed=3)
+    filled = zero_fill(sampled(waves, *size), factor)
+    grid = zero_filled_grid(factor)
+    assert grid == GridChange(factor, (0.0, 0.0))
+    assert filled.shape == (size[0] * grid.factor, size[1] * grid.factor)
+    # Sample (i, j) of the finer grid lies at shift + (i, j) / factor of the coarse one.
+    for i, j in ((0, 0), (1, 0), (0, 3), (filled.shape[0] - 1, filled.shape[1] - 1)):
+        place = [shift + k / factor for shift, k in zip(grid.shift, (i, j), strict=True)]
+        m, n = (side // 2 for side in waves.shape)
+        down = torch.exp(2j * torch.pi * torch.arange(-m, m + 1) * place[0] / size[0])
+        along = torch.exp(2j * torch.pi * torch.arange(-n, n + 1) * place[1] / size[1])
+        expected = (down.to(waves.dtype) @ waves @ along.to(waves.dtype)).real
+        assert float(filled[i, j]) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_grid_is_never_made_coarser() -> None:
+    with pytest.raises(ValueError, match="factor"):
+        zero_filled_grid(0)
+
+
+@pytest.mark.parametrize(("size", "support"), [((64, 65), (31, 32)), ((7, 8), (3, 3))])
+def test_the_frequency_at_the_limit_of_an_even_matrix_does_not_count_as_acquired(
+    size: tuple[int, int], support: tuple[int, int]
+) -> None:
+    image = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    assert zero_filled_support(image) == Support(*support)
+
+
+def test_a_low_matrix_that_was_itself_interpolated_counts_what_was_measured(heads: Tensor) -> None:
+    interpolated = truncate(heads, 2)
+    assert zero_filled_support(interpolated) == empty_band(interpolated)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_low_matrix_zero_filled_is_the_input_that_the_network_was_trained_on(
+    factor: int, heads: Tensor
+) -> None:
+    # Sizes of which an odd number of frequencies is kept, and no value that the magnitude folds.
+    fine = heads[..., : 33 * factor, : 25 * factor].double() + 2000
+    trained_on = truncate(fine, factor)
+    native = trained_on[..., ::factor, ::factor]
+    torch.testing.assert_close(zero_fill(native, factor), trained_on)

@@ -14,7 +14,7 @@ import restoration
 from restoration.bundle import BundleError, Manifest, load_bundle
 from restoration.diffcode import DiffCode, DiffCodeOutput
 from restoration.domain import TaskDomain
-from restoration.kspace import Support, truncate
+from restoration.kspace import GridChange, Support, truncate, zero_fill
 from restoration.restorer import (
     Limits,
     RestorationError,
@@ -269,6 +269,66 @@ def test_data_consistency_can_be_left_out(restorer: Restorer, mr_series: Volume)
 def test_a_series_with_a_full_band_is_left_to_the_network(restorer: Restorer) -> None:
     x = volume_of(RestorationTask.MRI_SR, (3, 64, 64))
     assert "support_rows" not in restorer.restore(x, "mri_sr").diagnostics
+
+
+@pytest.mark.parametrize("upsample", [2, 4])
+@pytest.mark.parametrize("size", [(64, 64), (65, 48)])
+def test_an_idle_network_returns_the_zero_filled_image_of_a_low_matrix(
+    idle: Restorer, size: tuple[int, int], upsample: int
+) -> None:
+    x = volume_of(RestorationTask.MRI_SR, (2, *size))
+    result = idle.restore(x, "mri_sr", upsample=upsample)
+    assert result.grid == GridChange(upsample)
+    expected = zero_fill(torch.from_numpy(x).double(), upsample).float().numpy()
+    np.testing.assert_array_equal(result.volume, expected)
+    np.testing.assert_allclose(result.volume[:, ::upsample, ::upsample], x, rtol=1e-5, atol=1e-3)
+
+
+def test_a_low_matrix_keeps_the_frequencies_it_was_acquired_with(restorer: Restorer) -> None:
+    x = volume_of(RestorationTask.MRI_SR, (2, 33, 30))
+    result = changed(restorer, data_consistency={"mri_sr": 1.0}).restore(x, "mri_sr", upsample=4)
+    diagnostics = result.diagnostics
+    assert (diagnostics["support_rows"], diagnostics["support_columns"]) == (16, 14)
+    filled = zero_fill(torch.from_numpy(x), 4).numpy()
+    support = Support(16, 14)
+    inside = spectrum(filled, support)
+    error = np.abs(spectrum(result.volume, support) - inside).max()
+    assert error <= 1e-5 * np.abs(inside).max()
+    assert np.abs(result.volume - filled).max() > 1
+
+
+@pytest.mark.parametrize(
+    "size", [(64, 64), (63, 65), (200, 72), pytest.param((1024, 1024), marks=pytest.mark.slow)]
+)
+def test_mr_on_its_own_grid_comes_back_at_any_matrix(
+    restorer: Restorer, size: tuple[int, int]
+) -> None:
+    x = volume_of(RestorationTask.MRI_SR, (1, *size))
+    result = restorer.restore(x, "mri_sr", spacing=(3.0, 0.5, 0.9))
+    assert (result.volume.shape, result.grid) == (x.shape, GridChange())
+    assert np.isfinite(result.volume).all()
+
+
+def test_the_domain_is_asked_about_the_grid_of_the_result(restorer: Restorer) -> None:
+    domain = {"mri_sr": TaskDomain(modality="MR", pixel_spacing_mm=(0.4, 0.6))}
+    narrow = changed(restorer, domain=domain)
+    x = volume_of(RestorationTask.MRI_SR, (1, 32, 32))
+    spacing = (3.0, 2.0, 2.0)
+    assert "outside_domain" in narrow.restore(x, "mri_sr", spacing=spacing).flags
+    assert "outside_domain" not in narrow.restore(x, "mri_sr", spacing=spacing, upsample=4).flags
+
+
+def test_only_mr_has_a_low_matrix_to_fill(restorer: Restorer) -> None:
+    with pytest.raises(ValueError, match="ct_denoise keeps its grid"):
+        restorer.restore(ct(), "ct_denoise", upsample=2)
+    with pytest.raises(ValueError, match="factor"):
+        restorer.restore(volume_of(RestorationTask.MRI_SR), "mri_sr", upsample=0)
+
+
+def test_a_model_of_another_degradation_takes_no_low_matrix(restorer: Restorer) -> None:
+    other = changed(restorer, degradation={"mri_sr": {"name": "bicubic", "version": 1}})
+    with pytest.raises(ValueError, match="trained on bicubic"):
+        other.restore(volume_of(RestorationTask.MRI_SR), "mri_sr", upsample=2)
 
 
 def test_a_drift_of_the_mean_is_flagged(idle: Restorer) -> None:

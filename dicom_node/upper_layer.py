@@ -169,10 +169,6 @@ class Parser:
             rest = _PDU_HEADER.pack(P_DATA_TF, self._pdu_left) + rest
         return (self._given or b"") + rest
 
-    def unread_left(self) -> int:
-        """How many octets of the PDU in `unread` have yet to come from the peer."""
-        return max(0, self._pdu_left - (len(self._octets) - self._at))
-
     def _header(self) -> bytes | None:
         """The next six octets; None where they have not all come."""
         at = self._at
@@ -251,6 +247,16 @@ class Parser:
             raise ProtocolError(INVALID_PARAMETER, "a PDU of a wrong length")
         self._given = header
         return OtherPDU(kind, length)
+
+
+def lacking(octets: bytes) -> int:
+    """How many octets follow before the last PDU of these is whole; 0: it is."""
+    at = 0
+    while at < len(octets):
+        if len(octets) - at < 6:
+            return 6 - (len(octets) - at)
+        at += 6 + int.from_bytes(octets[at + 2 : at + 6], "big")
+    return at - len(octets)
 
 
 def read_command(encoded: bytes) -> CommandSet:

@@ -1,7 +1,8 @@
 """Write the pages that are made from the program itself: `python docs/reference.py`.
 
-`docs/cli.md` from the commands, `docs/configuration.md` and `config/node.toml` from the settings.
-A test fails when a page on disk differs from what this would write.
+`docs/cli.md` from the commands, `docs/configuration.md` and `config/node.toml` from the settings,
+`docs/conformance-statement.md` from the tables of SOP Classes, attributes and statuses. A test
+fails when a page on disk differs from what this would write.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import click
 
-from dicom_node.settings import default_toml
+from dicom_node.settings import NodeSettings, default_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,12 +81,20 @@ def configuration_page() -> str:
     return "\n".join(parts)
 
 
+def conformance_page() -> str:
+    """The text of docs/conformance-statement.md: the statement of the default configuration."""
+    from dicom_node.conformance import statement
+
+    return statement(NodeSettings())
+
+
 def pages() -> dict[Path, str]:
     """Every page that is made, with its text."""
     return {
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "docs/configuration.md": configuration_page(),
         ROOT / "config/node.toml": default_toml(),
+        ROOT / "docs/conformance-statement.md": conformance_page(),
     }
 
 

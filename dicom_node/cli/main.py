@@ -69,7 +69,7 @@ def init(
 def serve(config: Path, role: str) -> None:
     """Run the node in the foreground until SIGTERM or Ctrl-C.
 
-    SIGTERM drains and ends within 10 seconds; SIGHUP reads routes.toml again.
+    SIGTERM drains and ends within 10 seconds; SIGHUP reads routes.toml and the TLS files again.
     """
     from dicom_node.observability import configure
     from dicom_node.supervisor.process import EX_CONFIG, SUPERVISOR_PID
@@ -159,6 +159,22 @@ def send(paths: tuple[Path, ...], name: str, config: Path) -> None:
     click.echo(f"{report.delivered} of {report.total} stored in {report.seconds:.1f} s")
     if not report.ok:
         raise click.ClickException(report.trouble or "not every instance was stored")
+
+
+@cli.command()
+@click.option(
+    "-c",
+    "--config",
+    envvar="DICOM_NODE_CONFIG",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The node.toml of a node; without it the defaults.  [env: DICOM_NODE_CONFIG]",
+)
+def conformance(config: Path | None) -> None:
+    """Print the DICOM Conformance Statement (PS3.2) of a node, as Markdown."""
+    from dicom_node.conformance import statement
+    from dicom_node.settings import load
+
+    click.echo(statement(load(config)), nl=False)
 
 
 def checked_settings(config: Path) -> NodeSettings:

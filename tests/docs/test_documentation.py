@@ -23,7 +23,15 @@ def reference(repository: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["docs/cli.md", "docs/configuration.md", "config/node.toml"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "docs/cli.md",
+        "docs/configuration.md",
+        "config/node.toml",
+        "docs/conformance-statement.md",
+    ],
+)
 def test_a_made_page_is_what_the_program_would_make(
     reference: ModuleType, repository: Path, page: str
 ) -> None:
@@ -40,7 +48,8 @@ def test_every_command_has_a_heading(reference: ModuleType, repository: Path) ->
 def test_every_promised_command_exists(reference: ModuleType) -> None:
     promised = """
         dicom-node init, dicom-node serve, dicom-node check-config, dicom-node doctor,
-        dicom-node echo, dicom-node send, dicom-node restore, dicom-node route explain,
+        dicom-node echo, dicom-node send, dicom-node conformance, dicom-node restore,
+        dicom-node route explain,
         dicom-node jobs list, dicom-node jobs show, dicom-node jobs retry, dicom-node jobs hold,
         dicom-node jobs release, dicom-node jobs cancel, dicom-node series list,
         dicom-node series show, dicom-node series force, dicom-node deliveries list,

@@ -75,6 +75,8 @@ class DomainVerdict:
 
     outside: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    #: MR stored at its acquired matrix: how many times the grid has to be finer to lie inside.
+    upsample: int = 1
 
 
 class Engine(Protocol):
@@ -139,7 +141,18 @@ class LocalEngine:
         domain = self._restorer.manifest.domain.get(task)
         if domain is None:
             return DomainVerdict()
-        return DomainVerdict(tuple(outside(domain, facts)), tuple(missing(domain, facts)))
+        against, unsaid = tuple(outside(domain, facts)), tuple(missing(domain, facts))
+        factor = self._trained_factor(task)
+        if against and factor > 1 and not outside(domain, _finer(facts, factor)):
+            return DomainVerdict((), unsaid, factor)
+        return DomainVerdict(against, unsaid)
+
+    def _trained_factor(self, task: str) -> int:
+        """By how much the training operator truncated k-space, where it is a whole number."""
+        operator = self._restorer.manifest.degradation.get(task, {})
+        factor = operator.get("params", {}).get("factor", 1)
+        by_truncation = operator.get("name") == "kspace-truncation"
+        return int(factor) if by_truncation and float(factor).is_integer() else 1
 
     def parameters(self, task: str) -> Mapping[str, Any]:
         """The manifest's weight of the measured k-space."""
@@ -177,6 +190,11 @@ class LocalEngine:
             made.diagnostics,
             Resampling(made.grid.factor, made.grid.shift),
         )
+
+
+def _finer(facts: Mapping[str, Any], factor: int) -> Mapping[str, Any]:
+    spacing = facts.get("pixel_spacing_mm") or ()
+    return {**facts, "pixel_spacing_mm": tuple(each / factor for each in spacing) or None}
 
 
 def _translated(error: Exception, what: str) -> NodeError:

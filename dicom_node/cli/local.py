@@ -110,7 +110,7 @@ def _write(
 ) -> dict[str, Any]:
     from rich.progress import Progress
 
-    from dicom_node.restore_worker import restore_series
+    from dicom_node.restoring import restore_series
 
     with Progress(console=common.error_console(), transient=True) as progress:
         bar = progress.add_task(f"{job.task}: {len(paths)} slices", total=len(paths))

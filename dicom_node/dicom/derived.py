@@ -177,6 +177,7 @@ def derived_series_uid(
     strength: float,
     parameters_hash: str,
     source_set: str,
+    resampling: Resampling = SAME_GRID,
 ) -> str:
     """The Series Instance UID of the derived series that a source instance's result goes to."""
     return provenance.derived_uid(
@@ -187,7 +188,7 @@ def derived_series_uid(
         model.sha256,
         format(strength, "g"),
         parameters_hash,
-        _grid(header),
+        _grid(header, resampling),
         source_set,
     )
 
@@ -197,9 +198,10 @@ def derived_sop_uid(header: Dataset, series_uid: str, root: str | None) -> str:
     return provenance.derived_uid(root, "instance", text(header, "SOPInstanceUID"), series_uid)
 
 
-def _grid(header: Dataset) -> str:
+def _grid(header: Dataset, by: Resampling) -> str:
     spacing = "\\".join(texts(header, "PixelSpacing"))
-    return f"{text(header, 'Rows')}x{text(header, 'Columns')}@{spacing}"
+    finer = f"/{by.factor}" if by.changes else ""
+    return f"{text(header, 'Rows')}x{text(header, 'Columns')}@{spacing}{finer}"
 
 
 def _derive(
@@ -213,6 +215,7 @@ def _derive(
         strength=derivation.strength,
         parameters_hash=derivation.parameters_hash,
         source_set=source_set,
+        resampling=frames[0].resampling,
     )
     sop_uid = derived_sop_uid(source, series_uid, derivation.identity.uid_root)
     making = Making(source, frames, derivation, series_uid, sop_uid)

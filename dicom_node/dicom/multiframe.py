@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import format_number_as_ds
@@ -119,7 +118,8 @@ def _root(dataset: Dataset) -> Dataset:
             flat.add(element)
     # Which values a frame has is said by its own groups; at the root it is another standard's.
     for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-        flat.pop(tag_for_keyword(keyword), None)
+        if keyword in flat:
+            delattr(flat, keyword)
     if hasattr(dataset, "file_meta"):
         flat.file_meta = dataset.file_meta
     return flat

@@ -175,7 +175,8 @@ def on_grid(values: NDArray[Any], by: Resampling) -> NDArray[Any]:
         np.rint(np.arange(size * by.factor) / by.factor + shift).clip(0, size - 1).astype(int)
         for size, shift in zip(values.shape, by.shift, strict=True)
     )
-    return values[np.ix_(*places)]
+    nearest: NDArray[Any] = values[np.ix_(*places)]
+    return nearest
 
 
 def quantise(

@@ -143,7 +143,8 @@ _EVERY_MULTIFRAME = (
     _Module("enhanced-ct-image", "C.8.15.2"),
     _Module("enhanced-multi-energy-ct-acquisition", "C.8.15.4"),
     _Module("enhanced-mr-image", "C.8.13.1"),
-    _Module("mr-pulse-sequence", "C.8.13.4"),
+    # Of ORIGINAL and MIXED images alone: it tells how the pixels were acquired.
+    _Module("mr-pulse-sequence", "C.8.13.4", _DROP),
     _Module("enhanced-pet-isotope", "C.8.22.2"),
     _Module("enhanced-pet-acquisition", "C.8.22.3"),
     _Module("enhanced-pet-image", "C.8.22.4"),
@@ -252,7 +253,9 @@ _EXCEPTIONS: tuple[_Exception, ...] = (
     ),
     # Multi-frame
     _Exception(_SET, "C.7.6.16", "NumberOfFrames:number_of_frames", kinds=_MULTIFRAME),
-    _Exception(_SET, "C.7.6.16", "SharedFunctionalGroupsSequence:shared_groups", kinds=_MULTIFRAME),
+    _Exception(
+        _RECOMPUTE, "C.7.6.16", "SharedFunctionalGroupsSequence:shared_groups", kinds=_MULTIFRAME
+    ),
     _Exception(
         _SET, "C.7.6.16", "PerFrameFunctionalGroupsSequence:per_frame_groups", kinds=_MULTIFRAME
     ),

@@ -443,6 +443,10 @@ class PolicySettings(Section):
             description="attributes that make several volumes, hence several jobs, of one series",
         )
     )
+    low_matrix: Literal["upsample", "refuse"] = Field(
+        default="upsample",
+        description="MR stored at its acquired matrix, too coarse for the bundle: upsample, refuse",
+    )
     from_destinations: Literal["originals", "restore", "ignore"] = Field(
         default="originals",
         description="what a destination sends: restore what is not DERIVED, restore all, or ignore",
@@ -510,6 +514,8 @@ class NodeSettings(Section):
         secure = [name for name, peer in self.destinations.items() if peer.tls]
         if secure and self.tls.ca is None:
             raise ValueError(f"destinations.{secure[0]}.tls needs tls.ca")
+        if (self.audit.syslog or "").startswith("tls:") and self.tls.ca is None:
+            raise ValueError("audit.syslog over TLS needs tls.ca")
         needs = [rule.certificate for rule in self.association.allow if rule.certificate]
         if needs and not (self.tls.port is not None and self.tls.verify_peers):
             raise ValueError(

@@ -116,7 +116,7 @@ def test_each_attribute_of_a_classic_image_goes_its_way(
         ("PatientName", "copy", "copy", "copy"),
         ("DimensionIndexSequence", "copy", "copy", "copy"),
         ("NumberOfFrames", "set", "set", "set"),
-        ("SharedFunctionalGroupsSequence", "set", "set", "set"),
+        ("SharedFunctionalGroupsSequence", "recompute", "recompute", "recompute"),
         ("SourceImageEvidenceSequence", "set", "set", "set"),
         ("ConcatenationUID", "recompute", "recompute", "recompute"),
         ("IconImageSequence", "drop", "drop", "drop"),

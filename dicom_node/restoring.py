@@ -1,0 +1,288 @@
+"""The images of one job, restored: load, judge, restore, quantise, derive.
+
+No ledger and no spool: the worker and ``dicom-node restore`` come this way alike, with classic
+and with multi-frame images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from dicom_node.dicom import derived, division, volume
+from dicom_node.dicom.derived import DerivedInstance, RestoredVolume
+from dicom_node.dicom.geometry import Resampling
+from dicom_node.dicom.header import number, numbers, texts
+from dicom_node.dicom.reports import GateValue, Restoration, with_reports
+from dicom_node.errors import RefusedError
+from dicom_node.inference import (
+    DomainVerdict,
+    Engine,
+    ModelIdentity,
+    Progress,
+    RestorationRequest,
+    RestorationResult,
+)
+from dicom_node.settings import NodeSettings
+
+STRENGTH = 1.0
+
+
+@dataclass(frozen=True)
+class RestoredSeries:
+    """A restored job on its way to files; *instances* are made as they are asked for."""
+
+    volumes: tuple[RestoredVolume, ...]  # one, or those of a multi-frame image
+    series_instance_uid: str
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+    quantities: dict[str, Any]  # clamped: pixels; intensity_scale: of MR
+    instances: Iterator[DerivedInstance]
+
+
+@dataclass
+class _Volumes:
+    """What is gathered volume by volume."""
+
+    restored: list[RestoredVolume] = field(default_factory=list)
+    upsample: int | None = None
+    warnings: list[str] = field(default_factory=list)
+    gates: list[GateValue] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
+    load_s: float = 0.0
+    restore_s: float = 0.0
+
+
+def restore_series(
+    paths: Sequence[Path],
+    task: str,
+    engine: Engine,
+    settings: NodeSettings,
+    *,
+    created: datetime,
+    note: str | None = None,
+    scale: float | None = None,
+    progress: Progress | None = None,
+) -> RestoredSeries:
+    """Restore the images of one job; used by the worker and by ``dicom-node restore``.
+
+    *created* is the time that the result will bear; the same arguments make the same bytes.
+    *scale* is the MR intensity scale of the volume that late slices belong to.
+
+    Raises:
+        RefusedError: outside what may be restored, by policy or by the bundle's domain.
+        UnreadableInstanceError: pixel data that do not decode.
+        PermanentError, TransientError: as the engine says.
+    """
+    if task not in engine.tasks:
+        raise RefusedError(f"the model {engine.model.name} cannot do {task}")
+    done = _restore_volumes(paths, task, engine, settings, scale, progress)
+    warnings = tuple(dict.fromkeys([*([note] if note else []), *done.warnings]))
+    steered = parameters_hash(task, engine.parameters(task))
+    made = derived.build(
+        done.restored,
+        task=task,
+        model=engine.model,
+        identity=settings.identity,
+        warnings=warnings,
+        strength=STRENGTH,
+        created=created,
+        parameters_hash=steered,
+    )
+    restoration = Restoration(task, engine.model, steered, created, STRENGTH, warnings)
+    frames = [frame for each in done.restored for frame in each.frames]
+    quantities: dict[str, Any] = {"clamped": sum(each.clamped for each in done.restored)}
+    if len(done.scales) == 1:
+        quantities["intensity_scale"] = done.scales[0]
+    return RestoredSeries(
+        tuple(done.restored),
+        _series_uid([f.header for f in frames], task, engine, settings, frames[0].resampling),
+        warnings,
+        {"load": done.load_s, "restore": done.restore_s},
+        quantities,
+        with_reports(
+            made, _as_derived(done), restoration, settings.identity, settings.report
+        ),
+    )  # fmt: skip
+
+
+def _restore_volumes(
+    paths: Sequence[Path],
+    task: str,
+    engine: Engine,
+    settings: NodeSettings,
+    scale: float | None,
+    progress: Progress | None,
+) -> _Volumes:
+    """Load, restore and quantise one volume after the other: one is held in physical units."""
+    gathered, slices = _Volumes(), 0
+    started = time.perf_counter()
+    for series in volume.load_volumes(paths, task, settings.policy):
+        verdict = judge_domain(series.headers[0], task, engine, settings)
+        if gathered.upsample not in (None, verdict.upsample):
+            raise RefusedError("volumes of one image that need grids of their own")
+        gathered.upsample = verdict.upsample
+        gathered.warnings += [*series.warnings, *_remarks(verdict)]
+        loaded = time.perf_counter()
+        request = RestorationRequest(
+            array=series.array,
+            task=task,
+            spacing=series.spacing,
+            seeds=seeds(series.headers, engine.model, series.frames),
+            strength=STRENGTH,
+            scale=scale,
+            upsample=verdict.upsample,
+        )
+        result = engine.restore(request, _onwards(progress, slices))
+        # The domain was judged above, with all that the header says.
+        guards = [flag for flag in result.flags if flag != "outside_domain"]
+        gathered.warnings += [f"guard {guard} did not hold" for guard in guards]
+        gathered.gates += gate_values(result, len(series.array), first=slices)
+        if "intensity_scale" in result.diagnostics and task == "mri_sr":
+            gathered.scales.append(float(result.diagnostics["intensity_scale"]))
+        gathered.restored.append(derived.quantise(series, result.array, result.resampling))
+        slices += len(series.array)
+        ended = time.perf_counter()
+        gathered.load_s += loaded - started
+        gathered.restore_s += ended - loaded
+        started = ended
+    return gathered
+
+
+def _as_derived(done: _Volumes) -> list[GateValue]:
+    """The values by the place of their slice in the result.
+
+    A multi-frame result has its frames in the order of the source's, not in that of space.
+    """
+    if done.restored[0].source is None:
+        return done.gates
+    numbers = [frame.number for each in done.restored for frame in each.frames]
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    place = {index: after for after, index in enumerate(order)}
+    return [
+        gate if gate.slice is None else replace(gate, slice=place[gate.slice])
+        for gate in done.gates
+    ]
+
+
+def _onwards(progress: Progress | None, before: int) -> Progress | None:
+    """Progress of one volume, counted on from the slices of those before it."""
+    if progress is None or not before:
+        return progress
+    return lambda done, total: progress(before + done, before + total)
+
+
+def gate_values(result: RestorationResult, slices: int, first: int = 0) -> list[GateValue]:
+    """What the engine measured, slice by slice, and whether its guards held over the volume.
+
+    *first* is the place of the volume's first slice among the slices of the job.
+    """
+    values: list[GateValue] = []
+    for name, measured in sorted(result.diagnostics.items()):
+        if isinstance(measured, int | float):
+            values.append(GateValue(name, float(measured)))
+        elif isinstance(measured, Sequence) and len(measured) == slices:
+            values += [GateValue(name, float(v), slice=first + i) for i, v in enumerate(measured)]
+            worst = max(measured, key=abs)
+            verdict = "warn" if name in result.flags else None
+            values.append(GateValue(name, float(worst), verdict))
+    return values
+
+
+def result_series_uid(header: Dataset, task: str, engine: Engine, settings: NodeSettings) -> str:
+    """The series that the result of a CT or MR volume goes to, from the header of any slice."""
+    place = division.representative([header])
+    factor = judge_domain(place, task, engine, settings).upsample
+    return _series_uid([place], task, engine, settings, Resampling(factor))
+
+
+def _series_uid(
+    headers: Sequence[Dataset],
+    task: str,
+    engine: Engine,
+    settings: NodeSettings,
+    resampling: Resampling,
+) -> str:
+    return derived.derived_series_uid(
+        headers[0],
+        task=task,
+        model=engine.model,
+        identity=settings.identity,
+        strength=STRENGTH,
+        parameters_hash=parameters_hash(task, engine.parameters(task)),
+        source_set=derived.source_set_hash(headers),
+        resampling=resampling,
+    )
+
+
+def seeds(
+    headers: Sequence[Dataset], model: ModelIdentity, frames: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """One seed for each slice from its SOP Instance UID: alike on every try, in any company.
+
+    The frames of a multi-frame image, which share one, are told apart by their numbers.
+    """
+    names = [str(header.SOPInstanceUID) for header in headers]
+    if frames is not None:
+        names = [f"{name}#{number}" for name, number in zip(names, frames, strict=True)]
+    digests = (hashlib.sha256(f"{name}\n{model.sha256}".encode()).digest() for name in names)
+    return tuple(int.from_bytes(digest[:8], "big") >> 1 for digest in digests)
+
+
+def parameters_hash(task: str, model_parameters: Mapping[str, Any]) -> str:
+    """SHA-256 of what steers a restoration beside the weights and the source."""
+    parameters = {
+        "task": task,
+        "strength": STRENGTH,
+        "seeds": "source SOP Instance UID, 1",
+        "model": dict(model_parameters),
+    }
+    return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+
+
+def judge_domain(
+    header: Dataset, task: str, engine: Engine, settings: NodeSettings
+) -> DomainVerdict:
+    """How a volume, by a header of it, stands to the bundle's training domain.
+
+    Raises RefusedError where policy says so.
+    """
+    policy = settings.policy
+    verdict = engine.judge(task, facts(header))
+    if verdict.upsample > 1 and policy.low_matrix == "refuse":
+        raise RefusedError("an MR series at its acquired matrix, outside the training domain")
+    if verdict.outside and policy.domain == "refuse":
+        outside = "; ".join(verdict.outside)
+        raise RefusedError(f"outside the model's training domain: {outside}")
+    if verdict.missing and policy.missing_metadata == "refuse":
+        raise RefusedError(f"the header does not state {', '.join(verdict.missing)}")
+    return verdict
+
+
+def _remarks(verdict: DomainVerdict) -> list[str]:
+    outside, missing = "; ".join(verdict.outside), ", ".join(verdict.missing)
+    finer = f"{verdict.upsample} x {verdict.upsample} finer grid by zero filling of k-space"
+    return [
+        *([f"outside the model's training domain: {outside}"] if outside else []),
+        *([f"the header does not state {missing}"] if missing else []),
+        *([finer] if verdict.upsample > 1 else []),
+    ]
+
+
+def facts(header: Dataset) -> dict[str, Any]:
+    """What a header says of the acquisition, by the names of the bundle's domain."""
+    return {
+        "modality": next(iter(texts(header, "Modality")), None),
+        "pixel_spacing_mm": numbers(header, "PixelSpacing"),
+        "slice_thickness_mm": number(header, "SliceThickness"),
+        "field_strength_t": number(header, "MagneticFieldStrength"),
+        "kernel": texts(header, "ConvolutionKernel") or None,
+    }

@@ -6,9 +6,10 @@ metadata, the stage, the step and the whole recipe, which ``state.json`` repeats
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,27 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: dict[st
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of a checkpoint; TrainingError says which file cannot be read."""
+    with _opened(folder) as (file, state):
+        return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state alone, whatever the size of the weights."""
+    with _opened(folder) as (_, state):
+        return state
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     path = folder / CHECKPOINT
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if state.get("version") != CHECKPOINT_VERSION:
+                raise TrainingError(f"{path} has version {state.get('version')!r}")
+            yield file, state
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise TrainingError(f"{path} is no checkpoint of this program: {error}") from error
-    if state.get("version") != CHECKPOINT_VERSION:
-        raise TrainingError(f"{path} has version {state.get('version')!r}")
-    return tensors, state
 
 
 def averaged_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -27,6 +27,7 @@ TV_STRENGTHS = (0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0, 16.0, 25.0, 40.0)
 WAVELET_STRENGTHS = (1.0, 1.5, 2.5, 4.0, 6.0, 10.0, 16.0)
 GAUSSIAN_SIGMAS = (0.7, 1.0, 1.4, 2.0, 2.8)  # pixels
 LANCZOS_LOBES = 3
+FOREGROUND = 0.1  # of the 99.5th percentile of the slice
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,24 @@ def _grid(
     return tuple(Classical(label.format(s), make(s, task)) for s in strengths)
 
 
-def noise_level(image: Slice) -> float:
-    """Standard deviation of the noise from the median absolute horizontal difference."""
+def noise_level(image: Slice, inside: npt.NDArray[np.bool_] | None = None) -> float:
+    """Standard deviation of the noise from the median absolute horizontal difference.
+
+    Between pixels that are both ``inside``, if given; 0 where no neighbours differ.
+    """
     difference = np.abs(np.diff(image.astype(np.float64), axis=1))
-    moving = difference[difference > 0]
+    counted = difference > 0
+    if inside is not None:
+        counted &= inside[:, 1:] & inside[:, :-1]
+    moving = difference[counted]
     return float(np.median(moving) / 0.6745 / np.sqrt(2)) if moving.size else 0.0
+
+
+def foreground(image: Slice, task: RestorationTask) -> npt.NDArray[np.bool_] | None:
+    """Where MR and PET have a signal: their empty background would pass for little noise."""
+    if task is RestorationTask.CT_DENOISE:
+        return None
+    return image > FOREGROUND * np.percentile(image, 99.5)
 
 
 def lanczos_upsampled(image: Slice, factor: float) -> Slice:
@@ -147,7 +161,7 @@ def _nlm(strength: float, task: RestorationTask) -> Filter:
     def apply(image: Slice) -> Slice:
         from skimage.restoration import denoise_nl_means
 
-        sigma = noise_level(image)
+        sigma = noise_level(image, foreground(image, task))
         if sigma == 0:
             return image
         filtered: Slice = denoise_nl_means(
@@ -163,7 +177,7 @@ def _total_variation(strength: float, task: RestorationTask) -> Filter:
     def apply(image: Slice) -> Slice:
         from skimage.restoration import denoise_tv_chambolle
 
-        sigma = noise_level(image)
+        sigma = noise_level(image, foreground(image, task))
         if sigma == 0:
             return image
         clipped = np.clip(image, *spec(task).window)
@@ -179,7 +193,7 @@ def _wavelet(strength: float, task: RestorationTask) -> Filter:
     def apply(image: Slice) -> Slice:
         from skimage.restoration import denoise_wavelet
 
-        sigma = noise_level(image)
+        sigma = noise_level(image, foreground(image, task))
         if sigma == 0:
             return image
         clipped = np.clip(image, *spec(task).window)

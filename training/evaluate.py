@@ -24,6 +24,7 @@ from training.evaluation import (
     Group,
     Sample,
     SliceScore,
+    Tuning,
     Volume,
     VolumeMeasure,
 )
@@ -56,13 +57,15 @@ def evaluate(
     contrasts: Sequence[str] = MR_CONTRASTS,
     methods: Mapping[Group, Classical] | None = None,
     central: int | None = None,
+    baselines: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score the input, the classical method and each of ``models`` on every slice of the split.
 
     A model takes a degraded volume (slices, rows, columns) in physical units and its item, and
     returns the restored one; ``labels`` describe models to readers; ``central`` keeps so many
-    slices in the middle of each volume. Raises ValueError for a split without items, and for an
+    slices in the middle of each volume; without ``baselines`` the input has no rows. Raises
+    ValueError for a split without items, and for an
     item that is no such image, with its name.
     """
     items = [
@@ -78,21 +81,22 @@ def evaluate(
     samples: list[Sample] = []
     for done, (task, item) in enumerate(items, start=1):
         lq, truth = checked_pair(dataset, item, central)
-        images = _images(lq, item, models, methods.get((task, item.simulated)))
+        images = _images(lq, item, models, methods.get((task, item.simulated)), baselines)
         scores += _scores(task, item, images, truth)
-        found += _measures(task, item, images, truth)
+        found += _measures(task, item, images, truth, lq)
         if item.name in drawn:
             middle = len(truth) // 2
             chosen = {name: volume[middle] for name, volume in images.items()}
             samples.append(Sample(task, item.simulated, chosen, truth[middle]))
         if progress is not None:
             progress(done, len(items), item.name)
-    rows = {INPUT: "degraded input"}
+    rows = {INPUT: "degraded input"} if baselines else {}
     if methods:
         rows[CLASSICAL] = "best classical method, tuned on training subjects"
     rows |= {name: (labels or {}).get(name, name) for name in models}
+    tuned = {group: Tuning(method.label, method.tried) for group, method in methods.items()}
     return Evaluation(
-        split, tuple(scores), tuple(found), rows, tuple(models), methods, tuple(samples), central
+        split, tuple(scores), tuple(found), rows, tuple(models), tuned, tuple(samples), central
     )
 
 
@@ -186,9 +190,13 @@ def _drawn(items: Sequence[tuple[RestorationTask, Item]]) -> set[str]:
 
 
 def _images(
-    lq: Volume, item: Item, models: Mapping[str, Restore], classical: Classical | None
+    lq: Volume,
+    item: Item,
+    models: Mapping[str, Restore],
+    classical: Classical | None,
+    baselines: bool,
 ) -> dict[str, Volume]:
-    images = {INPUT: lq}
+    images = {INPUT: lq} if baselines else {}
     if classical is not None:
         images[CLASSICAL] = np.stack([classical.apply(plane) for plane in lq])
     for name, restore in models.items():
@@ -211,11 +219,11 @@ def _scores(
 
 
 def _measures(
-    task: RestorationTask, item: Item, images: Mapping[str, Volume], truth: Volume
+    task: RestorationTask, item: Item, images: Mapping[str, Volume], truth: Volume, lq: Volume
 ) -> Iterator[VolumeMeasure]:
     for method, volume in images.items():
-        for measure in measures(task, volume, truth, images[INPUT], item.spacing_mm):
-            yield VolumeMeasure(task, item.subject, item.simulated, method, measure)
+        for measure in measures(task, volume, truth, lq, item.spacing_mm):
+            yield VolumeMeasure(task, item.name, item.subject, item.simulated, method, measure)
 
 
 def _tuning_pairs(

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from restoration.tasks import RestorationTask
-from training.classical import Classical
 from training.metrics import AMIR, PROTOCOLS, Score, mean_score
 from training.quantities import UNITS, Measure, summarise
 from training.statistics import Difference, average_difference, difference
@@ -41,13 +40,22 @@ class SliceScore:
 
 @dataclass(frozen=True)
 class VolumeMeasure:
-    """A quantity of one volume by one method."""
+    """A quantity of one volume, or of one region in it, by one method."""
 
     task: RestorationTask
+    item: str
     subject: str
     simulated: bool
     method: str
     measure: Measure
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The classical method a group got: its label, and the PSNR of each that was tried."""
+
+    label: str
+    tried: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Evaluation:
     measures: tuple[VolumeMeasure, ...]
     labels: Mapping[str, str]
     models: tuple[str, ...]
-    classical: Mapping[Group, Classical] = field(default_factory=dict)
+    classical: Mapping[Group, Tuning] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
     central: int | None = None
 
@@ -190,7 +198,8 @@ class Evaluation:
             if found is not None:
                 methods[name] = asdict(found)
         entry |= {name: methods[name] for name in (INPUT, CLASSICAL) if name in methods}
-        entry[RESTORED] = methods[self.models[0]]
+        if self.models:
+            entry[RESTORED] = methods[self.models[0]]
         if len(self.models) > 1:
             entry["methods"] = methods
         entry["protocols"] = self._protocols(task, simulated)

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from restoration.diffcode import DiffCodeConfig
 
-PRESETS = ("paper", "compact", "tiny")
+PRESETS = ("paper", "compact", "tiny", "compact-ladder", "tiny-ladder")
 PRESET_FOLDER = Path(__file__).resolve().parent.parent / "config" / "training"
 VARIANTS = ("v1", "v2", "v3", "full")
 Variant = Literal["v1", "v2", "v3", "full"]
@@ -84,6 +84,7 @@ class Data:
     flip: tuple[str, ...] = ()  #: tasks with random left-right flips
     rotate: tuple[str, ...] = ()  #: tasks with random quarter turns
     validation_slices: int = 4  #: per task, for the figures in the log
+    gate_slices: int = 0  #: per task, for the gates; 0 takes every validation slice
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Recipe:
 
     @classmethod
     def load(cls, source: str | Path) -> Recipe:
-        """Read a preset by name (`paper`, `compact`, `tiny`) or a TOML file.
+        """Read a preset by its name, one of PRESETS, or a TOML file.
 
         Raises RecipeError with every fault found.
         """

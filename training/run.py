@@ -53,21 +53,23 @@ GATE = "gate.json"
 def train(
     stage: Stage,
     recipe: Recipe,
-    data: Path,
+    data: Path | PreparedSet,
     out: Path,
     *,
     device: torch.device,
     limits: Limits,
     force: bool = False,
+    past_gates: bool = False,
     console: Console | None = None,
 ) -> tuple[Outcome, tuple[GateCheck, ...]]:
     """Start or resume a stage of the run ``out``; a stage that finishes is put to its gate.
 
-    Raises TrainingError when the stage before is missing, unfinished or failed its gate.
+    Raises TrainingError when the stage before is missing, unfinished or failed its gate;
+    ``past_gates`` goes on after a failed gate, ``force`` also with a changed schedule.
     """
     world = World.join(device)
-    dataset = PreparedSet.open(data)
-    start = starting_weights(stage, recipe, out, force)
+    dataset = data if isinstance(data, PreparedSet) else PreparedSet.open(data)
+    start = starting_weights(stage, recipe, out, force or past_gates)
     batch_at = sampler(dataset, stage, recipe, rank=world.rank)
     outcome = run_stage(
         stage,
@@ -193,7 +195,8 @@ def gate_figures(
     """The figures that decide a stage's gate."""
     others = _earlier_rungs(stage, recipe, out, next(model.parameters()).device)
     model.use_local_pooling(True)
-    pairs = evaluation_pairs(dataset, tasks_of(recipe))
+    limit = recipe.data.gate_slices or None
+    pairs = evaluation_pairs(dataset, tasks_of(recipe), limit=limit)
     figures = stage_figures(stage, model, pairs, others)
     model.use_local_pooling(False)
     if stage is Stage.CODEBOOK:

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.tiny import tiny_recipe, tiny_set
+from tests.training.tiny import recipe_file, tiny_recipe, tiny_set
 from training import run
 from training.journal import LOG
 from training.loop import Limits
-from training.recipe import Recipe
 from training.slices import PreparedSet
 from training.stages import Stage
 from training.validation import evaluation_pairs, stage_figures
@@ -34,19 +33,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-
-
-def recipe_file(folder: Path, recipe: Recipe) -> Path:
-    """The recipe as TOML: numbers, texts and lists are written as JSON writes them."""
-    tables = recipe.to_dict()
-    text = [f"{k} = {json.dumps(v)}" for k, v in tables.items() if not isinstance(v, dict)]
-    for name, table in tables.items():
-        if isinstance(table, dict):
-            text += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())]
-    path = folder / "recipe.toml"
-    path.write_text("\n".join(text) + "\n")
-    assert Recipe.load(path) == recipe
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,19 @@ def tiny_recipe(**tables: dict[str, Any]) -> Recipe:
     for name, table in tables.items():
         values[name] = values[name] | table
     return Recipe.from_dict(values)
+
+
+def recipe_file(folder: Path, recipe: Recipe) -> Path:
+    """The recipe as TOML: numbers, texts and lists are written as JSON writes them."""
+    tables = recipe.to_dict()
+    text = [f"{k} = {json.dumps(v)}" for k, v in tables.items() if not isinstance(v, dict)]
+    for name, table in tables.items():
+        if isinstance(table, dict):
+            text += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())]
+    path = folder / "recipe.toml"
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    assert Recipe.load(path) == recipe
+    return path
 
 
 def tiny_set(folder: Path, size: int = 64) -> PreparedSet:

@@ -10,6 +10,7 @@ import click
 from training.cli.bundle import bundle
 from training.cli.codebook import codebook
 from training.cli.evaluate import evaluate
+from training.cli.ladder import ladder
 from training.cli.prepare import prepare
 from training.cli.restore import restore
 from training.cli.train import train
@@ -20,5 +21,5 @@ def main() -> None:
     """Train, evaluate and use DiffCode restoration models."""
 
 
-for command in (train, prepare, codebook, evaluate, bundle, restore):
+for command in (train, prepare, codebook, ladder, evaluate, bundle, restore):
     main.add_command(command)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from restoration.tasks import RestorationTask
-from training.classical import candidates, lanczos_upsampled, noise_level, tune
+from training.classical import candidates, foreground, lanczos_upsampled, noise_level, tune
 from training.metrics import score
 
 CT, MR, PET = RestorationTask.CT_DENOISE, RestorationTask.MRI_SR, RestorationTask.PET_SYNTHESIS
@@ -22,6 +22,15 @@ def step_image(seed: int = 0, sigma: float = 0.0) -> Slice:
 def test_the_noise_level_of_white_noise_is_its_standard_deviation() -> None:
     noise = np.random.default_rng(0).normal(0, 7.0, (256, 256)).astype(np.float32)
     assert noise_level(noise) == pytest.approx(7.0, rel=0.03)
+
+
+def test_an_empty_background_does_not_pass_for_little_noise() -> None:
+    generator = np.random.default_rng(0)
+    image = generator.normal(0, 1e-3, (96, 96)).astype(np.float32)
+    image[32:64, 32:64] += 5 + generator.normal(0, 0.5, (32, 32)).astype(np.float32)
+    assert noise_level(image) < 0.01
+    assert noise_level(image, foreground(image, PET)) == pytest.approx(0.5, rel=0.1)
+    assert foreground(image, CT) is None
 
 
 def test_edges_do_not_count_as_noise() -> None:

@@ -12,27 +12,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from restoration.bundle import read_manifest
-from tests.training.tiny import tiny_recipe, tiny_set
+from tests.training.tiny import recipe_file, tiny_recipe, tiny_set
 from training import run
 from training.checkpoint import CHECKPOINT
 from training.cli.main import main
-from training.recipe import Recipe
 from training.slices import PreparedSet
 
 
 def call(*arguments: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def recipe_file(folder: Path, recipe: Recipe) -> Path:
-    tables = recipe.to_dict()
-    text = [f"{k} = {json.dumps(v)}" for k, v in tables.items() if not isinstance(v, dict)]
-    for name, table in tables.items():
-        if isinstance(table, dict):
-            text += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())]
-    path = folder / "recipe.toml"
-    path.write_text("\n".join(text) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,21 @@ def intensity_scale(volume: npt.NDArray[np.generic], task: RestorationTask | str
     return MR_REFERENCE_INTENSITY / reference if reference > 0 else 1.0
 
 
+def why_no_magnitude(volume: npt.NDArray[np.generic]) -> str | None:
+    """Why values cannot be those of an MR magnitude image; None where they may be.
+
+    A magnitude is never negative, while a CT in HU has air at −1000. Interpolation may undershoot:
+    up to a thousandth of the values may be negative.
+    """
+    share = float((volume < 0).mean())
+    if share <= 1e-3:
+        return None
+    return (
+        f"not an MR magnitude image: {share:.1%} of the values are negative, the lowest is "
+        f"{volume.min():g}. Is it a CT?"
+    )
+
+
 def normalise(x: Array, task: RestorationTask | str) -> Array:
     """Map physical units onto the network's range, the window onto [0, 1]; nothing is clipped."""
     low, high = spec(task).window

@@ -27,7 +27,7 @@ from training.degrade import (
 )
 from training.manifest import Item, PreparedManifest
 from training.sources import Series, SourceError, discover
-from training.uptake import embed_crop, fdg_from_ct, largest_extent_mm
+from training.uptake import body_box, embed_crop, fdg_from_ct, largest_extent_mm
 
 Volume = npt.NDArray[np.float32]
 Progress = Callable[[int, int, str], None]
@@ -49,12 +49,22 @@ class PrepareOptions:
     splits: tuple[str, ...] = ("train", "val")
     max_slices: int | None = None
     """At most so many slices of a training series, evenly spread; validation stays whole."""
+    central_slices: int | None = None
+    """Only so many slices from the middle of a series: the ends of a head show little brain."""
     max_noise_hu: float = 30.0
     """CT noisier than this is no reference and is left out."""
     val_fraction: float = 0.1
     """Share of subjects held out when no source is marked as validation."""
     simulated_pet: bool = True
     """Add simulated FDG on the anatomy of each CT series."""
+    source: str | None = None
+    """Name of the collection, where the files do not tell it."""
+    licence: str | None = None
+    """Licence of the images, where the files do not tell it."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"'val_fraction' must be in [0, 1), not {self.val_fraction}.")
 
     def operators(self) -> dict[str, dict[str, object]]:
         return {
@@ -110,7 +120,8 @@ def prepare(
     searched = set(tasks)
     if RestorationTask.PET_SYNTHESIS in searched and options.simulated_pet:
         searched.add(RestorationTask.CT_DENOISE)
-    series = _unique(discover(sources, [task for task in RestorationTask if task in searched]))
+    found = discover(sources, [task for task in RestorationTask if task in searched])
+    series = [_attributed(each, options) for each in _unique(found)]
     splits = split_subjects(series, seed=seed, val_fraction=options.val_fraction)
     series = [each for each in series if splits[each.subject] in options.splits]
     low_dose = _low_dose_partners(series)
@@ -148,6 +159,16 @@ def _unique(series: Sequence[Series]) -> list[Series]:
         count = seen[each.name]
         named.append(replace(each, name=f"{each.name}-{count}") if count > 1 else each)
     return named
+
+
+def _attributed(series: Series, options: PrepareOptions) -> Series:
+    """With the name and the licence of its collection, where the files themselves are silent."""
+    silent = series.licence == "unknown"
+    return replace(
+        series,
+        source=options.source if silent and options.source else series.source,
+        licence=options.licence if silent and options.licence else series.licence,
+    )
 
 
 def _low_dose_partners(series: Sequence[Series]) -> dict[str, Series]:
@@ -198,8 +219,9 @@ def _reason_to_skip(series: Series, options: PrepareOptions) -> str | None:
 
 def _pairs(series: Series, work: _Work) -> Iterator[_Pair]:
     split = work.splits[series.subject]
-    limit = work.options.max_slices if split == "train" else None
-    hq = _thin(series.volume(), limit)
+    options = work.options
+    limit = options.max_slices if split == "train" else None
+    hq = _thin(_central(series.volume(), options.central_slices), limit)
     if series.task is RestorationTask.MRI_SR:
         yield _mr_pair(series, split, hq, work)
     elif series.task is RestorationTask.PET_SYNTHESIS:
@@ -207,10 +229,19 @@ def _pairs(series: Series, work: _Work) -> Iterator[_Pair]:
     else:
         if RestorationTask.CT_DENOISE in work.tasks:
             partner = work.low_dose.get(series.name)
-            lq = None if partner is None else _thin(partner.volume(), limit)
+            lq = None
+            if partner is not None:
+                lq = _thin(_central(partner.volume(), options.central_slices), limit)
             yield _ct_pair(series, split, hq, lq, work)
-        if RestorationTask.PET_SYNTHESIS in work.tasks and work.options.simulated_pet:
+        if RestorationTask.PET_SYNTHESIS in work.tasks and options.simulated_pet:
             yield _fdg_pair(series, split, hq, work)
+
+
+def _central(volume: Volume, count: int | None) -> Volume:
+    if count is None or len(volume) <= count:
+        return volume
+    start = (len(volume) - count) // 2
+    return volume[start : start + count]
 
 
 def _thin(volume: Volume, max_slices: int | None) -> Volume:
@@ -243,6 +274,7 @@ def _ct_pair(series: Series, split: str, hq: Volume, acquired: Volume | None, wo
 
 def _pet_pair(series: Series, split: str, suv: Volume, work: _Work) -> _Pair:
     pixel = series.spacing_mm[1]
+    suv = np.ascontiguousarray(suv[(slice(None), *body_box(suv))])
     size = _field_of(max(np.hypot(*suv.shape[1:]) + 4, 220 / pixel), series.where)
     activity, attenuation, (rows, columns) = embed_crop(suv, pixel_mm=pixel, size=size)
     lq, hq = work.options.pet.apply(

@@ -46,12 +46,13 @@ class PreparedSet:
 
     @classmethod
     def open(cls, folder: Path) -> PreparedSet:
-        """Raises ManifestError when the folder is not prepared or a file is missing."""
+        """Raises ManifestError when the folder is not prepared or a file is missing or damaged."""
         manifest = PreparedManifest.read(folder)
         for item in manifest.items:
             for name in (item.hq, item.lq):
                 if not (folder / name).is_file():
                     raise ManifestError(f"{folder}: the file {name} of {item.name} is missing.")
+                _mapped(folder / name)  # a file that was cut short is found before the training
         return cls(folder, manifest)
 
     def items(
@@ -67,11 +68,18 @@ class PreparedSet:
 
     def pair(self, item: Item) -> tuple[Stored, Stored]:
         """(lq, hq) memory-mapped, physical units, [slice, row, column]; CT hq may be int16."""
-        lq = np.load(self.folder / item.lq, mmap_mode="r", allow_pickle=False)
-        hq = np.load(self.folder / item.hq, mmap_mode="r", allow_pickle=False)
+        lq, hq = _mapped(self.folder / item.lq), _mapped(self.folder / item.hq)
         if lq.shape != item.shape or hq.shape != item.shape:
             raise ManifestError(f"{self.folder}: {item.name} does not have the shape it claims.")
         return lq, hq
+
+
+def _mapped(path: Path) -> Stored:
+    try:
+        array: Stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ManifestError(f"{path} cannot be read as a NumPy array: {error}") from error
+    return array
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from restoration.tasks import RestorationTask
+from restoration.tasks import RestorationTask, why_no_magnitude
 from training import medz
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ Volume = npt.NDArray[np.float32]
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 _OTHER_FILES = {".json", ".txt", ".md", ".csv", ".tsv", ".pdf", ".xml", ".py", ".html", ".bval",
-                ".bvec", ".zip", ".xlsx"}  # fmt: skip
+                ".bvec", ".zip", ".xlsx", ".xls", ".tcia"}  # fmt: skip
+_OTHER_NAMES = {"dicomdir", "license", "readme"}
+# What lies beside the images of a study: segmentations, reports, plans, presentation states.
+_COMPANIONS = {"SEG", "SR", "RTSTRUCT", "RTDOSE", "RTPLAN", "PR", "KO", "REG", "RWV", "DOC"}
+_RAW_DATA = "1.2.840.10008.5.1.4.1.1.66"
+_PROJECTIONS = re.compile(r"\bprojections?\b", re.IGNORECASE)
 _TASKS = {
     "CT": RestorationTask.CT_DENOISE,
     "MR": RestorationTask.MRI_SR,
@@ -81,6 +86,9 @@ class Series:
             raise SourceError(f"{self.where}: the image is empty, every value is {volume.min()}.")
         if self.task is RestorationTask.CT_DENOISE and volume.min() > -200:
             raise SourceError(f"{self.where}: not CT in HU, the lowest value is {volume.min()}.")
+        reason = why_no_magnitude(volume) if self.task is RestorationTask.MRI_SR else None
+        if reason:
+            raise SourceError(f"{self.where}: {reason}")
         return volume
 
 
@@ -110,7 +118,7 @@ def _discover_one(source: Path, tasks: Sequence[RestorationTask]) -> Iterator[Se
     dicom = []
     for path in files:
         name = path.name.lower()
-        if name.startswith(".") or name == "dicomdir":
+        if name.startswith(".") or name in _OTHER_NAMES:
             continue
         if path.suffix.lower() in PICTURES:
             raise SourceError(f"{path} is an 8-bit picture, not an image in physical units.")
@@ -225,14 +233,14 @@ def _dicom_series(paths: Sequence[Path]) -> Iterator[Series]:
     groups: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
     for path in paths:
         header = _dicom_header(path)
-        kind = [str(part) for part in header.get("ImageType", [])]
-        if "LOCALIZER" not in kind:
+        if header is not None:
             groups[str(header.SeriesInstanceUID)].append((path, header))
     for members in groups.values():
         yield _one_dicom_series(sorted(members, key=lambda member: _position(member[1])))
 
 
-def _dicom_header(path: Path) -> Dataset:
+def _dicom_header(path: Path) -> Dataset | None:
+    """The header of a slice; None for what a study holds beside its slices."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
@@ -240,6 +248,8 @@ def _dicom_header(path: Path) -> Dataset:
         header = pydicom.dcmread(path, stop_before_pixels=True)
     except (InvalidDicomError, OSError, EOFError) as error:
         raise SourceError(f"{path} is not a DICOM file: {error}") from error
+    if _is_beside_the_slices(header):
+        return None
     _task_of(str(header.get("Modality")), str(path))
     if header.get("BitsStored", 16) <= 8 or header.get("SamplesPerPixel", 1) != 1:
         raise SourceError(f"{path} is an 8-bit picture, not an image in physical units.")
@@ -249,6 +259,16 @@ def _dicom_header(path: Path) -> Dataset:
         if keyword not in header:
             raise SourceError(f"{path} has no {keyword}.")
     return header
+
+
+def _is_beside_the_slices(header: Dataset) -> bool:
+    """Segmentations, reports, localizers, and raw data: TCIA keeps CT projections as CT series."""
+    return (
+        header.get("Modality") in _COMPANIONS
+        or header.get("SOPClassUID") == _RAW_DATA
+        or bool(_PROJECTIONS.search(str(header.get("SeriesDescription", ""))))
+        or "LOCALIZER" in [str(part) for part in header.get("ImageType", None) or []]
+    )
 
 
 def _one_dicom_series(members: Sequence[tuple[Path, Dataset]]) -> Series:

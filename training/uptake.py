@@ -86,6 +86,23 @@ def embed_crop(
     return activity, WATER_PER_MM * body, (slice(top, top + rows), slice(left, left + columns))
 
 
+def body_box(suv: Volume, margin: int = 8) -> tuple[slice, slice]:
+    """Rows and columns that a whole-body PET needs; all of them where the image cuts the body.
+
+    A scanner's field of 800 mm is mostly air, and projecting air costs as much as tissue.
+    """
+    everything = slice(0, suv.shape[1]), slice(0, suv.shape[2])
+    tissue = (suv > 0.3).mean(axis=0) > 0.02
+    if not _is_whole(suv) or not tissue.any():
+        return everything
+    found = (np.flatnonzero(tissue.any(axis=axis)) for axis in (1, 0))
+    rows, columns = (
+        slice(max(0, int(hits[0]) - margin), min(size, int(hits[-1]) + 1 + margin))
+        for hits, size in zip(found, suv.shape[1:], strict=True)
+    )
+    return rows, columns
+
+
 def _is_whole(suv: Volume) -> bool:
     edges = (suv[:, 0], suv[:, -1], suv[:, :, 0], suv[:, :, -1])
     return float(np.percentile(np.concatenate([edge.ravel() for edge in edges]), 90)) < 0.1

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from restoration.kspace import SAME_GRID, GridChange
+
 NIFTI = (".nii", ".nii.gz")
 
 
@@ -31,17 +33,30 @@ def read(source: Path, out: Path) -> FileVolume:
     return _read_nifti(source) if kind == "NIfTI" else FileVolume(_read_npy(source))
 
 
-def write(out: Path, like: FileVolume, array: npt.NDArray[np.float32]) -> None:
-    """Write ``array`` as the kind of file that ``like`` was read from."""
+def write(
+    out: Path, like: FileVolume, array: npt.NDArray[np.float32], grid: GridChange = SAME_GRID
+) -> None:
+    """Write ``array`` as the kind of file that ``like`` was read from.
+
+    ``grid`` is that of ``array`` over that of ``like``; a NIfTI file tells it by its affine.
+    """
     if _kind(out) == "NIfTI":
         import nibabel
 
         # [slice, row, column] back to the file's [x, y, z]
-        image = nibabel.Nifti1Image(np.ascontiguousarray(array.T), like.affine)  # type: ignore[no-untyped-call]
+        affine = None if like.affine is None else like.affine @ _index_change(grid)
+        image = nibabel.Nifti1Image(np.ascontiguousarray(array.T), affine)  # type: ignore[no-untyped-call]
         nibabel.save(image, out)
         return
     with out.open("xb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def _index_change(grid: GridChange) -> npt.NDArray[np.float64]:
+    """From indices (x, y, z, 1) of the finer grid to those of the source."""
+    change = np.diag([1 / grid.factor, 1 / grid.factor, 1.0, 1.0])
+    change[:2, 3] = grid.shift[::-1]
+    return change
 
 
 def _kind(path: Path) -> str:
@@ -65,6 +80,8 @@ def _read_nifti(path: Path) -> FileVolume:
 
     try:
         image: Any = nibabel.load(path)
+        if image.get_data_dtype().itemsize == 1:
+            raise ValueError("it is an 8-bit picture, not an image in physical units")
         array = np.asarray(image.dataobj, np.float32)
     except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
         raise ValueError(f"{path} cannot be read as NIfTI: {error}") from error

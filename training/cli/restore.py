@@ -15,6 +15,13 @@ from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing
 @click.option("--task", required=True, type=click.Choice(TASKS))
 @click.option("--bundle", default="compact", show_default=True, help="built-in name or folder")
 @click.option("--strength", default=1.0, show_default=True, type=click.FloatRange(0, 1))
+@click.option(
+    "--upsample",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 4),
+    help="MR at its acquired matrix: zero fill to so many times its rows and columns first",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
 @refusing
@@ -24,6 +31,7 @@ def restore(
     task: str,
     bundle: str,
     strength: float,
+    upsample: int,
     threads: int | None,
     device: str,
 ) -> None:
@@ -33,21 +41,31 @@ def restore(
 
     \b
     diffcode restore low-dose.npy restored.npy --task ct_denoise
+    diffcode restore t2-128.nii.gz t2-256.nii.gz --task mri_sr --upsample 2
     """
     from restoration.restorer import Restorer
+    from restoration.tasks import RestorationTask, why_no_magnitude
     from training import volumes
 
     volume = volumes.read(source, out)
+    if RestorationTask(task) is RestorationTask.MRI_SR:
+        reason = why_no_magnitude(volume.array)
+        if reason:
+            raise ValueError(f"{source}: {reason}")
     restorer = Restorer.open(bundle, device=device, threads=threads)
-    with progress_bar("restoring") as progress:
-        result = restorer.restore(
-            volume.array,
-            task,
-            spacing=volume.spacing_mm,
-            strength=strength,
-            progress=lambda done, total: progress(done, total, source.name),
-        )
-    volumes.write(out, volume, result.volume)
+    try:
+        with progress_bar("restoring") as progress:
+            result = restorer.restore(
+                volume.array,
+                task,
+                spacing=volume.spacing_mm,
+                strength=strength,
+                upsample=upsample,
+                progress=lambda done, total: progress(done, total, source.name),
+            )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source}: {error}") from error
+    volumes.write(out, volume, result.volume, result.grid)
     for flag in result.flags:
         click.echo(f"diffcode: warning: {flag}", err=True)
     click.echo(f"{out}: {len(result.volume)} slices in {result.seconds:.1f} s", err=True)

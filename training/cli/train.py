@@ -79,8 +79,10 @@ def _train(
     from rich.console import Console
 
     from training import run
+    from training.allocator import keep_freed_memory
     from training.loop import Limits
 
+    keep_freed_memory()
     chosen = device_of(device, threads)
     settled = _settle(recipe, stage, variant, steps, seed, init_from)
     console = Console(stderr=True)

@@ -111,7 +111,7 @@ def test_ct_padding_is_air_and_identifiers_stay_out(tmp_path: Path) -> None:
 def test_oblique_slices_are_sorted_along_their_normal(tmp_path: Path) -> None:
     for k, x in enumerate((4.0, 0.0, 2.0)):
         write_slice(
-            tmp_path / "s" / f"{k}.dcm", plane(int(x), (9, 9)), 0, "MR",
+            tmp_path / "s" / f"{k}.dcm", np.full((9, 9), x, np.int16), 0, "MR",
             ImagePositionPatient=[x, 0, 0], ImageOrientationPatient=[0, 1, 0, 0, 0, 1],
             SeriesDescription="t2_tse_sag",
         )  # fmt: skip
@@ -284,6 +284,25 @@ def test_an_image_that_cannot_be_used_is_named_with_the_reason(
     with pytest.raises(SourceError, match=reason) as caught:
         only(path).volume()
     assert "a-T2.nii" in str(caught.value)
+
+
+def test_values_below_zero_are_no_magnitude(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).normal(40, 300, (8, 8, 8)).astype(np.int16)
+    with pytest.raises(SourceError, match=r"a-T2\.nii: not an MR magnitude .* Is it a CT\?"):
+        only(nifti(tmp_path / "a-T2.nii", data)).volume()
+
+
+@pytest.mark.parametrize("facts", [
+    {"Modality": "SEG", "BitsStored": 1}, {"SeriesDescription": "Low dose projections"},
+    {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66"},
+])  # fmt: skip
+def test_what_lies_beside_the_images_of_a_study_is_left_out(
+    tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    write_slice(tmp_path / "s" / "a.dcm", plane(1), 0)
+    write_slice(tmp_path / "s" / "b.dcm", plane(1), 5, SeriesInstanceUID="1.2.3.9", **facts)
+    (tmp_path / "s" / "LICENSE").write_text("Creative Commons\n")
+    assert only(tmp_path / "s").positions == (0.0,)
 
 
 def test_ct_without_air_is_not_in_hu(tmp_path: Path) -> None:

@@ -267,19 +267,22 @@ def _apart(
     if not geometry.has_duplicates(along[ordered]):
         return [("", ordered)]
     for name, keyword in _APART_BY.items():
-        read = _joined(keyword)
-        piles: dict[str, Members] = {}
-        for i in sorted(members, key=lambda i: (_acquired(headers[i]), float(along[i]))):
-            piles.setdefault(read(headers[i]), []).append(i)
+        piles = _piles(ordered, keyword, headers)
         # An attribute that every slice has for itself tells slices apart, not volumes.
-        if len(piles) > 1 and len(members) >= _LEAST_SLICES * len(piles):
-            sorted_piles = {
-                value: sorted(pile, key=lambda i: float(along[i])) for value, pile in piles.items()
-            }
-            if not any(geometry.has_duplicates(along[pile]) for pile in sorted_piles.values()):
-                return [(f"{name}={value}", pile) for value, pile in sorted_piles.items()]
+        if len(piles) < 2 or len(members) < _LEAST_SLICES * len(piles):
+            continue
+        if not any(geometry.has_duplicates(along[pile]) for pile in piles.values()):
+            return [(f"{name}={value}", pile) for value, pile in piles.items()]
     copies = _copies(members, along, headers)
     return [(f"copy={i}", copy) for i, copy in enumerate(copies, start=1)]
+
+
+def _piles(ordered: Members, keyword: str, headers: Sequence[Dataset]) -> dict[str, Members]:
+    """Indices by the value of an attribute, the lowest value first, each pile in their order."""
+    read = _joined(keyword)
+    firsts = {read(headers[i]): number(headers[i], keyword) or 0.0 for i in ordered}
+    values = sorted(firsts, key=lambda value: (firsts[value], value))
+    return {value: [i for i in ordered if read(headers[i]) == value] for value in values}
 
 
 def _copies(

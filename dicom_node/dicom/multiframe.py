@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import format_number_as_ds
@@ -131,11 +132,11 @@ def _frame(base: Dataset, item: Dataset, frame: int) -> Dataset:
     if hasattr(base, "file_meta"):
         flat.file_meta = base.file_meta
     _lay_flat(flat, item)
-    flat.InstanceNumber = frame
-    for keyword, read in _TRANSLATED.items():
-        value = read(flat)
+    values = {keyword: read(flat) for keyword, read in _TRANSLATED.items()}
+    for keyword, value in {**values, "InstanceNumber": str(frame)}.items():
         if value:
-            setattr(flat, keyword, value)
+            # A new element: that of the image, or of another frame, must not change with it.
+            flat.add_new(keyword, dictionary_VR(keyword), value)
     return flat
 
 

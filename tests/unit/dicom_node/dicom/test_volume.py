@@ -1,108 +1,25 @@
-"""Dividing series into volumes and loading them into physical units."""
+"""Loading volumes into physical units: classic series, and multi-frame images part by part."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
 
-from dicom_node.dicom import division, volume
-from dicom_node.dicom.division import WHOLE
+from dicom_node.dicom import pixels, volume
 from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.errors import RefusedError, UnreadableInstanceError
 from dicom_node.settings import PolicySettings
 from tests.factories import make_series, phantom, write_series
+from tests.multiframe import legacy_converted, make_enhanced
+from tests.unit.dicom_node.dicom.conftest import TASKS
 
-SPLIT_BY = ("echo_time", "b_value", "image_type", "temporal_position")
 Load = Callable[[list[Dataset]], SeriesVolume]
-
-
-def test_a_series_of_one_volume_is_whole() -> None:
-    (group,) = division.group_volumes(make_series("CT", slices=5, rows=8), SPLIT_BY)
-    assert (group.key, len(group.sop_instance_uids), group.note) == (WHOLE, 5, None)
-
-
-def test_a_group_is_in_slice_order_whatever_the_order_of_arrival() -> None:
-    datasets = make_series("CT", slices=9, rows=8)
-    (wanted,) = division.group_volumes(datasets)
-    shuffled = random.Random(4).sample(datasets, len(datasets))
-    assert division.group_volumes(shuffled) == [wanted]
-    heights = {str(d.SOPInstanceUID): float(d.ImagePositionPatient[2]) for d in datasets}
-    along = [heights[uid] for uid in wanted.sop_instance_uids]
-    assert along == sorted(along)
-
-
-@pytest.mark.parametrize(
-    ("keyword", "values", "split"),
-    [
-        ("EchoTime", ("11", "92"), "echo_time=11"),
-        ("DiffusionBValue", (0.0, 800.0), "b_value=0.0"),
-        ("TemporalPositionIdentifier", ("1", "2"), "temporal_position=1"),
-    ],
-)
-def test_each_splitting_attribute_makes_a_volume_of_its_own(
-    keyword: str, values: tuple[object, object], split: str
-) -> None:
-    first = make_series("MR", slices=3, rows=8, **{keyword: values[0]})  # type: ignore[arg-type]
-    second = make_series("MR", slices=3, rows=8, **{keyword: values[1]})  # type: ignore[arg-type]
-    for i, dataset in enumerate(second):
-        dataset.SOPInstanceUID = f"1.2.3.{i}"
-    groups = division.group_volumes([*first, *second], SPLIT_BY)
-    assert [len(group.sop_instance_uids) for group in groups] == [3, 3]
-    assert groups[0].key == split
-    assert {group.note for group in groups} == {None}
-
-
-def test_slices_at_one_position_go_to_a_second_volume() -> None:
-    groups = division.group_volumes(make_series("CT", slices=4, rows=8, duplicated=[1, 2]))
-    assert [(group.key, len(group.sop_instance_uids)) for group in groups] == [
-        ("copy=1", 4),
-        ("copy=2", 2),
-    ]
-
-
-def test_the_earlier_acquisition_is_the_first_volume() -> None:
-    arterial = make_series("CT", slices=3, rows=8, AcquisitionNumber="1")
-    venous = make_series("CT", slices=3, rows=8, AcquisitionNumber="2", series="other")
-    first, second = division.group_volumes([*venous, *arterial])
-    assert set(first.sop_instance_uids) == {d.SOPInstanceUID for d in arterial}
-    assert set(second.sop_instance_uids) == {d.SOPInstanceUID for d in venous}
-
-
-def test_matrices_and_kernels_are_never_mixed() -> None:
-    small = make_series("CT", slices=2, rows=8)
-    large = make_series("CT", slices=2, rows=16, series="large")
-    sharp = make_series("CT", slices=2, rows=8, series="sharp", ConvolutionKernel="B70f")
-    groups = division.group_volumes([*small, *large, *sharp])
-    assert sorted(len(group.sop_instance_uids) for group in groups) == [2, 2, 2]
-
-
-def test_a_gap_does_not_divide_a_volume_and_is_told() -> None:
-    (group,) = division.group_volumes(make_series("CT", slices=8, rows=8, missing=[5]))
-    assert len(group.sop_instance_uids) == 7
-    assert group.note == "slices are missing or unevenly spaced: runs of 5 + 2"
-
-
-def test_fewer_slices_than_announced_are_told() -> None:
-    (group,) = division.group_volumes(make_series("PT", slices=4, rows=8, NumberOfSlices=9))
-    assert group.note == "4 of the 9 slices that Number of Slices announces"
-
-
-def test_a_series_without_an_order_in_space_stays_whole() -> None:
-    nowhere = make_series("MR", slices=3, rows=8, ImagePositionPatient=None)
-    (group,) = division.group_volumes(nowhere, SPLIT_BY)
-    assert len(group.sop_instance_uids) == 3
-    mixed = [*make_series("MR", slices=2), *make_series("MR", slices=2, plane="coronal", seed=1)]
-    (group,) = division.group_volumes(mixed, SPLIT_BY)
-    assert (group.key, len(group.sop_instance_uids)) == (WHOLE, 4)
-
-
-def test_no_instances_are_no_volume() -> None:
-    assert division.group_volumes([], SPLIT_BY) == []
 
 
 def test_ct_is_loaded_in_hounsfield_units(load: Load) -> None:
@@ -168,3 +85,57 @@ def test_pixels_that_end_early_are_unreadable(tmp_path: Path, policy: PolicySett
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UnreadableInstanceError):
         volume.load([path], "ct_denoise", policy)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+@pytest.mark.parametrize("make", [make_enhanced, legacy_converted])
+def test_a_multi_frame_image_is_loaded_as_the_classic_series_would_be(
+    tmp_path: Path, policy: PolicySettings, modality: Any, make: Any
+) -> None:
+    shape = {"slices": 3, "rows": 9, "columns": 14, "spacing": (0.7, 1.2)}
+    classic = volume.load(
+        write_series(make_series(modality, **shape), tmp_path / "classic"), TASKS[modality], policy
+    )
+    paths = write_series([make(modality, **shape)], tmp_path / "one")
+    (loaded,) = volume.load_volumes(paths, TASKS[modality], policy)
+    assert np.array_equal(loaded.array, classic.array)
+    assert np.array_equal(loaded.stored, classic.stored)
+    assert np.allclose(loaded.affine, classic.affine)
+    assert (loaded.spacing, loaded.scale.units) == (classic.spacing, classic.scale.units)
+    assert loaded.scale.rescales == classic.scale.rescales
+    assert loaded.source is not None
+    assert "PixelData" not in loaded.source
+
+
+def test_volumes_of_one_image_come_one_after_the_other(
+    tmp_path: Path, policy: PolicySettings
+) -> None:
+    paths = write_series([make_enhanced("MR", slices=3, rows=8, volumes=2)], tmp_path)
+    first, second = volume.load_volumes(paths, "mri_sr", policy)
+    assert (first.frames, second.frames) == ((1, 3, 5), (2, 4, 6))
+    truth = [phantom("MR", (3, 8, 8), seed) for seed in (0, 1)]
+    assert np.abs(first.array - truth[0]).max() <= 0.5
+    assert np.abs(second.array - truth[1]).max() <= 0.5
+
+
+def test_only_one_frame_is_decoded_at_a_time(
+    tmp_path: Path, policy: PolicySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[tuple[int, ...]] = []
+    real = pixels.pixel_array
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        decoded.append(found.shape)
+        return found
+
+    monkeypatch.setattr(pixels, "pixel_array", watched)
+    image = make_enhanced("CT", slices=4, rows=8, transfer_syntax=RLELossless)
+    list(volume.load_volumes(write_series([image], tmp_path), "ct_denoise", policy))
+    assert decoded == [(8, 8)] * 4
+
+
+def test_a_file_of_several_volumes_is_not_one(tmp_path: Path, policy: PolicySettings) -> None:
+    paths = write_series([make_enhanced("MR", slices=2, rows=8, volumes=2)], tmp_path)
+    with pytest.raises(RefusedError, match="several volumes"):
+        volume.load(paths, "mri_sr", policy)

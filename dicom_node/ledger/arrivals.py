@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
-    Column,
     ColumnElement,
     Connection,
     Engine,
+    Integer,
     Select,
     bindparam,
+    cast,
     func,
     insert,
     literal_column,
@@ -22,9 +23,10 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from dicom_node import observability
+from dicom_node.errors import LedgerError
+from dicom_node.ledger.database import Prepared
 from dicom_node.ledger.tables import (
     Entity,
     InstanceState,
@@ -91,22 +93,12 @@ def record_instances(
         CONFLICT: other bytes are known under this UID; the first stay, these are set aside.
     """
     with writing(engine) as connection:
-        states = _record(connection, group, now, set_aside)
+        states = [_record(connection, instance, now, set_aside) for instance in group]
     for state in states:
         if state in (InstanceState.RECEIVED, InstanceState.IGNORED):
             observability.STATES.labels(entity=Entity.INSTANCE, state=state).inc()
     observability.RECEIVED_BYTES.inc(sum(instance.size for instance in group))
     return states
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What the ledger holds of the UIDs of a group."""
-
-    instances: dict[str, _Valid]
-    series: frozenset[str]
-    #: SOP Instance and Series Instance UIDs that the node itself has made.
-    made: frozenset[str]
 
 
 class _Valid(NamedTuple):
@@ -115,109 +107,83 @@ class _Valid(NamedTuple):
     series_instance_uid: str
 
 
+class _Known(NamedTuple):
+    """What the ledger holds of an instance's UIDs; *made*: the node itself has made them."""
+
+    valid: _Valid | None
+    series: bool
+    made: bool
+
+
 def _record(
-    connection: Connection, group: Sequence[ReceivedInstance], now: float, set_aside: SetAside
-) -> list[InstanceState]:
-    """Record a group in an open transaction."""
-    first = {instance.sop_instance_uid: place for place, instance in reversed([*enumerate(group)])}
-    places = set(first.values())
-    known = _known(connection, [group[place] for place in places])
-    fresh = [
-        place for place in sorted(places) if group[place].sop_instance_uid not in known.instances
-    ]
-    states = _record_new(connection, group, fresh, known, now)
-    for place in places.difference(fresh):
-        valid = known.instances[group[place].sop_instance_uid]
-        states[place] = _record_again(connection, group[place], valid, now, set_aside)
-    again = [place for place in range(len(group)) if place not in states]
-    if again:
-        # The UID stood in the group before, or another process was faster: it is known by now.
-        rest = _record(connection, [group[place] for place in again], now, set_aside)
-        states.update(zip(again, rest, strict=True))
-    return [states[place] for place in range(len(group))]
+    connection: Connection, instance: ReceivedInstance, now: float, set_aside: SetAside
+) -> InstanceState:
+    """Record one instance in an open transaction."""
+    known = _known(connection, instance)
+    if known.valid is None:
+        state = _record_new(connection, _judged(instance, known), known, now)
+        if state is not None:
+            return state
+        known = _known(connection, instance)
+    if known.valid is None:
+        raise LedgerError("ledger: an instance is neither new nor known")
+    return _record_again(connection, instance, known.valid, now, set_aside)
 
 
-def _known(connection: Connection, group: Sequence[ReceivedInstance]) -> _Known:
-    uids = [instance.sop_instance_uid for instance in group]
-    all_series = list({instance.series_instance_uid for instance in group})
-    found = connection.execute(_KNOWN, {"uids": uids, "series": all_series}).all()
+def _known(connection: Connection, instance: ReceivedInstance) -> _Known:
+    uids = {"uid": instance.sop_instance_uid, "series": instance.series_instance_uid}
+    found = {row[0]: row for row in _KNOWN.run(connection, uids)}
+    valid = found.get("instance")
     return _Known(
-        instances={
-            row.uid: _Valid(row.id, row.sha256, row.series_instance_uid)
-            for row in found
-            if row.kind == "instance"
-        },
-        series=frozenset(row.uid for row in found if row.kind == "series"),
-        made=frozenset(row.uid for row in found if row.kind == "made"),
+        valid=_Valid._make(valid[1:]) if valid is not None else None,
+        series="series" in found,
+        made="made" in found,
     )
 
 
-def _kind(kind: str, uid: Column[str], condition: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+def _kind(kind: str, condition: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
     absent: list[Any] = [null().label(name) for name in ("id", "sha256", "series_instance_uid")]
-    return select(literal_column(f"'{kind}'").label("kind"), uid.label("uid"), *absent).where(
-        condition
-    )
+    return select(literal_column(f"'{kind}'").label("kind"), *absent).where(condition)
 
 
-_UIDS: BindParameter[str] = bindparam("uids", expanding=True)
-_SERIES: BindParameter[str] = bindparam("series", expanding=True)
+_UID: BindParameter[str] = bindparam("uid")
+_SERIES: BindParameter[str] = bindparam("series")
 _VALID = instances.c.state.in_(
     [literal_column(f"'{state}'") for state in (InstanceState.RECEIVED, InstanceState.IGNORED)]
 )
-_KNOWN = union_all(
-    select(
-        literal_column("'instance'").label("kind"),
-        instances.c.sop_instance_uid.label("uid"),
-        instances.c.id,
-        instances.c.sha256,
-        instances.c.series_instance_uid,
-    ).where(instances.c.sop_instance_uid.in_(_UIDS), _VALID),
-    _kind("series", series.c.series_instance_uid, series.c.series_instance_uid.in_(_SERIES)),
-    _kind("made", outputs.c.sop_instance_uid, outputs.c.sop_instance_uid.in_(_UIDS)),
-    _kind(
-        "made",
-        jobs.c.derived_series_instance_uid,
-        jobs.c.derived_series_instance_uid.in_(_SERIES),
-    ),
+_KNOWN = Prepared(
+    union_all(
+        select(
+            literal_column("'instance'").label("kind"),
+            instances.c.id,
+            instances.c.sha256,
+            instances.c.series_instance_uid,
+        ).where(instances.c.sop_instance_uid == _UID, _VALID),
+        _kind("series", series.c.series_instance_uid == _SERIES),
+        _kind("made", outputs.c.sop_instance_uid == _UID),
+        _kind("made", jobs.c.derived_series_instance_uid == _SERIES),
+    )
 )
 
 
 def _record_new(
-    connection: Connection,
-    group: Sequence[ReceivedInstance],
-    places: Sequence[int],
-    known: _Known,
-    now: float,
-) -> dict[int, InstanceState]:
-    """Record instances whose UIDs had no valid row; not those that another process has just."""
-    fresh = [_judged(group[place], known) for place in places]
-    for instance in fresh:
-        if instance.series_instance_uid not in known.series:
-            _ensure_series(connection, instance, now)
-    rows = [_instance_values(instance, *_new_state(instance), now) for instance in fresh]
-    inserted = set(connection.scalars(_INSERT[connection.dialect.name], rows)) if rows else set()
-    recorded = [instance for instance in fresh if instance.sop_instance_uid in inserted]
-    latest = {one.series_instance_uid: one for one in recorded if one.ignored_reason is None}
-    for series_uid, instance in latest.items():
-        arrived = sum(
-            one.series_instance_uid == series_uid and one.ignored_reason is None for one in recorded
-        )
-        _grow_series(connection, instance, now, arrived)
-    return {
-        place: _new_state(instance)[0]
-        for place, instance in zip(places, fresh, strict=True)
-        if instance.sop_instance_uid in inserted
-    }
-
-
-def _new_state(instance: ReceivedInstance) -> tuple[InstanceState, str | None]:
+    connection: Connection, instance: ReceivedInstance, known: _Known, now: float
+) -> InstanceState | None:
+    """Record an instance whose UID had no valid row; None where another process just has."""
+    if not known.series:
+        _ensure_series(connection, instance, now)
     reason = instance.ignored_reason
-    return (InstanceState.RECEIVED if reason is None else InstanceState.IGNORED), reason
+    state = InstanceState.RECEIVED if reason is None else InstanceState.IGNORED
+    values = _instance_values(instance, state, reason, now)
+    if _INSERT.run(connection, values).first() is None:
+        return None
+    if reason is None:
+        _grow_series(connection, instance, now)
+    return state
 
 
 def _judged(instance: ReceivedInstance, known: _Known) -> ReceivedInstance:
-    own = {instance.sop_instance_uid, instance.series_instance_uid} & known.made
-    if own and instance.ignored_reason is None:
+    if known.made and instance.ignored_reason is None:
         return replace(instance, ignored_reason="our own output: it came back to us")
     return instance
 
@@ -242,52 +208,74 @@ def _ensure_series(connection: Connection, instance: ReceivedInstance, now: floa
         record_event(connection, Entity.SERIES, key, None, state, reason, now)
 
 
-_INSERT = {
-    name: dialect.insert(instances).on_conflict_do_nothing().returning(instances.c.sop_instance_uid)
-    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
-}
-
-
 def _instance_values(
     instance: ReceivedInstance, state: InstanceState, reason: str | None, now: float
 ) -> dict[str, object]:
-    values = asdict(instance)
-    del values["ignored_reason"]
     return {
-        **values,
+        "sop_instance_uid": instance.sop_instance_uid,
+        "sop_class_uid": instance.sop_class_uid,
+        "study_instance_uid": instance.study_instance_uid,
+        "series_instance_uid": instance.series_instance_uid,
         "modality": instance.modality[:_MODALITY_LENGTH],
-        "state": state,
+        "transfer_syntax_uid": instance.transfer_syntax_uid,
+        "path": instance.path,
+        "sha256": instance.sha256,
+        "size": instance.size,
+        "association_id": instance.association_id,
+        "state": state.value,
         "reason": reason,
         "assigned": False,
         "received_at": now,
     }
 
 
-def _grow_series(
-    connection: Connection, instance: ReceivedInstance, now: float, arrived: int
-) -> None:
-    state = _note_activity(connection, instance, now, arrived=arrived)
+_COLUMNS: dict[str, BindParameter[Any]] = {
+    column.name: bindparam(column.name) for column in instances.c if column.name != "id"
+}
+_INSERT = Prepared(
+    lambda dialect: (
+        dialect.insert(instances)
+        .values(_COLUMNS)
+        .on_conflict_do_nothing()
+        .returning(instances.c.id)
+    )
+)
+
+
+def _grow_series(connection: Connection, instance: ReceivedInstance, now: float) -> None:
+    state = _note_activity(connection, instance, now, arrived=1)
     if state != SeriesState.RECEIVING:
         key = instance.series_instance_uid
         reason = "late instance"
         move(connection, Entity.SERIES, key, SeriesState.RECEIVING, reason=reason, now=now)
 
 
+_ACTIVITY = Prepared(
+    update(series)
+    .where(series.c.series_instance_uid == _SERIES)
+    .values(
+        instances=series.c.instances + bindparam("arrived", type_=Integer),
+        last_received_at=bindparam("now"),
+        association_id=func.coalesce(
+            cast(bindparam("association"), Integer), series.c.association_id
+        ),
+    )
+    .returning(series.c.state)
+)
+
+
 def _note_activity(
     connection: Connection, instance: ReceivedInstance, now: float, *, arrived: int
 ) -> str | None:
     """Put off the quiet time of a series and count what arrived; return its state."""
-    state: str | None = connection.scalar(
-        update(series)
-        .where(series.c.series_instance_uid == instance.series_instance_uid)
-        .values(
-            instances=series.c.instances + arrived,
-            last_received_at=now,
-            association_id=func.coalesce(instance.association_id, series.c.association_id),
-        )
-        .returning(series.c.state)
-    )
-    return state
+    values = {
+        "series": instance.series_instance_uid,
+        "arrived": arrived,
+        "now": now,
+        "association": instance.association_id,
+    }
+    row = _ACTIVITY.run(connection, values).first()
+    return None if row is None else str(row[0])
 
 
 def _record_again(

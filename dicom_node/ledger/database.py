@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    Executable,
+    Table,
+    create_engine,
+    event,
+    inspect,
+    make_url,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
@@ -155,3 +167,33 @@ def insert_or_nothing(connection: Connection, table: Table, row: Mapping[str, ob
     statement = dialect.insert(table).values(row).on_conflict_do_nothing()
     inserted = connection.execute(statement.returning(*table.primary_key))
     return inserted.first() is not None
+
+
+class Prepared:
+    """A statement compiled once for each dialect, and handed to the driver as it is.
+
+    SQLAlchemy takes longer over a small statement than the database does.  Values are given by
+    the names of the statement's bind parameters, of types that drivers know.
+    """
+
+    def __init__(self, statement: Executable | Callable[[Any], Executable]) -> None:
+        """A callable makes the statement from the dialect's module, as for ON CONFLICT."""
+        self._statement = statement
+        self._compiled: dict[str, tuple[str, Sequence[str] | None]] = {}
+
+    def run(self, connection: Connection, values: Mapping[str, object]) -> CursorResult[Any]:
+        """Execute it."""
+        name = connection.dialect.name
+        if name not in self._compiled:
+            self._compiled[name] = self._compile(connection)
+        text, places = self._compiled[name]
+        if places is None:
+            return connection.exec_driver_sql(text, dict(values))
+        return connection.exec_driver_sql(text, tuple(values[place] for place in places))
+
+    def _compile(self, connection: Connection) -> tuple[str, Sequence[str] | None]:
+        made = self._statement
+        if not isinstance(made, Executable):
+            made = made(postgresql if connection.dialect.name == "postgresql" else sqlite)
+        compiled: Any = made.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
+        return str(compiled), compiled.positiontup if compiled.positional else None

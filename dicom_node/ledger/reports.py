@@ -6,6 +6,8 @@ are newest first; `since` is in seconds since 1970 UTC and compares with the tim
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import Engine, func, select
 
 from dicom_node.errors import NotFoundError
@@ -22,6 +24,7 @@ from dicom_node.ledger.tables import (
 
 __all__ = [
     "Report",
+    "Transfer",
     "deliveries",
     "delivery",
     "instance",
@@ -29,8 +32,10 @@ __all__ = [
     "job",
     "jobs",
     "one_series",
+    "open_associations",
     "series",
     "stats",
+    "transfers",
 ]
 
 
@@ -204,3 +209,55 @@ def stats(engine: Engine) -> Report:
                 [DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.WAITING],
             ),
         }
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What one association brought of one SOP Class of one study."""
+
+    calling_ae: str
+    address: str
+    study_instance_uid: str
+    sop_class_uid: str
+    instances: int
+    path: str  #: of one of them
+
+
+def transfers(engine: Engine, association_id: int) -> list[Transfer]:
+    """Return what an association brought and the node kept, by study and SOP Class.
+
+    What it sent again is not in it: the row of an instance names the association that was first.
+    """
+    instance, association = tables.instances.c, tables.associations.c
+    query = (
+        select(
+            association.calling_ae,
+            association.address,
+            instance.study_instance_uid,
+            instance.sop_class_uid,
+            func.count().label("instances"),
+            func.min(instance.path).label("path"),
+        )
+        .join(tables.associations, association.id == instance.association_id)
+        .where(
+            association.id == association_id,
+            instance.study_instance_uid.is_not(None),
+            instance.path.is_not(None),
+        )
+        .group_by(
+            association.calling_ae,
+            association.address,
+            instance.study_instance_uid,
+            instance.sop_class_uid,
+        )
+        .order_by(instance.study_instance_uid, instance.sop_class_uid)
+    )
+    with reading(engine) as connection:
+        return [Transfer(**row) for row in connection.execute(query).mappings()]
+
+
+def open_associations(engine: Engine) -> list[int]:
+    """Return the associations whose end is not recorded, oldest first."""
+    opened = select(tables.associations.c.id).where(tables.associations.c.closed_at.is_(None))
+    with reading(engine) as connection:
+        return list(connection.scalars(opened.order_by(tables.associations.c.id)))

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints what it measured, with its command and machine class."""

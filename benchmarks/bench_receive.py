@@ -1,0 +1,257 @@
+"""C-STORE receivers side by side: rates, CPU, latency and memory of one run.
+
+    python -m benchmarks.bench_receive [--quick] [--only WORD] [--write]
+
+The repetitions of one scenario go round the receivers, so that a machine that is busy for a while
+is busy for all; a ratio is the median of the ratios within a repetition.  --write puts the tables
+into benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import receivers, report
+from benchmarks.images import KINDS, instances
+from benchmarks.receivers import DCMTK, Receiver, Running
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One table: a sender, what it sends, and to whom; the first two receivers are compared."""
+
+    title: str
+    kind: str
+    rows: tuple[Receiver, ...]
+    count: int
+    associations: int = 1
+    storescu: bool = False
+    no_delay: bool = True
+
+
+@dataclass
+class Sample:
+    """One receiver in one repetition."""
+
+    rate: float
+    megabytes: float
+    cpu_ms: float
+    latencies_ms: list[float] = field(default_factory=list)
+
+
+_PEERS = (receivers.STORESCP_ND, receivers.ORTHANC_ND, receivers.PYNETDICOM)
+_FORKED = (receivers.STORESCP_FORK, receivers.ORTHANC_ND, receivers.PYNETDICOM)
+_BOTH = (receivers.NODE, receivers.NODE_STOCK)
+
+SCENARIOS = (
+    Scenario(
+        "storescu as it comes, 1 association",
+        "CT 512×512",
+        (receivers.NODE, receivers.STORESCP, receivers.ORTHANC_PLAIN, receivers.PYNETDICOM),
+        40,
+        storescu=True,
+        no_delay=False,
+    ),
+    Scenario(
+        "storescu, TCP_NODELAY=1, 1 association",
+        "CT 512×512",
+        (*_BOTH, *_PEERS),
+        100,
+        storescu=True,
+    ),
+    Scenario(
+        "storescu, TCP_NODELAY=1, 4 associations at once",
+        "CT 512×512",
+        (*_BOTH, *_FORKED),
+        50,
+        associations=4,
+        storescu=True,
+    ),
+    Scenario(
+        "own sender, TCP_NODELAY, 1 association",
+        "CT 512×512",
+        (*_BOTH, *_PEERS, receivers.LIMIT),
+        150,
+    ),
+    Scenario(
+        "own sender, TCP_NODELAY, 4 associations at once",
+        "CT 512×512",
+        (*_BOTH, *_FORKED, receivers.LIMIT),
+        60,
+        associations=4,
+    ),
+    *(
+        Scenario(
+            "own sender, TCP_NODELAY, 1 association",
+            kind,
+            (receivers.NODE, *_PEERS, receivers.LIMIT),
+            150,
+        )
+        for kind in ("PET 192×192", "MR 256×256", "CT JPEG-LS", "MR RLE")
+    ),
+)
+
+
+def main() -> None:
+    """Run what the command line asks for and print it."""
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("--quick", action="store_true", help="fewer instances and repetitions")
+    words.add_argument("--only", default="", help="scenarios whose title or kind has this word")
+    words.add_argument("--repetitions", type=int, help="default 7, with --quick 3")
+    words.add_argument("--folder", type=Path, help="where the receivers store; default: here")
+    words.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
+    given = words.parse_args()
+    repetitions = given.repetitions or (3 if given.quick else 7)
+    with tempfile.TemporaryDirectory(dir=given.folder or Path.cwd(), prefix=".bench-") as folder:
+        tables = []
+        for scenario in SCENARIOS:
+            if given.only not in f"{scenario.title} {scenario.kind}":
+                continue
+            tables.append(measure(scenario, Path(folder), repetitions, quick=given.quick))
+            print(tables[-1], flush=True)
+        if given.only in "memory":
+            tables.append(memory(Path(folder), slices=300 if given.quick else 2000))
+            print(tables[-1], flush=True)
+    if given.write:
+        command = "python -m benchmarks.bench_receive " + " ".join(sys.argv[1:])
+        report.write(Path(__file__).with_name("RESULTS.md"), tables, command)
+
+
+def measure(scenario: Scenario, folder: Path, repetitions: int, *, quick: bool) -> str:
+    """The table of one scenario, in Markdown."""
+    count = max(10, scenario.count // (3 if quick else 1))
+    samples: dict[str, list[Sample]] = {row.name: [] for row in scenario.rows}
+    with receivers.running(list(scenario.rows), folder) as started:
+        for running in started:
+            _once(scenario, running, folder, 5)  # what is loaded or made at the first instance
+        for repetition in range(repetitions):
+            turn = repetition % len(started)
+            for running in (*started[turn:], *started[:turn]):
+                samples[running.receiver.name].append(_once(scenario, running, folder, count))
+        peaks = {running.receiver.name: running.peak_bytes() for running in started}
+    return report.table(
+        f"{scenario.kind}: {scenario.title}",
+        f"{scenario.associations} × {count} instances, {repetitions} repetitions",
+        scenario.rows[0].name,
+        samples,
+        peaks,
+    )
+
+
+def _once(scenario: Scenario, running: Running, folder: Path, count: int) -> Sample:
+    before = running.cpu_seconds()
+    if scenario.storescu:
+        seconds, octets, latencies = _by_storescu(scenario, running, folder, count)
+    else:
+        seconds, octets, latencies = _by_sender(scenario, running, count)
+    total = count * scenario.associations
+    # A forked child counts once it is reaped.
+    time.sleep(0.05)
+    cpu = running.cpu_seconds() - before
+    return Sample(total / seconds, octets / seconds / 1e6, 1e3 * cpu / total, latencies)
+
+
+def _by_storescu(
+    scenario: Scenario, running: Running, folder: Path, count: int
+) -> tuple[float, int, list[float]]:
+    with _files(scenario, folder, count) as folders:
+        octets = sum(path.stat().st_size for each in folders for path in each.iterdir())
+        environment = {**os.environ, **({"TCP_NODELAY": "1"} if scenario.no_delay else {})}
+        commands = [
+            [
+                str(DCMTK / "storescu"),
+                *("-xe", "+sd", "-aec", running.receiver.title),
+                *("127.0.0.1", str(running.port), str(each)),
+            ]
+            for each in folders
+        ]
+        begun = time.perf_counter()
+        senders = [
+            subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+            for command in commands
+        ]
+        for sender in senders:
+            _, words = sender.communicate(timeout=600)
+            if sender.returncode:
+                raise SystemExit(f"storescu → {running.receiver.name}: {words.decode()[-500:]}")
+        return time.perf_counter() - begun, octets, []
+
+
+@contextmanager
+def _files(scenario: Scenario, folder: Path, count: int) -> Generator[list[Path]]:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="sent-") as made:
+        folders = [Path(made) / str(number) for number in range(scenario.associations)]
+        for each in folders:
+            each.mkdir()
+            for number, instance in enumerate(instances(KINDS[scenario.kind], count)):
+                (each / f"{number:05d}.dcm").write_bytes(instance.file)
+        # What was just written is not to be flushed during the measurement.
+        os.sync()
+        yield folders
+
+
+def _by_sender(scenario: Scenario, running: Running, count: int) -> tuple[float, int, list[float]]:
+    how = "raw" if running.receiver.raw else "dicom"
+    results = _send(running, scenario.kind, count, scenario.associations, how)
+    seconds = max(result["seconds"] for result in results)
+    latencies = [1e3 * value for result in results for value in result["latencies"]]
+    return seconds, sum(result["octets"] for result in results), latencies
+
+
+def _send(
+    running: Running, kind: str, count: int, associations: int, how: str
+) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "benchmarks.sender", "127.0.0.1", str(running.port)]
+    command += [running.receiver.title, kind, str(count), how]
+    senders = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        for _ in range(associations)
+    ]
+    for sender in senders:
+        assert sender.stdout is not None
+        if sender.stdout.readline() != "ready\n":
+            raise SystemExit(f"the sender could not associate with {running.receiver.name}")
+    os.sync()
+    for sender in senders:
+        assert sender.stdin is not None
+        sender.stdin.write("go\n")
+        sender.stdin.flush()
+    return [json.loads(sender.communicate(timeout=600)[0]) for sender in senders]
+
+
+def memory(folder: Path, slices: int) -> str:
+    """Resident memory of the receive process: idle, during a long series, during a large object."""
+    rows = []
+    for name, kind, count in (
+        (f"{slices} slices of CT 512×512", "CT 512×512", slices),
+        ("one multi-frame object of 629 MB", "Enhanced CT 600 MB", 1),
+    ):
+        with receivers.running([receivers.NODE], folder) as (running,):
+            _send(running, "MR 256×256", 5, 1, "dicom")
+            idle = running.resident_bytes()
+            (result,) = _send(running, kind, count, 1, "dicom")
+            rows.append((name, idle, running.peak_bytes(), result["seconds"]))
+    return report.memory_table(rows)
+
+
+if __name__ == "__main__":
+    main()

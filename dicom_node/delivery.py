@@ -11,12 +11,15 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
 from dicom_node.association import Peer
+from dicom_node.audit import RemoteNode
 from dicom_node.errors import DestinationError, NodeError, NotFoundError, PermanentError
 from dicom_node.ledger import outbox, queue, reports
 from dicom_node.ledger.tables import DeliveryState, ItemState
@@ -24,6 +27,7 @@ from dicom_node.observability import get_logger
 from dicom_node.settings import DeliverySettings, NodeSettings
 from dicom_node.spool import Spool
 from dicom_node.storage_scu import Sendable, Sent, send_all
+from dicom_node.transfers import Dispatches
 
 Clock = Callable[[], float]
 
@@ -59,10 +63,12 @@ class _Attempt:
     dead: int = 0
     dead_why: str = ""
     retry_why: str = ""
+    delivered_classes: Counter[str] = field(default_factory=Counter)  # by SOP Class UID
 
-    def note(self, sent: Sent) -> None:
+    def note(self, sent: Sent, sop_class_uid: str) -> None:
         if sent.outcome == "delivered":
             self.delivered += 1
+            self.delivered_classes[sop_class_uid] += 1
         elif sent.outcome == "dead":
             self.dead += 1
             self.dead_why = self.dead_why or sent.why
@@ -93,10 +99,12 @@ class DeliveryWorker:
         rng: random.Random | None = None,
         stop: threading.Event | None = None,
         on_delivered: Callable[[queue.Delivery, Peer], None] | None = None,
+        dispatches: Dispatches | None = None,
     ) -> None:
         """*stop*, once set, ends a delivery after the instance in hand; it goes on later.
 
-        *on_delivered* is called once for each series that is stored, to ask for commitment.
+        *on_delivered* is called once for each series that is stored, to ask for commitment;
+        *dispatches* tells the audit trail of each attempt.
         """
         self._settings = settings
         self._spool = spool
@@ -107,6 +115,7 @@ class DeliveryWorker:
         self._rng = rng or random.Random()
         self._stop = stop or threading.Event()
         self._on_delivered = on_delivered
+        self._dispatches = dispatches
 
     def recover(self) -> int:
         """Give back what an earlier process of the same name, or this one, left in hand."""
@@ -160,12 +169,31 @@ class DeliveryWorker:
         try:
             peer, items = self._prepare(delivery)
             self._keep(delivery, peer)
-            self._send(delivery, peer, items, attempt)
+            with self._told(peer, delivery, attempt):
+                self._send(delivery, peer, items, attempt)
         except PermanentError as error:
             return Conclusion(DeliveryState.DEAD, error.message, None)
         except DestinationError as error:
             attempt.retry_why = attempt.retry_why or error.message
         return self._conclude(delivery, attempt)
+
+    @contextmanager
+    def _told(self, peer: Peer, delivery: queue.Delivery, attempt: _Attempt) -> Iterator[None]:
+        """Tell the audit trail that the attempt begins, and what came of it however it ends."""
+        if self._dispatches is None:
+            yield
+            return
+        to = RemoteNode(peer.ae_title, peer.host)
+        begun = self._dispatches.begun(to, delivery.items)
+        why = ""
+        try:
+            yield
+        except NodeError as error:
+            why = error.message
+            raise
+        finally:
+            why = why or attempt.retry_why or attempt.dead_why
+            self._dispatches.ended(to, begun, attempt.delivered_classes, why)
 
     def _prepare(self, delivery: queue.Delivery) -> tuple[Peer, list[Sendable]]:
         destination = self._settings.destinations.get(delivery.destination)
@@ -185,10 +213,11 @@ class DeliveryWorker:
     def _send(
         self, delivery: queue.Delivery, peer: Peer, items: Sequence[Sendable], attempt: _Attempt
     ) -> None:
+        classes = {item.sop_instance_uid: item.sop_class_uid for item in items}
         answers = send_all(peer, items)
         try:
             for sent in answers:
-                attempt.note(sent)
+                attempt.note(sent, classes[sent.sop_instance_uid])
                 self._record(delivery, sent)
                 # Out of resources: the next instance would be refused too, and waits for it.
                 if sent.outcome == "retry" or self._stop.is_set():

@@ -30,14 +30,17 @@ from dicom_node.association import (
     configure_protocol,
     contexts_scp,
 )
+from dicom_node.audit import RemoteNode
 from dicom_node.errors import LedgerError
 from dicom_node.ledger import intake
+from dicom_node.listener import Refusal
 from dicom_node.observability import get_logger
 from dicom_node.receiver import Answer, Reception, Request, StorageReceiver
 from dicom_node.refusals import RefusalLog
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
 from dicom_node.storage_loop import Context, Handover, StorageLoop, Timeouts, contexts_of
+from dicom_node.transfers import Receipts
 from dicom_node.upper_layer import CommandSet, Limits
 
 Clock = Callable[[], float]
@@ -56,14 +59,19 @@ class StorageSCP:
         clock: Clock = time.time,
         *,
         handlers: Sequence[EventHandler] = (),
+        receipts: Receipts | None = None,
     ) -> None:
-        """*handlers* are bound beside our own, as for Storage Commitment's reports."""
+        """*handlers* are bound beside our own, as for Storage Commitment's reports.
+
+        *receipts* tells the audit trail of refusals and of what associations brought.
+        """
         self._settings = settings
         self._engine = engine
         self._clock = clock
         self._limits = limits(settings)
         self._receiver = StorageReceiver(spool, engine, clock, self._limits)
         self._rules = access_rules(settings)
+        self._receipts = receipts
         self._handlers = [*self._own_handlers(), *handlers]
         self._associations: dict[Association, int] = {}
         self._handovers: WeakKeyDictionary[Association, Handover] = WeakKeyDictionary()
@@ -87,6 +95,8 @@ class StorageSCP:
 
     def start(self) -> None:
         """Listen; ConfigurationError where an address cannot be bound or a TLS file be used."""
+        if self._receipts is not None:
+            self._receipts.lost()
         intake.close_lost_associations(self._engine, self._clock())
         acceptor = self._make_acceptor()
         acceptor.start()
@@ -101,8 +111,17 @@ class StorageSCP:
             contexts=contexts_scp(self._settings.association.extra_storage_classes),
             handlers=self._handlers,
             admit=lambda requestor: admit(requestor, self._rules),
-            refused=RefusalLog(lambda refusal, left_out: None),
+            refused=RefusalLog(self._on_refused),
         )
+
+    def _on_refused(self, refusal: Refusal, left_out: int) -> None:
+        if self._receipts is not None:
+            more = f" ({left_out} more before it)" if left_out else ""
+            self._receipts.refused(
+                RemoteNode(refusal.calling_ae, refusal.address),
+                f"{refusal.why}{more}",
+                authentication=refusal.authentication or refusal.admission is not None,
+            )
 
     def renew_certificates(self, *, force: bool = False) -> None:
         """Load the files of ``[tls]`` again where they have changed, or in any case."""
@@ -208,6 +227,8 @@ class StorageSCP:
             handover.end()
         if association_id is None:
             return
+        if self._receipts is not None:
+            self._receipts.ended(association_id)
         try:
             intake.close_association(self._engine, association_id, outcome, self._clock())
         except LedgerError as error:

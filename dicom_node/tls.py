@@ -9,7 +9,8 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,39 @@ def certificate_names(certificate: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 def _common_names(subject: Iterable[Iterable[tuple[str, str]]]) -> list[str]:
     return [value for part in subject for key, value in part if key == "commonName"]
+
+
+def expires(files: TLSFiles) -> float:
+    """When our own certificate ceases to be valid, in seconds since 1970.
+
+    Raises ConfigurationError where the files cannot be used.
+    """
+    # The standard library reads a certificate only as that of the other side of a handshake.
+    assert files.certificate is not None
+    server = server_context(replace(files, ca=None), verify_peers=False)
+    client = client_context(TLSFiles(ca=files.certificate))
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+    shown = _handshake_with_ourselves(server, client) or {}
+    return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
+
+
+# X509_V_FLAG_NO_CHECK_TIME of OpenSSL: an expired certificate has an end of validity too.
+_NO_CHECK_TIME = 0x200000
+
+
+def _handshake_with_ourselves(
+    server: ssl.SSLContext, client: ssl.SSLContext
+) -> Mapping[str, Any] | None:
+    """What a client reads of the server's certificate, without a network."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = server.wrap_bio(to_server, to_client, server_side=True)
+    theirs = client.wrap_bio(to_client, to_server)
+    for _ in range(4):  # flights of a handshake
+        for side in (theirs, ours):
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    return theirs.getpeercert()
 
 
 def failure_words(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def examine(config: Path) -> list[Diagnosis]:
     except ConfigurationError as error:
         return [Diagnosis("settings", "problem", each, "edit it") for each in error.problems]
     found = [Diagnosis("settings", "good", str(config))]
-    for check in (_routes, _spool, _disk, _ledger, _model, _listening, _destinations):
+    for check in _CHECKS:
         found.extend(_guarded(check, settings))
     return found
 
@@ -55,6 +56,7 @@ _ADVICE = {
     "routes": "edit the routing table; `dicom-node route explain` shows what it does",
     "spool": "give the node's account write permission to the folder",
     "ledger": "see that the database is there and the node's account may write to it",
+    "refused": "give the node's account read permission to audit.journal",
     "model": "set engine.bundle to a bundle that is shipped, or to a folder with one",
     "disk": "free space, or move the spool to a larger disk",
 }
@@ -124,16 +126,85 @@ def _model(settings: NodeSettings) -> Iterator[Diagnosis]:
 
 
 def _listening(settings: NodeSettings) -> Iterator[Diagnosis]:
-    node = settings.node
-    host = "127.0.0.1" if node.host in ("0.0.0.0", "") else node.host
-    where = f"{node.ae_title}@{host}:{node.port}"
+    if not settings.tls.only:
+        yield _open_port(settings, settings.node.port)
+    if settings.tls.port is not None:
+        yield _open_port(settings, settings.tls.port)
+
+
+def _open_port(settings: NodeSettings, port: int) -> Diagnosis:
+    host = _near(settings)
+    where = f"{settings.node.ae_title}@{host}:{port}"
     try:
-        socket.create_connection((host, node.port), timeout=2.0).close()
+        socket.create_connection((host, port), timeout=2.0).close()
     except OSError:
         advice = "start it with `dicom-node serve`"
-        yield Diagnosis("listening", "warning", f"nothing listens at {where}", advice)
+        return Diagnosis("listening", "warning", f"nothing listens at {where}", advice)
+    return Diagnosis("listening", "good", f"something listens at {where}")
+
+
+def _near(settings: NodeSettings) -> str:
+    """The address by which this machine reaches its own listener."""
+    any_address = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
+    return any_address.get(settings.node.host, settings.node.host)
+
+
+def _tls(settings: NodeSettings) -> Iterator[Diagnosis]:
+    from dicom_node.tls import TLSFiles, expires, server_context
+
+    given = settings.tls
+    if given.certificate is None or given.key is None:
         return
-    yield Diagnosis("listening", "good", f"something listens at {where}")
+    try:
+        server_context(TLSFiles.of(given), verify_peers=given.verify_peers)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            yield Diagnosis("tls", "problem", problem, "mend the file; the node keeps the old one")
+        return
+    if given.key.stat().st_mode & 0o077:
+        advice = f"chmod 600 {given.key}"
+        yield Diagnosis("tls", "warning", f"{given.key} is open to other accounts", advice)
+    yield _expiry(given.certificate, expires(TLSFiles.of(given)))
+
+
+def _expiry(certificate: Path, moment: float) -> Diagnosis:
+    days = int((moment - time.time()) // 86_400)
+    until = time.strftime("%Y-%m-%d", time.gmtime(moment))
+    if days < 0:
+        return Diagnosis("tls", "problem", f"{certificate} expired on {until}", _RENEW)
+    state: State = "warning" if days < _EXPIRES_SOON_D else "good"
+    advice = _RENEW if state == "warning" else ""
+    return Diagnosis("tls", state, f"{certificate} is valid until {until}", advice)
+
+
+_RENEW = "put a new certificate in its place; the node reads it without a restart"
+_EXPIRES_SOON_D = 30
+
+
+def _access(settings: NodeSettings) -> Iterator[Diagnosis]:
+    rules = len(settings.association.allow)
+    if rules:
+        yield Diagnosis("access", "good", f"{rules} rules say who may associate")
+    elif settings.node.host in ("127.0.0.1", "::1", "localhost"):
+        yield Diagnosis("access", "good", "everyone on this machine may associate")
+    else:
+        advice = "list the senders in association.allow"
+        yield Diagnosis("access", "warning", "everyone who reaches the port may associate", advice)
+
+
+def _refused(settings: NodeSettings) -> Iterator[Diagnosis]:
+    from dicom_node.audit_trail import last_alerts
+
+    journal = settings.audit.journal
+    if not journal.exists():
+        return
+    for alert in last_alerts(journal, _REFUSALS_SHOWN):
+        who = alert.address if alert.peer == alert.address else f"{alert.peer} at {alert.address}"
+        yield Diagnosis("refused", "warning", f"{alert.at[:19]}Z {who}: {alert.why}", _IF_WANTED)
+
+
+_REFUSALS_SHOWN = 5
+_IF_WANTED = "if it should be let in, mend what is named; else nothing"
 
 
 def _destinations(settings: NodeSettings) -> Iterator[Diagnosis]:
@@ -148,6 +219,20 @@ def _destinations(settings: NodeSettings) -> Iterator[Diagnosis]:
         state: State = "good" if result.ok else "problem"
         advice = "" if result.ok else "see that it runs, and that both sides know the AE titles"
         yield Diagnosis(f"destination {name}", state, result.words, advice)
+
+
+_CHECKS = (
+    _routes,
+    _spool,
+    _disk,
+    _ledger,
+    _model,
+    _tls,
+    _listening,
+    _access,
+    _destinations,
+    _refused,
+)
 
 
 def show(findings: Sequence[Diagnosis], *, as_json: bool) -> None:

@@ -14,8 +14,9 @@ from typing import NoReturn, Protocol
 
 from sqlalchemy import Engine
 
-from dicom_node import commitment, janitor
+from dicom_node import audit, commitment, janitor
 from dicom_node.assembler import Assembler
+from dicom_node.audit_trail import AuditTrail
 from dicom_node.delivery import DeliveryWorker
 from dicom_node.errors import ConfigurationError, TransientError
 from dicom_node.inference import LocalEngine
@@ -32,6 +33,7 @@ from dicom_node.supervisor.process import (
     die_with_supervisor,
     handled_signals,
 )
+from dicom_node.transfers import Dispatches, Receipts
 
 # The promise is ten seconds from SIGTERM to exit; what is left is for closing files.
 FORCED_EXIT_S = 7.0
@@ -58,7 +60,7 @@ class Service(Protocol):
 class ReceiveService:
     """Listens for instances and assembles what has come."""
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(self, settings: NodeSettings, trail: AuditTrail) -> None:
         self._settings = settings
         self.idle_s = settings.assembly.tick_s
         routes = load_routes(settings.routes, list(settings.destinations))
@@ -70,7 +72,14 @@ class ReceiveService:
         self._assembler = Assembler(settings, spool, self._ledger, routes)
         self._next_sweep = 0.0
         reports = commitment.handlers(self._ledger, time.time)
-        self._scp = StorageSCP(settings, spool, self._ledger, time.time, handlers=reports)
+        self._scp = StorageSCP(
+            settings,
+            spool,
+            self._ledger,
+            time.time,
+            handlers=reports,
+            receipts=Receipts(trail, self._ledger, spool, settings.node.ae_title, time.time),
+        )
         self._scp.start()
 
     def turn(self, now: float) -> bool:
@@ -79,11 +88,13 @@ class ReceiveService:
             self._next_sweep = now + self._settings.janitor.interval_s
             limit = self._settings.engine.max_attempts
             janitor.sweep(self._ledger, max_attempts=limit, now=now)
+            self._scp.renew_certificates()
         self._assembler.tick(now)
         return False
 
     def reload(self) -> None:
-        """Read routes.toml again; a table with a mistake keeps the old one in force."""
+        """Read routes.toml and the TLS files again; what has a mistake keeps the old in force."""
+        self._scp.renew_certificates(force=True)
         try:
             routes = load_routes(self._settings.routes, list(self._settings.destinations))
         except ConfigurationError as error:
@@ -135,7 +146,7 @@ class RestoreService:
 class DeliverService:
     """Sends restored series to their destinations."""
 
-    def __init__(self, settings: NodeSettings, stop: threading.Event) -> None:
+    def __init__(self, settings: NodeSettings, stop: threading.Event, trail: AuditTrail) -> None:
         self.idle_s = settings.delivery.idle_poll_s
         self._ledger, spool = open_stores(settings)
         self._slot = WorkerSlot(settings.node.data_dir, "deliver")
@@ -148,6 +159,7 @@ class DeliverService:
             name=self._slot.name,
             stop=stop,
             on_delivered=ask if settings.delivery.commitment else None,
+            dispatches=Dispatches(trail, spool, settings.node.ae_title, time.time),
         )
         self._worker.recover()
 
@@ -198,13 +210,15 @@ class WorkerSlot:
         self._file.close()
 
 
-def build_service(role: str, settings: NodeSettings, signals: Signals) -> Service:
+def build_service(
+    role: str, settings: NodeSettings, signals: Signals, trail: AuditTrail
+) -> Service:
     """The service of a role, started; ConfigurationError when it cannot be."""
     if role == "receive":
-        return ReceiveService(settings)
+        return ReceiveService(settings, trail)
     if role == "restore":
         return RestoreService(settings, signals.stop)
-    return DeliverService(settings, signals.stop)
+    return DeliverService(settings, signals.stop, trail)
 
 
 def serve_role(role: str, service: Service, signals: Signals, notifier: Notifier) -> None:
@@ -239,14 +253,19 @@ def run_role(role: str, settings: NodeSettings) -> NoReturn:
     die_with_supervisor(os.environ)
     notifier = Notifier(os.environ)
     with handled_signals() as signals:
+        trail = AuditTrail(settings)
         try:
-            service = build_service(role, settings, signals)
+            service = build_service(role, settings, signals, trail)
         except ConfigurationError as error:
             notifier.send(STATUS="; ".join(error.problems), X_ROLE=role)
             raise
         deadline = threading.Thread(target=_exit_by_deadline, args=(service, signals), daemon=True)
         deadline.start()
+        ae_title = settings.node.ae_title
+        trail.write(audit.application_activity(ae_title, time.time(), started=True))
         serve_role(role, service, signals, notifier)
+        trail.write(audit.application_activity(ae_title, time.time(), started=False))
+        trail.close()
     # All is closed. Taking torch's modules apart keeps a busy CPU for seconds, and there are ten.
     os._exit(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from dicom_node.audit_trail import AuditTrail
 from dicom_node.ledger.tables import open_ledger
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
 from dicom_node.storage_scp import StorageSCP
+from dicom_node.transfers import Receipts
 from tests.integration.peers import (
     STORESCP,
     Node,
@@ -27,7 +30,10 @@ from tests.integration.peers import (
 )
 
 # The settings of [association] that choose between the two ways to receive.
-RECEIVE_PATHS: dict[str, dict[str, Any]] = {"stock": {}}
+RECEIVE_PATHS: dict[str, dict[str, Any]] = {
+    "stock": {"storage_loop": False},
+    "loop": {"storage_loop": True},
+}
 
 
 class ElasticSpool(Spool):
@@ -49,7 +55,15 @@ def start_node(tmp_path: Path) -> Generator[Callable[..., Node]]:
             ledger = open_ledger(settings.ledger.url)
             stack.callback(ledger.dispose)
             spool = ElasticSpool(tmp_path / "spool")
-            scp = StorageSCP(settings, spool, ledger, handlers=changes.get("handlers", ()))
+            trail = AuditTrail(settings)
+            stack.callback(trail.close)
+            scp = StorageSCP(
+                settings,
+                spool,
+                ledger,
+                handlers=changes.get("handlers", ()),
+                receipts=Receipts(trail, ledger, spool, settings.node.ae_title, time.time),
+            )
             scp.start()
             stack.callback(scp.stop, 2.0)
             return Node(settings, spool, ledger, scp)
@@ -63,6 +77,7 @@ def node_settings(folder: Path, **changes: Any) -> NodeSettings:
         "node": {"port": reserve_port(), "data_dir": folder},
         "spool": {"path": folder / "spool"},
         "ledger": {"url": f"sqlite:///{folder / 'ledger.sqlite'}"},
+        "audit": {"journal": folder / "audit.log"},
     }
     given = {key: value for key, value in changes.items() if key != "handlers"}
     return NodeSettings.model_validate({**sections, **given})

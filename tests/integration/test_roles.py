@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dicom_node.audit_trail import AuditTrail
 from dicom_node.cli.starter import DEFAULT_ROUTES
 from dicom_node.errors import ConfigurationError
 from dicom_node.ledger import reports
@@ -18,6 +19,7 @@ from dicom_node.supervisor.process import Signals
 from dicom_node.supervisor.roles import DeliverService, ReceiveService, build_service
 from tests.factories import make_series, write_series
 from tests.integration.peers import Archive, Peer, outgoing_series, reserve_port, serving, until
+from tests.unit.dicom_node.audit_journal import audit_events
 
 
 @pytest.fixture
@@ -31,6 +33,7 @@ def settings(tmp_path: Path) -> Callable[..., NodeSettings]:
             "spool": {"path": tmp_path / "spool", "min_free_bytes": 0, "min_free_percent": 0},
             "ledger": {"url": f"sqlite:///{tmp_path / 'ledger.sqlite'}"},
             "assembly": {"quiet_s": 0.1},
+            "audit": {"journal": tmp_path / "audit.log"},
         }
         return NodeSettings.model_validate({**usual, **sections})
 
@@ -39,9 +42,12 @@ def settings(tmp_path: Path) -> Callable[..., NodeSettings]:
 
 @pytest.fixture
 def receive(settings: Callable[..., NodeSettings]) -> Generator[ReceiveService]:
-    service = ReceiveService(settings())
+    given = settings()
+    trail = AuditTrail(given)
+    service = ReceiveService(given, trail)
     yield service
     service.close()
+    trail.close()
 
 
 def concluded(service: ReceiveService, series_uid: str) -> dict[str, Any]:
@@ -94,11 +100,15 @@ def test_the_deliver_role_empties_the_outbox(
         to = {"ae_title": "ARCHIVE", "host": "127.0.0.1", "port": archive.port}
         node = start_node(destinations={"pacs": to})
         outgoing_series(node, ["pacs"], slices=3)
-        service = DeliverService(node.settings, Signals().stop)
+        trail = AuditTrail(node.settings)
+        service = DeliverService(node.settings, Signals().stop, trail)
         assert service.turn(0.0) is True
         assert service.turn(0.0) is False
         service.close()
+        trail.close()
         assert len(archive.stored) == 3
+    events = [name for name, _ in audit_events(node.settings.audit.journal)]
+    assert events == ["Begin Transferring DICOM Instances", "DICOM Instances Transferred"]
 
 
 def test_a_role_that_cannot_start_says_which_setting_is_wrong(
@@ -106,4 +116,4 @@ def test_a_role_that_cannot_start_says_which_setting_is_wrong(
 ) -> None:
     given = settings(engine={"bundle": "no-such-bundle"})
     with pytest.raises(ConfigurationError, match="no-such-bundle"):
-        build_service("restore", given, Signals())
+        build_service("restore", given, Signals(), AuditTrail(given))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from dicom_node.tls import (
     TLSFiles,
     certificate_names,
     client_context,
+    expires,
     failure_words,
     server_context,
 )
@@ -222,3 +224,11 @@ def test_a_missing_file_is_a_change_too(authority: Authority) -> None:
     os.rename(files.key, files.key.with_suffix(".away"))
     with pytest.raises(ConfigurationError, match=r"tls\.key"):
         credentials.renew()
+
+
+@pytest.mark.parametrize("days", [10, -3])
+def test_the_end_of_validity_is_read_of_good_and_of_expired_certificates(
+    days: int, authority: Authority
+) -> None:
+    end = expires(authority.issue("node", "node.example", days=days))
+    assert end == pytest.approx(time.time() + days * 86_400, abs=60)

@@ -103,6 +103,7 @@ def sampler(
         tasks=data.tasks,
         flip=data.flip,
         rotate=data.rotate,
+        simulated_pet=data.simulated_pet,
         rank=rank,
     ).batch
 
@@ -269,10 +270,10 @@ def _batches(batch_at: Callable[[int], Batch], device: torch.device) -> Iterator
 def _earlier_rungs(
     stage: Stage, recipe: Recipe, out: Path, device: torch.device
 ) -> dict[str, DiffCode]:
-    """A V2 of the same run, against which V3 and the full model are judged."""
+    """A finished V2 of the same run, against which V3 and the full model are judged."""
     folder = out / Stage.RESTORATION.folder("v2")
     guided = recipe.arch.has_reference
-    if stage is not Stage.RESTORATION or not guided or not (folder / CHECKPOINT).exists():
+    if stage is not Stage.RESTORATION or not guided or not (folder / GATE).exists():
         return {}
     model, _ = trained_model(folder)
     model.use_local_pooling(True)

@@ -27,6 +27,7 @@ from training.recipe import Recipe
 from training.rungs import over_seeds
 from training.score_store import cached
 from training.slices import PreparedSet
+from training.stages import Stage
 
 CT, MR, PET = RestorationTask.CT_DENOISE, RestorationTask.MRI_SR, RestorationTask.PET_SYNTHESIS
 CPU = torch.device("cpu")
@@ -316,3 +317,22 @@ def test_a_unit_knows_what_it_lacks(climbed: Path, dataset: PreparedSet) -> None
     assert [unit.finished("full") for unit in units] == [True, False]
     assert list(ladder.failed_gates(units[1], RUNGS)) == []
     assert run.gate_problem(climbed / "codebook").startswith("failed its gate")
+
+
+def test_only_a_finished_v2_is_what_the_rungs_above_are_judged_by(
+    climbed: Path, dataset: PreparedSet, tmp_path: Path
+) -> None:
+    recipe = short_recipe()
+    model, _ = run.trained_model(climbed / "restoration-full")
+    unfinished = tmp_path / "restoration-v2"
+    unfinished.mkdir()
+    source = climbed / "restoration-v2"
+    (unfinished / CHECKPOINT).write_bytes((source / CHECKPOINT).read_bytes())
+
+    def figures() -> set[str]:
+        found = run.gate_figures(Stage.RESTORATION, recipe, dataset, model, tmp_path)
+        return set(found["ct_denoise"])
+
+    assert "v2_psnr" not in figures()
+    (unfinished / run.GATE).write_bytes((source / run.GATE).read_bytes())
+    assert "v2_psnr" in figures()

@@ -12,7 +12,6 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,15 +159,3 @@ def _check(answer: Answer) -> None:
         response = answer.response
         assert response.Status in _STATUSES or 0xC000 <= response.Status < 0xD000, response.Status
         assert "internal error" not in str(response.get("ErrorComment", ""))
-
-
-def target_of(receive_path: str) -> Callable[[bytes], None]:
-    """A function that opens the node at its first input."""
-    opened: list[AssociationTarget] = []
-
-    def run(data: bytes) -> None:
-        if not opened:
-            opened.append(AssociationTarget(receive_path))
-        opened[0](data)
-
-    return run

@@ -20,10 +20,11 @@ from pydicom.uid import (
 )
 from pynetdicom.dsutils import decode
 
+from dicom_node.dicom import identity
 from dicom_node.dicom.header import instance_summary, read_header, valid_uid
 from dicom_node.dicom.stream import Contents, Scanner, check_whole
 from dicom_node.errors import PermanentError, UnreadableInstanceError
-from dicom_node.storage_scp import Incoming, check_instance
+from dicom_node.receiver import Request, check_instance
 from dicom_node.upper_layer import (
     C_STORE_RQ,
     Command,
@@ -151,19 +152,23 @@ def _walked(data: bytes, syntax: str, size: int) -> Contents | None:
 
 
 def fuzz_instance(data: bytes) -> None:
-    """An instance is refused with words, or its identity is that of its command."""
+    """An instance is refused with words, or its identity is what pydicom reads in it."""
     if not data:
         return
-    syntax = SYNTAXES[data[0] % len(SYNTAXES)]
-    incoming = Incoming(CT, INSTANCE, str(syntax), data[1:])
+    request = Request(CT, INSTANCE, str(SYNTAXES[data[0] % len(SYNTAXES)]))
+    scanner = Scanner(request.transfer_syntax_uid, identity.WANTED, max_inflated=1 << 22)
     try:
-        summary, _ = check_instance(incoming, incoming.as_file())
+        scanner.feed(data[1:])
+        summary, _ = check_instance(request, scanner.finish())
     except PermanentError as error:
         _check_words(error.message)
         return
     assert (summary.sop_class_uid, summary.sop_instance_uid) == (CT, INSTANCE)
-    assert valid_uid(summary.series_instance_uid)
-    assert valid_uid(summary.study_instance_uid)
+    try:
+        read = instance_summary(read_header(request.file_head() + data[1:]))
+    except UnreadableInstanceError:
+        return
+    assert read == summary, (read, summary)
 
 
 def fuzz_file(data: bytes) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import threading
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class Step(StrEnum):
     FLUSH_FILE = "flush file"  #: fsync or fdatasync of it
     RENAME = "rename"  #: it gets its name
     FLUSH_FOLDER = "flush folder"  #: fsync of the folder of that name
-    COMMIT = "commit"  #: a transaction of the ledger
+    COMMIT = "commit"  #: a transaction that has changed the ledger (SQLite)
     ANSWER = "answer"  #: a P-DATA-TF goes out, the response
 
 
@@ -41,15 +42,14 @@ class Step(StrEnum):
 class Fault:
     """What goes wrong at the *nth* passing of a step, counted from the first association.
 
-    action: "kill" is SIGKILL, "tear" half of a write and SIGKILL, else the name of an errno.
-    gate: the fault lasts while this file exists (its count is not looked at); an errno only.
+    action: "kill" is SIGKILL, "tear" half of a write and SIGKILL, "locked" SQLite's error of a
+    database that somebody else has locked for too long; else the name of an errno.
     """
 
     step: Step
     action: str = "kill"
     when: Literal["before", "after"] = "before"
     nth: int = 1
-    gate: str | None = None
 
     def to_json(self) -> str:
         """One line that `from_json` reads."""
@@ -80,9 +80,12 @@ def read_trace(trace: Path) -> list[Passing]:
 class _Injector:
     """Counts the passings of steps under *root*, writes the trace, and fails as planned."""
 
-    def __init__(self, root: Path, trace: Path | None, fault: Fault | None) -> None:
+    def __init__(
+        self, root: Path, trace: Path | None, fault: Fault | None, trouble: Path | None
+    ) -> None:
         self._root = str(root)
         self._fault = fault
+        self._trouble = trouble
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._trace = -1 if trace is None else os.open(trace, flags, 0o600)
         self._count = 0
@@ -102,41 +105,66 @@ class _Injector:
         """Whether a path lies in the spool."""
         return isinstance(path, str | os.PathLike) and str(path).startswith(self._root)
 
-    def before(self, step: Step, data: Callable[[], None] | None = None) -> None:
-        """Fail before the call, where that is the plan; *data* makes half of it."""
-        if self._due(step, "before") and self._fault is not None:
-            if self._fault.action == "tear" and data is not None:
-                data()
-            self._fail(self._fault.action)
+    def before(self, step: Step, tear: Callable[[], None] | None = None) -> None:
+        """Fail before the call, where that is the plan; *tear* makes half of it."""
+        fault = self._due(step, "before")
+        if fault is not None:
+            if fault.action == "tear" and tear is not None:
+                tear()
+            self._fail(fault.action)
 
     def after(self, step: Step, path: str, to: str = "") -> None:
         """Note the call, then fail, where that is the plan."""
         if self._trace >= 0:
             words = (step.value, path.removeprefix(self._root), to.removeprefix(self._root))
             self._write(self._trace, f"{json.dumps(words)}\n".encode())
-        if self._due(step, "after") and self._fault is not None:
-            self._fail(self._fault.action)
+        fault = self._due(step, "after")
+        if fault is not None:
+            self._fail(fault.action)
 
-    def _due(self, step: Step, when: str) -> bool:
-        fault = self._fault
-        if fault is None or fault.step != step or fault.when != when or not self.counting:
-            return False
-        if fault.gate is not None:
-            return os.path.exists(fault.gate)
+    def _due(self, step: Step, when: str) -> Fault | None:
+        for fault in (self._lasting(), self._fault if self.counting else None):
+            if fault is not None and (fault.step, fault.when) == (step, when):
+                return fault if fault is not self._fault or self._has_come() else None
+        return None
+
+    def _lasting(self) -> Fault | None:
+        """The trouble there is now."""
+        if self._trouble is None or not os.path.exists(self._trouble):
+            return None
+        try:
+            return Fault.from_json(self._trouble.read_text())
+        except FileNotFoundError:  # it has just passed
+            return None
+
+    def _has_come(self) -> bool:
         with self._lock:
             self._count += 1
-            return self._count == fault.nth
+            return self._fault is not None and self._count == self._fault.nth
 
     def _fail(self, action: str) -> None:
         if action in ("kill", "tear"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if action == "locked":
+            raise sqlite3.OperationalError("database is locked")
         number = getattr(errno, action)
         raise OSError(number, os.strerror(number))
 
 
-def inject(root: Path, trace: Path | None, fault: Fault | None, *, at_once: bool = False) -> None:
-    """Wrap the calls of this process for good; *at_once* counts from now on."""
-    injector = _Injector(root.resolve(), trace, fault)
+def inject(
+    root: Path,
+    trace: Path | None,
+    fault: Fault | None,
+    *,
+    trouble: Path | None = None,
+    at_once: bool = False,
+) -> None:
+    """Wrap the calls of this process for good.
+
+    *trouble* is a file: while it exists, the fault that it holds happens at each passing.
+    *at_once* counts from now on, not from the first association.
+    """
+    injector = _Injector(root.resolve(), trace, fault, trouble)
     injector.counting = at_once
     _wrap_files(injector)
     _wrap_flushes(injector)
@@ -220,11 +248,17 @@ def _flushing(injector: _Injector, plain: Callable[[int], None]) -> Callable[[in
 def _wrap_commit(injector: _Injector) -> None:
     plain = DefaultDialect.do_commit
     dialect: Any = DefaultDialect
+    changes: dict[int, int] = {}
 
     def committed(self: DefaultDialect, connection: Any) -> None:
+        database = connection.dbapi_connection
+        before, now = changes.get(id(database), 0), database.total_changes
+        changes[id(database)] = now
+        if now == before:
+            return plain(self, connection)
         injector.before(Step.COMMIT)
         plain(self, connection)
-        injector.after(Step.COMMIT, "")
+        return injector.after(Step.COMMIT, "")
 
     dialect.do_commit = committed
 

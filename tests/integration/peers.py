@@ -23,7 +23,13 @@ from pynetdicom.dsutils import split_dataset
 from pynetdicom.events import Event
 from sqlalchemy import Engine
 
-from dicom_node.association import Peer, configure_protocol, contexts_for, contexts_scp
+from dicom_node.association import (
+    Peer,
+    configure_protocol,
+    connection_of,
+    contexts_for,
+    contexts_scp,
+)
 from dicom_node.ledger import intake, queue, reports
 from dicom_node.ledger.tables import SeriesState
 from dicom_node.settings import NodeSettings
@@ -142,11 +148,15 @@ def connected(peer: Peer, paths: Iterable[Path]) -> Generator[Association]:
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
     association = entity.associate(peer.host, peer.port, contexts, ae_title=peer.ae_title)
     assert association.is_established
+    connection = connection_of(association)
     try:
         yield association
     finally:
         if association.is_established:
             association.release()
+        if connection is not None:
+            # pynetdicom forgets the socket of a connection that was reset.
+            connection.close()
 
 
 def statuses(association: Association, paths: Iterable[Path]) -> list[int]:

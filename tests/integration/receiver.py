@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from dicom_node.settings import NodeSettings
-from tests.integration.faults import Fault, inject
+from tests.integration.faults import Fault, Step, inject
 from tests.integration.peers import listens, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +98,7 @@ class Template:
         plan = {
             "fault": fault.to_json() if fault else None,
             "trace": str(self.trace) if traced else None,
+            "trouble": str(self._trouble),
             "at_once": at_once,
         }
         stream = _of(self.process.stdin)
@@ -105,6 +106,22 @@ class Template:
         stream.flush()
         self.running = Receiver(int(self._line()), self)
         return self.running
+
+    @contextmanager
+    def trouble(self, step: Step, action: str) -> Generator[None]:
+        """While the block lasts, a step fails at each passing in every receiver."""
+        # Renamed into place: a receiver must not read half of it.
+        draft = self._trouble.with_suffix(".draft")
+        draft.write_text(Fault(step, action).to_json())
+        draft.rename(self._trouble)
+        try:
+            yield
+        finally:
+            self._trouble.unlink()
+
+    @property
+    def _trouble(self) -> Path:
+        return self.trace.with_name("trouble")
 
     def reaped(self, receiver: Receiver) -> int:
         """The exit status of the running receiver; 0 for one that has been asked for before."""
@@ -178,9 +195,13 @@ def _receive(settings: NodeSettings, plan: dict[str, Any]) -> NoReturn:
     try:
         configure(level=settings.log.level, format="json")
         fault = Fault.from_json(plan["fault"]) if plan["fault"] else None
-        trace = Path(plan["trace"]) if plan["trace"] else None
-        if fault or trace:
-            inject(settings.spool.path, trace, fault, at_once=plan["at_once"])
+        inject(
+            settings.spool.path,
+            Path(plan["trace"]) if plan["trace"] else None,
+            fault,
+            trouble=Path(plan["trouble"]),
+            at_once=plan["at_once"],
+        )
         run_role("receive", settings)
     except BaseException as error:
         print(f"receiver: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

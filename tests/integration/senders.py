@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 
-from dicom_node.association import configure_protocol
+from dicom_node.association import configure_protocol, connection_of
 from dicom_node.settings import NodeSettings
 from tests.integration.peers import CT, ROOT, ct_slice, data_set_bytes, listens
 
@@ -159,11 +159,14 @@ class Sender(threading.Thread):
             self._enough.wait(0.01)
             return
         association = self._entity.associate("127.0.0.1", self._port, ae_title="DIFFCODE")
+        connection = connection_of(association)
         for _ in range(self._per_association * association.is_established):
             if self._enough.is_set() or not self._send(association, self._supply.take()):
                 break
         if association.is_established:
             association.release()
+        if connection is not None:
+            connection.close()
 
     def _send(self, association: Association, item: Item) -> bool:
         """Send one instance; False when the association has ended under it."""

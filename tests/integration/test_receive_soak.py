@@ -18,7 +18,7 @@ import pytest
 from dicom_node.cli.starter import DEFAULT_ROUTES
 from dicom_node.storage_scu import echo
 from tests.integration.conftest import RECEIVE_PATHS, node_settings
-from tests.integration.faults import Fault, Step
+from tests.integration.faults import Step
 from tests.integration.peers import Peer, until
 from tests.integration.receiver import Receiver, Template, receiver_template
 from tests.integration.senders import Auditor, Books, Sender, Supply
@@ -73,8 +73,6 @@ def template(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Templa
 def test_t13_a_long_run_with_faults_and_rude_peers_loses_nothing_and_does_not_grow(
     template: Template, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gate = tmp_path / "disk-is-full"
-    fault = Fault(Step.WRITE, "ENOSPC", gate=str(gate))
     books, auditor, lives = Books(), Auditor(template.settings), [Life(), Life()]
     sizes = {"SMALL": 64, "MIDDLE": 128, "LARGE": 256}
     supplies = [
@@ -85,18 +83,18 @@ def test_t13_a_long_run_with_faults_and_rude_peers_loses_nothing_and_does_not_gr
         Sender(supply, books, template.port, name)
         for supply, name in zip(supplies, sizes, strict=True)
     ]
-    receiver = template.start(fault)
+    receiver = template.start()
     for sender in senders:
         sender.start()
     slowest = 0.0
     for number, life in enumerate(lives):
         until(lambda: books.acknowledged, "an acknowledgement", 60)
-        slowest = max(slowest, _live(template, receiver, life, gate))
+        slowest = max(slowest, _live(template, receiver, life))
         known = books.entries()
         if number == 0:
             receiver.kill()
             auditor.all_there_once(known)
-            receiver = template.start(fault)
+            receiver = template.start()
     for sender in senders:
         sender.stop()
     assert receiver.end() == 0
@@ -111,7 +109,7 @@ def test_t13_a_long_run_with_faults_and_rude_peers_loses_nothing_and_does_not_gr
     assert max(max(life.descriptors) for life in lives) < 120
 
 
-def _live(template: Template, receiver: Receiver, life: Life, gate: Path) -> float:
+def _live(template: Template, receiver: Receiver, life: Life) -> float:
     """Half of the run: in each period rude peers, a full disk and an echo; the slowest echo."""
     slowest, end = 0.0, time.monotonic() + 30 * MINUTES
     for number, peers in enumerate(_rude_peers(template.port)):
@@ -121,9 +119,8 @@ def _live(template: Template, receiver: Receiver, life: Life, gate: Path) -> flo
             for peer in peers:
                 held.enter_context(peer())
             if number % 3 == 2:
-                gate.touch()
-                threading.Event().wait(min(1.0, PERIOD_S / 10))
-                gate.unlink()
+                with template.trouble(Step.WRITE, "ENOSPC"):
+                    threading.Event().wait(min(1.0, PERIOD_S / 10))
             answer = echo(Peer("DIFFCODE", "127.0.0.1", template.port, "ECHO"))
             assert answer.ok, answer.words
             slowest = max(slowest, answer.seconds)

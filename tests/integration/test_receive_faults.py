@@ -1,0 +1,255 @@
+"""T1 and T2: a fault at every step of receiving, and what is left of the promise behind 0x0000."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import threading
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from io import BytesIO
+from pathlib import PurePosixPath
+
+import pytest
+from pynetdicom.dsutils import decode
+
+from dicom_node.cli.starter import DEFAULT_ROUTES
+from tests.integration.conftest import RECEIVE_PATHS, node_settings
+from tests.integration.faults import Fault, Passing, Step, read_trace
+from tests.integration.peers import Peer, connected, statuses
+from tests.integration.receiver import Template, receiver_template
+from tests.integration.senders import Auditor, Item, Supply, database_of
+
+# At the second instance: the first shows that it stays. The ledger commits the association first.
+_SECOND = dict.fromkeys(Step, 2) | {Step.COMMIT: 3}
+
+
+@pytest.fixture(scope="module", params=RECEIVE_PATHS)
+def template(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Template]:
+    """Receivers of the stock path and of the loop, on one spool and ledger for all tests here."""
+    folder = tmp_path_factory.mktemp(request.param)
+    settings = node_settings(
+        folder,
+        association=RECEIVE_PATHS[request.param],
+        spool={"path": folder / "spool", "min_free_bytes": 0, "min_free_percent": 0},
+        janitor={"stale_file_s": 0.001},
+        # What the role commits by itself would be counted among the steps.
+        assembly={"tick_s": 3600.0},
+        log={"level": "ERROR"},
+        routes=folder / "routes.toml",
+    )
+    settings.routes.write_text(DEFAULT_ROUTES)
+    with receiver_template(settings, folder) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def supply(tmp_path_factory: pytest.TempPathFactory) -> Supply:
+    """Instances that no test here has sent before."""
+    return Supply(tmp_path_factory.mktemp("out"), rows=64)
+
+
+@pytest.fixture
+def items(template: Template, supply: Supply) -> Generator[list[Item]]:
+    """Three instances to send; a receiver that still runs is ended after the test."""
+    yield [supply.take() for _ in range(3)]
+    if template.running is not None:
+        template.running.kill()
+
+
+def peer(template: Template) -> Peer:
+    """The receiver as a sender configures it."""
+    return Peer("DIFFCODE", "127.0.0.1", template.port, "TESTER")
+
+
+def send(template: Template, items: Iterable[Item]) -> list[Item]:
+    """Send over one association until it ends; what was acknowledged."""
+    paths, acknowledged = [item.path for item in items], []
+    with connected(peer(template), paths) as association:
+        for item in items:
+            answer = association.send_c_store(item.path)
+            if "Status" not in answer:
+                break
+            assert answer.Status == 0x0000
+            acknowledged.append(item)
+    return acknowledged
+
+
+def entries(items: Iterable[Item]) -> list[tuple[str, str]]:
+    """Instances as the auditor wants them."""
+    return [(item.sop_instance_uid, item.sha256) for item in items]
+
+
+POINTS = [
+    (Step.CREATE, "before", "kill"),
+    (Step.WRITE, "before", "tear"),
+    *[(step, "after", "kill") for step in Step if step != Step.CREATE],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "when", "action"), POINTS, ids=[f"{when} {step} {do}" for step, when, do in POINTS]
+)
+def test_t1_killed_at_a_step_it_has_what_it_acknowledged_and_takes_the_rest_again(
+    step: Step, when: str, action: str, template: Template, items: list[Item]
+) -> None:
+    auditor = Auditor(template.settings)
+    fault = Fault(step, action, when, _SECOND[step])  # type: ignore[arg-type]
+    receiver = template.start(fault)
+    acknowledged = send(template, items)
+    assert receiver.wait() == -signal.SIGKILL
+    assert (
+        acknowledged
+        == items[: 2 if (step, when) == (Step.ANSWER, "after") else 1][: len(acknowledged)]
+    )
+    assert acknowledged
+    auditor.nothing_half_written()
+    auditor.all_there_once(entries(acknowledged))
+    template.start()
+    assert send(template, items) == items
+    auditor.all_there_once(entries(items))
+    auditor.nothing_half_written()
+    assert auditor.orphans() == set()
+    assert auditor.temporary() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_t1_killed_again_while_it_recovers_it_adopts_an_instance_once(
+    when: str, template: Template, items: list[Item]
+) -> None:
+    auditor = Auditor(template.settings)
+    receiver = template.start(Fault(Step.COMMIT, nth=_SECOND[Step.COMMIT]))
+    send(template, items)
+    assert receiver.wait() == -signal.SIGKILL
+    assert len(auditor.orphans()) == 1
+    # The first commit of a start closes what was left open; the second adopts.
+    fault = Fault(Step.COMMIT, when=when, nth=2)  # type: ignore[arg-type]
+    assert template.launch(fault, at_once=True).wait() == -signal.SIGKILL
+    template.start()
+    auditor.all_there_once(entries(items[:2]))
+    assert auditor.orphans() == set()
+
+
+TROUBLES = [
+    (Step.CREATE, "EROFS"),
+    (Step.CREATE, "EMFILE"),
+    (Step.CREATE, "ENOSPC"),
+    (Step.WRITE, "ENOSPC"),
+    (Step.WRITE, "EIO"),
+    (Step.FLUSH_FILE, "EIO"),
+    (Step.FLUSH_FILE, "ENOSPC"),
+    (Step.RENAME, "EIO"),
+    (Step.RENAME, "EROFS"),
+    (Step.FLUSH_FOLDER, "EIO"),
+    (Step.COMMIT, "locked"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "trouble"), TROUBLES, ids=[f"{trouble} at {step}" for step, trouble in TROUBLES]
+)
+def test_t2_trouble_of_disk_or_ledger_asks_the_sender_to_wait_and_passes_without_a_restart(
+    step: Step, trouble: str, template: Template, items: list[Item]
+) -> None:
+    auditor = Auditor(template.settings)
+    template.start()
+    paths = [item.path for item in items]
+    with connected(peer(template), paths) as association:
+        assert statuses(association, paths[:1]) == [0x0000]
+        with template.trouble(step, trouble):
+            assert statuses(association, paths[1:]) == [0xA700, 0xA700]
+            auditor.nothing_half_written()
+            auditor.all_there_once(entries(items[:1]))
+        assert statuses(association, paths[1:]) == [0x0000, 0x0000]
+    auditor.all_there_once(entries(items))
+    assert auditor.orphans() == set()
+    assert auditor.temporary() == []
+    assert any(
+        record["action"] == "instance_refused" and record["level"] == "error"
+        for record in map(json.loads, template.log.read_text().splitlines())
+    )
+
+
+def test_t2_a_ledger_locked_for_a_moment_delays_the_answer_and_no_more(
+    template: Template, items: list[Item]
+) -> None:
+    template.start()
+    answers: list[list[int]] = []
+    paths = [item.path for item in items]
+    with (
+        closing(sqlite3.connect(database_of(template.settings))) as other,
+        connected(peer(template), paths) as association,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        sender = threading.Thread(target=lambda: answers.append(statuses(association, paths)))
+        sender.start()
+        sender.join(0.2)
+        assert answers == []
+        other.rollback()
+        sender.join(20)
+    assert answers == [[0x0000] * 3]
+    Auditor(template.settings).all_there_once(entries(items))
+
+
+def test_t1_an_answer_goes_out_after_the_flush_of_bytes_and_name_and_the_commit(
+    template: Template, items: list[Item]
+) -> None:
+    template.trace.unlink(missing_ok=True)
+    template.start(traced=True)
+    assert send(template, items) == items
+    assert_ordered(template, items)
+
+
+def test_t1_the_order_holds_for_those_who_share_a_commit(
+    template: Template, supply: Supply, items: list[Item]
+) -> None:
+    template.trace.unlink(missing_ok=True)
+    template.start(traced=True)
+    lots = [items, *([supply.take() for _ in range(6)] for _ in range(3))]
+    threads = [threading.Thread(target=send, args=(template, lot)) for lot in lots]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert_ordered(template, [item for lot in lots for item in lot])
+
+
+def assert_ordered(template: Template, items: list[Item]) -> None:
+    """What a loss of power could take must not have been acknowledged.
+
+    Before each 0x0000 come, in this order: the last write of the file, its flush, its name, the
+    flush of its folder, and a commit.
+    """
+    trace, rows = read_trace(template.trace), Auditor(template.settings).rows()
+    answers = {uid: at for at, uid in _successes(trace)}
+    for item in items:
+        ((_, path, _),) = rows[item.sop_instance_uid]
+        before = trace[: answers[item.sop_instance_uid]]
+        (named,) = [
+            at for at, p in enumerate(before) if p.step == Step.RENAME and p.to == f"/{path}"
+        ]
+        draft, folder = before[named].path, str(PurePosixPath(f"/{path}").parent)
+        written = max(_places(before, Step.WRITE, draft))
+        (flushed,) = _places(before, Step.FLUSH_FILE, draft)
+        entered = min(at for at in _places(before, Step.FLUSH_FOLDER, folder) if at > named)
+        committed = max(_places(before, Step.COMMIT, ""))
+        assert written < flushed < named < entered < committed
+
+
+def _places(trace: list[Passing], step: Step, path: str) -> list[int]:
+    return [at for at, passing in enumerate(trace) if (passing.step, passing.path) == (step, path)]
+
+
+def _successes(trace: list[Passing]) -> Generator[tuple[int, str]]:
+    """Where in a trace which SOP Instance is answered 0x0000."""
+    for at, passing in enumerate(trace):
+        if passing.step == Step.ANSWER:
+            response = decode(BytesIO(bytes.fromhex(passing.path)[12:]), True, True)
+            if response.Status == 0x0000:
+                yield at, str(response.AffectedSOPInstanceUID)

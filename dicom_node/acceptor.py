@@ -8,6 +8,7 @@ pynetdicom is named in its documentation, but for :class:`_RequestedSocket`, whi
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 import time
@@ -129,8 +130,7 @@ class Acceptor:
             evt.trigger(association, evt.EVT_CONN_OPEN, {"address": connected.address})
             association.run_reactor()
         finally:
-            with suppress(Exception):
-                association.kill()
+            _make_sure_of_end(association, connected)
             with self._lock:
                 del self._active[association]
 
@@ -152,6 +152,14 @@ class Acceptor:
         return association
 
 
+def _make_sure_of_end(association: Association, connected: Connected) -> None:
+    """A fault in the association's thread must not leave that of its upper layer behind."""
+    if association.dul.is_alive():
+        with suppress(OSError):
+            connected.socket.shutdown(socket.SHUT_RDWR)
+        association.kill()
+
+
 class _RequestedSocket(AssociationSocket):
     """A connection whose A-ASSOCIATE-RQ has been read: it is delivered again, then the rest.
 
@@ -162,6 +170,7 @@ class _RequestedSocket(AssociationSocket):
     def __init__(self, association: Association, connected: Connected, max_pdu: int) -> None:
         super().__init__(association, client_socket=connected.socket)
         self._request = bytearray(connected.request.pdu)
+        self._address = connected.address[0]
         self._max_pdu = max_pdu
         self._at_header = True
         self._broken = False
@@ -188,7 +197,7 @@ class _RequestedSocket(AssociationSocket):
                     "association aborted",
                     action="pdu_too_long",
                     why=f"a PDU of {length} bytes; at most {self._max_pdu} were offered",
-                    address=self.assoc.requestor.address,
+                    address=self._address,
                 )
                 return bytearray(_UNKNOWN_PDU)
             self._at_header = length == 0

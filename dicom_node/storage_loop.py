@@ -7,7 +7,7 @@ abort, another message, is given back to pynetdicom together with the octets tha
 and pynetdicom serves the association from there on.
 
 What is used of pynetdicom beyond its documentation is `Handover`'s alone, and held by
-`tests/unit/dicom_node/test_storage_loop.py`: ``DULServiceProvider._idle_timer``, that the DUL's
+`tests/integration/test_storage_loop.py`: ``DULServiceProvider._idle_timer``, that the DUL's
 thread calls the handlers of ``EVT_PDU_SENT``, and the association's thread those of
 ``EVT_ESTABLISHED``; and that the DUL reads by ``AssociationSocket.ready`` and ``recv``.
 """

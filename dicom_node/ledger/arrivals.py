@@ -132,7 +132,7 @@ def _record(
 
 def _known(connection: Connection, instance: ReceivedInstance) -> _Known:
     uids = {"uid": instance.sop_instance_uid, "series": instance.series_instance_uid}
-    found = {row[0]: row for row in _KNOWN.run(connection, uids)}
+    found = {row[0]: row for row in _KNOWN.rows(connection, uids)}
     valid = found.get("instance")
     return _Known(
         valid=_Valid._make(valid[1:]) if valid is not None else None,
@@ -175,7 +175,7 @@ def _record_new(
     reason = instance.ignored_reason
     state = InstanceState.RECEIVED if reason is None else InstanceState.IGNORED
     values = _instance_values(instance, state, reason, now)
-    if _INSERT.run(connection, values).first() is None:
+    if not _INSERT.rows(connection, values):
         return None
     if reason is None:
         _grow_series(connection, instance, now)
@@ -274,8 +274,8 @@ def _note_activity(
         "now": now,
         "association": instance.association_id,
     }
-    row = _ACTIVITY.run(connection, values).first()
-    return None if row is None else str(row[0])
+    states = _ACTIVITY.rows(connection, values)
+    return states[0][0] if states else None
 
 
 def _record_again(

@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
-    CursorResult,
     Engine,
     Executable,
     Table,
@@ -80,7 +79,7 @@ def _ledger_errors() -> Iterator[None]:
         raise LedgerError(f"ledger: {_cause(error)}") from error
 
 
-def _cause(error: SQLAlchemyError) -> str:
+def _cause(error: Exception) -> str:
     """Name the error of the database without the row that PostgreSQL quotes in its detail."""
     cause = getattr(error, "orig", None) or error
     diagnosis = getattr(getattr(cause, "diag", None), "message_primary", None) or str(cause)
@@ -170,7 +169,7 @@ def insert_or_nothing(connection: Connection, table: Table, row: Mapping[str, ob
 
 
 class Prepared:
-    """A statement compiled once for each dialect, and handed to the driver as it is.
+    """A statement that returns rows, compiled once for each dialect and handed to the driver.
 
     SQLAlchemy takes longer over a small statement than the database does.  Values are given by
     the names of the statement's bind parameters, of types that drivers know.
@@ -181,15 +180,21 @@ class Prepared:
         self._statement = statement
         self._compiled: dict[str, tuple[str, Sequence[str] | None]] = {}
 
-    def run(self, connection: Connection, values: Mapping[str, object]) -> CursorResult[Any]:
-        """Execute it."""
-        name = connection.dialect.name
-        if name not in self._compiled:
-            self._compiled[name] = self._compile(connection)
-        text, places = self._compiled[name]
-        if places is None:
-            return connection.exec_driver_sql(text, dict(values))
-        return connection.exec_driver_sql(text, tuple(values[place] for place in places))
+    def rows(self, connection: Connection, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
+        """Execute it in the open transaction; raises LedgerError."""
+        dialect = connection.dialect
+        if dialect.name not in self._compiled:
+            self._compiled[dialect.name] = self._compile(connection)
+        text, places = self._compiled[dialect.name]
+        given: Any = values if places is None else [values[place] for place in places]
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(text, given)
+            return list(cursor.fetchall())
+        except dialect.loaded_dbapi.Error as error:
+            raise LedgerError(f"ledger: {_cause(error)}") from error
+        finally:
+            cursor.close()
 
     def _compile(self, connection: Connection) -> tuple[str, Sequence[str] | None]:
         made = self._statement

@@ -87,6 +87,13 @@ class CtNoiseInsertion(_Operator):
     ) -> Volume:
         return insert_ct_noise(hq, self, pixel_mm=pixel_mm, noise_hu=noise_hu, rng=rng)
 
+    def insert(
+        self, hq: Tensor, *, pixel_mm: float, noise_hu: float, rng: np.random.Generator
+    ) -> Tensor:
+        """The same on the device of ``hq`` (float32); the noise itself is drawn on the CPU."""
+        photons = _calibrated(hq, self, pixel_mm, noise_hu, rng)
+        return _inserted(hq, self, pixel_mm, photons, rng)
+
 
 @dataclass(frozen=True)
 class PetThinning(_Operator):
@@ -148,19 +155,10 @@ def insert_ct_noise(
     incident photons unless they are given. Raises ValueError for a dose fraction outside (0, 1]
     or a noise that is not positive, NoSoftTissueError where it cannot be calibrated.
     """
-    if not 0 < scan.dose_fraction <= 1:
-        raise ValueError(f"'dose_fraction' must be in (0, 1], not {scan.dose_fraction}.")
+    image = torch.from_numpy(hq)
     if incident_photons is None:
-        incident_photons = calibrate_photons(
-            hq, scan, pixel_mm=pixel_mm, noise_hu=noise_hu, rng=rng
-        )
-    beam = _ct_beam(hq.shape[1:], scan.views)
-    noisy = np.empty_like(hq)
-    for start in range(0, len(hq), _CHUNK):
-        part = hq[start : start + _CHUNK]
-        spread = _log_noise(part, scan, beam, pixel_mm, incident_photons)
-        noisy[start : start + _CHUNK] = part + _ct_noise(spread, scan, beam, pixel_mm, rng)
-    return noisy
+        incident_photons = _calibrated(image, scan, pixel_mm, noise_hu, rng)
+    return np.asarray(_inserted(image, scan, pixel_mm, incident_photons, rng).numpy())
 
 
 def calibrate_photons(
@@ -176,12 +174,37 @@ def calibrate_photons(
 
     Noise of one photon is reconstructed for a few slices; image noise goes with 1/sqrt(photons).
     """
+    return _calibrated(torch.from_numpy(hq), scan, pixel_mm, noise_hu, rng, slices)
+
+
+def _inserted(
+    hq: Tensor, scan: CtNoiseInsertion, pixel_mm: float, photons: float, rng: np.random.Generator
+) -> Tensor:
+    if not 0 < scan.dose_fraction <= 1:
+        raise ValueError(f"'dose_fraction' must be in (0, 1], not {scan.dose_fraction}.")
+    beam = _ct_beam(tuple(hq.shape[1:]), scan.views)
+    noisy = torch.empty_like(hq)
+    for start in range(0, len(hq), _CHUNK):
+        part = hq[start : start + _CHUNK]
+        spread = _log_noise(part, scan, beam, pixel_mm, photons)
+        noisy[start : start + _CHUNK] = part + _ct_noise(spread, scan, beam, pixel_mm, rng)
+    return noisy
+
+
+def _calibrated(
+    hq: Tensor,
+    scan: CtNoiseInsertion,
+    pixel_mm: float,
+    noise_hu: float,
+    rng: np.random.Generator,
+    slices: int = 3,
+) -> float:
     if not noise_hu > 0:
         raise ValueError(f"'noise_hu' must be positive, not {noise_hu}.")
-    part = np.ascontiguousarray(hq[:: max(1, len(hq) // slices)][:slices])
-    beam = _ct_beam(hq.shape[1:], scan.views)
+    part = hq[:: max(1, len(hq) // slices)][:slices]
+    beam = _ct_beam(tuple(hq.shape[1:]), scan.views)
     noise = _ct_noise(_quantum_spread(part, scan, beam, pixel_mm), scan, beam, pixel_mm, rng)
-    unit = _local_noise(noise, _soft_tissue(part))
+    unit = _local_noise(noise.cpu().numpy(), _soft_tissue(part.cpu().numpy()))
     return (unit / noise_hu) ** 2
 
 
@@ -278,14 +301,14 @@ def _ct_beam(shape: tuple[int, ...], views: int) -> ParallelBeam:
 
 
 def _quantum_spread(
-    hu: Volume, scan: CtNoiseInsertion, beam: ParallelBeam, pixel_mm: float
+    hu: Tensor, scan: CtNoiseInsertion, beam: ParallelBeam, pixel_mm: float
 ) -> Tensor:
     """SD of the log projections (B, views, bins) for one incident photon per bin on average."""
     return torch.exp(0.5 * _attenuation(hu, scan, beam, pixel_mm))
 
 
 def _log_noise(
-    hu: Volume, scan: CtNoiseInsertion, beam: ParallelBeam, pixel_mm: float, photons: float
+    hu: Tensor, scan: CtNoiseInsertion, beam: ParallelBeam, pixel_mm: float, photons: float
 ) -> Tensor:
     """SD of the log-projection noise to add, (B, views, bins)."""
     dose = scan.dose_fraction
@@ -296,12 +319,12 @@ def _log_noise(
     return torch.sqrt(quantum + electronic)
 
 
-def _attenuation(hu: Volume, scan: CtNoiseInsertion, beam: ParallelBeam, pixel_mm: float) -> Tensor:
+def _attenuation(hu: Tensor, scan: CtNoiseInsertion, beam: ParallelBeam, pixel_mm: float) -> Tensor:
     """Line integrals p (B, views, bins) less the logarithm of the tube-current modulation.
 
     Counts vary slowly over the detector, so a quarter of the grid in each direction is enough.
     """
-    density = torch.from_numpy(np.maximum(1 + hu / 1000, 0).astype(np.float32))[:, None]
+    density = (1 + hu / 1000).clamp_min(0)[:, None]
     coarse = torch.nn.functional.avg_pool2d(density, 4, ceil_mode=True, count_include_pad=False)
     thin = ParallelBeam(
         (coarse.shape[-2], coarse.shape[-1]), beam.angles[::3], bins=math.ceil(beam.bins / 4)
@@ -321,13 +344,12 @@ def _ct_noise(
     beam: ParallelBeam,
     pixel_mm: float,
     rng: np.random.Generator,
-) -> Volume:
+) -> Tensor:
     """Reconstructed noise in HU [slice, row, column] of log projections with this SD."""
     white = torch.from_numpy(rng.standard_normal(tuple(spread.shape), dtype=np.float32))
     cutoff = min(1.0, scan.cutoff_per_mm * 2 * pixel_mm)
-    image = fbp(beam, white * spread, apodisation=scan.kernel, cutoff=cutoff)
-    noise: Volume = (image * (1000 / (pixel_mm * WATER_PER_MM))).numpy()
-    return noise
+    image = fbp(beam, white.to(spread.device) * spread, apodisation=scan.kernel, cutoff=cutoff)
+    return image * (1000 / (pixel_mm * WATER_PER_MM))
 
 
 def _soft_tissue(hu: Volume) -> npt.NDArray[np.bool_]:

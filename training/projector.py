@@ -22,7 +22,8 @@ class ParallelBeam:
 
     ``views`` angles are spread evenly over half a turn, or given in radians. ``bins`` defaults to
     the image diagonal, so nothing is cut off. ``matrix=True`` keeps the whole operator as a sparse
-    matrix (two entries for each pixel and view): far faster for batches of small slices.
+    matrix (two entries for each pixel and view) on the CPU: far faster for batches of small slices.
+    Without it the projector works on the device of what it is given.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class ParallelBeam:
             return rows[..., 1:-1]
         rows = pixels.new_zeros(len(image), len(self.angles), self.bins + 2)
         for view in range(len(self.angles)):
-            left, weight = self._footprint(view)
+            left, weight = self._footprint(view, image.device)
             upper = pixels * weight
             rows[:, view].index_add_(1, left, pixels - upper)
             rows[:, view].index_add_(1, left + 1, upper)
@@ -67,14 +68,14 @@ class ParallelBeam:
             return image.reshape(-1, *self.shape)
         image = rows.new_zeros(len(rows), math.prod(self.shape))
         for view in range(len(self.angles)):
-            left, weight = self._footprint(view)
+            left, weight = self._footprint(view, rows.device)
             row = rows[:, view]
             image += torch.lerp(row.index_select(1, left), row.index_select(1, left + 1), weight)
         return image.reshape(-1, *self.shape)
 
-    def _footprint(self, view: int) -> tuple[Tensor, Tensor]:
+    def _footprint(self, view: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Lower bin (in rows padded by one bin at each end) and upper bin's share, per pixel."""
-        y, x = (torch.arange(n, dtype=self.dtype) - (n - 1) / 2 for n in self.shape)
+        y, x = (torch.arange(n, dtype=self.dtype, device=device) - (n - 1) / 2 for n in self.shape)
         angle = self.angles[view]
         position = x[None, :] * math.cos(angle) - y[:, None] * math.sin(angle)
         # Pixels beyond the detector fall into the padding, which is dropped.
@@ -85,7 +86,7 @@ class ParallelBeam:
     def _backprojection_matrix(self) -> Tensor:
         columns, values = [], []
         for view in range(len(self.angles)):
-            left, weight = self._footprint(view)
+            left, weight = self._footprint(view, torch.device("cpu"))
             first = left + view * (self.bins + 2)
             columns += [first, first + 1]
             values += [1 - weight, weight]
@@ -109,7 +110,8 @@ def fbp(
     """
     length = max(64, 1 << math.ceil(math.log2(2 * beam.bins)))
     response = _ramp(length, sinogram.dtype) * _window(length, sinogram.dtype, apodisation, cutoff)
-    filtered = torch.fft.irfft(torch.fft.rfft(sinogram, length) * response, length)
+    spectrum = torch.fft.rfft(sinogram, length) * response.to(sinogram.device)
+    filtered = torch.fft.irfft(spectrum, length)
     return beam.adjoint(filtered[..., : beam.bins]) * (math.pi / len(beam.angles))
 
 

@@ -85,6 +85,8 @@ class Data:
     rotate: tuple[str, ...] = ()  #: tasks with random quarter turns
     validation_slices: int = 4  #: per task, for the figures in the log
     gate_slices: int = 0  #: per task, for the gates; 0 takes every validation slice
+    simulated_pet: float = 0.0  #: least share of PET patches from simulated whole bodies
+    fresh_noise: int = 0  #: steps after which the noise of CT is drawn anew; 0 keeps the prepared
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,10 @@ def _contradictions(recipe: Recipe) -> list[str]:
         problems.append(f"stage1.ae_warmup: must be in 1 … {recipe.stage1.steps - 1}")
     if recipe.arch.codes <= recipe.arch.depths:
         problems.append(f"arch.codes: must be more than the {recipe.arch.depths} depths")
+    if not 0 <= recipe.data.simulated_pet < 1:
+        problems.append(f"data.simulated_pet: must be in [0, 1), not {recipe.data.simulated_pet}")
+    if recipe.data.fresh_noise < 0:
+        problems.append(f"data.fresh_noise: must not be negative, is {recipe.data.fresh_noise}")
     return problems + _unknown_tasks(recipe.data)
 
 

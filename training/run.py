@@ -36,7 +36,8 @@ from training.codebook import (
 )
 from training.loop import Limits, Outcome, World, run_stage
 from training.recipe import Recipe
-from training.slices import Batch, PatchSampler, PreparedSet
+from training.resident import ResidentSet
+from training.slices import Batch, Pairs, PatchSampler, PreparedSet
 from training.stages import (
     GATES,
     GateCheck,
@@ -70,7 +71,7 @@ def train(
     world = World.join(device)
     dataset = data if isinstance(data, PreparedSet) else PreparedSet.open(data)
     start = starting_weights(stage, recipe, out, force or past_gates)
-    batch_at = sampler(dataset, stage, recipe, rank=world.rank)
+    batch_at = sampler(_where_cut(dataset, recipe, device), stage, recipe, rank=world.rank)
     outcome = run_stage(
         stage,
         recipe,
@@ -89,8 +90,18 @@ def train(
     return outcome, pass_gate(stage, recipe, dataset, outcome.model, out)
 
 
+def _where_cut(dataset: PreparedSet, recipe: Recipe, device: torch.device) -> Pairs:
+    """On a GPU the whole training set lies beside the network; fresh noise needs it in memory."""
+    fresh = recipe.data.fresh_noise
+    if device.type == "cpu" and not fresh:
+        return dataset
+    return ResidentSet(
+        dataset, device, tasks=recipe.data.tasks, fresh_every=fresh, seed=recipe.seed
+    )
+
+
 def sampler(
-    dataset: PreparedSet, stage: Stage, recipe: Recipe, *, rank: int = 0
+    dataset: Pairs, stage: Stage, recipe: Recipe, *, rank: int = 0
 ) -> Callable[[int], Batch]:
     """Training patches of a stage as a function of the step."""
     settings, data = stage.settings(recipe), recipe.data

@@ -19,7 +19,7 @@ def problems_of(table: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_preset_trains_the_network_of_that_name(name: str) -> None:
-    assert Recipe.load(name).arch == NETWORKS[name]
+    assert Recipe.load(name).arch == NETWORKS[name.removesuffix("-ladder")]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -79,6 +79,8 @@ def test_a_missing_arch_is_named() -> None:
         ({"stage1": {"ae_warmup": 6}}, "stage1.ae_warmup"),
         ({"data": {"flip": ["xray"]}}, "data.flip"),
         ({"data": {"flip": "ct_denoise"}}, "data.flip"),
+        ({"data": {"simulated_pet": 1.0}}, "data.simulated_pet"),
+        ({"data": {"fresh_noise": -1}}, "data.fresh_noise"),
         ({"arch": {"variant": "v9"}}, "arch"),
         ({"arch": {"codes": 2}}, "arch.codes"),
         ({"arch": {"channels": [4, "8"]}}, "arch.channels[1]"),
@@ -89,6 +91,11 @@ def test_values_that_cannot_be_used_are_refused(table: dict[str, Any], path: str
     with pytest.raises(RecipeError) as caught:
         tiny_recipe(**table)
     assert path in {problem.split(":")[0] for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("preset", ["paper", "compact", "tiny"])
+def test_simulated_whole_bodies_are_half_of_the_pet_patches(preset: str) -> None:
+    assert Recipe.load(preset).data.simulated_pet >= 0.5
 
 
 def test_a_whole_number_serves_where_a_real_number_is_meant() -> None:

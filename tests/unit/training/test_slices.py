@@ -38,7 +38,7 @@ def handmade(folder: Path, shapes: dict[str, tuple[int, int, int]], **facts: Any
         items.append(
             Item(
                 name=name,
-                task="mri_sr",
+                task=facts.get("task", "mri_sr"),
                 split="train",
                 subject=name,
                 source="",
@@ -159,6 +159,27 @@ def test_t2_and_real_references_are_drawn_more_often(
     (pool,) = draw._pools
     picks = [pool.pick(np.random.default_rng(k)).name for k in range(2000)]
     assert picks.count("a") / len(picks) == pytest.approx(share, abs=0.04)
+
+
+@pytest.mark.parametrize(("asked", "share"), [(0.0, 1 / 6), (0.5, 1 / 2), (0.8, 0.8)])
+def test_simulated_whole_bodies_are_at_least_the_share_of_pet_that_is_asked_for(
+    tmp_path: Path, asked: float, share: float
+) -> None:
+    shapes = {"real": (5, 32, 32), "simulated": (2, 32, 32)}
+    data = handmade(tmp_path, shapes, task="pet_synthesis", simulated={"simulated": True})
+    draw = PatchSampler(
+        data, split="train", patch=32, per_task=1, seed=1, tasks=[PET], simulated_pet=asked
+    )
+    (pool,) = draw._pools
+    picks = [pool.pick(np.random.default_rng(k)).name for k in range(2000)]
+    assert picks.count("simulated") / len(picks) == pytest.approx(share, abs=0.04)
+
+
+def test_a_share_of_simulated_pet_needs_some(tmp_path: Path) -> None:
+    data = handmade(tmp_path, {"real": (1, 32, 32)}, task="pet_synthesis")
+    options: dict[str, Any] = {"split": "train", "patch": 32, "per_task": 1, "seed": 1}
+    with pytest.raises(ValueError, match=r"no simulated PET.*data\.simulated_pet"):
+        PatchSampler(data, tasks=[PET], simulated_pet=0.5, **options)
 
 
 def test_patches_of_background_are_drawn_again(tmp_path: Path) -> None:

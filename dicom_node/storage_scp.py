@@ -154,12 +154,15 @@ class StorageSCP:
             return self._handovers.setdefault(association, Handover())
 
     def _on_established(self, event: Event) -> None:
-        self._open(event)
-        if self._settings.association.storage_loop:
-            association = event.assoc
-            self._handover(association).use(
-                association, lambda connection: self._loop(association, connection).run()
-            )
+        association = event.assoc
+        try:
+            self._open(event)
+        finally:
+            # The DUL's thread waits for it, whatever happens here.
+            if self._settings.association.storage_loop:
+                self._handover(association).use(
+                    association, lambda connection: self._loop(association, connection).run()
+                )
 
     def _loop(self, association: Association, connection: socket) -> StorageLoop:
         with self._lock:

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import format_number_as_ds
 
-from dicom_node.dicom.header import number, text, texts
+from dicom_node.dicom.header import number, quiet_pydicom, text, texts
 from dicom_node.dicom.image_classes import CLASSES
 from dicom_node.errors import RefusedError
 
@@ -93,9 +93,11 @@ def frame_headers(dataset: Dataset) -> list[Dataset]:
     if announced < 1 or len(per_frame) != announced:
         raise RefusedError(f"{len(per_frame)} per-frame functional groups for {announced} frames")
     base = _root(dataset)
-    for shared in _items(dataset, SHARED)[:1]:
-        _lay_flat(base, shared)
-    return [_frame(base, item, i) for i, item in enumerate(per_frame, start=1)]
+    # A value that breaks its VR's rules is warned of, in words that quote it, when it is laid flat.
+    with quiet_pydicom():
+        for shared in _items(dataset, SHARED)[:1]:
+            _lay_flat(base, shared)
+        return [_frame(base, item, i) for i, item in enumerate(per_frame, start=1)]
 
 
 def group_items(dataset: Dataset, frame: int, macro: str) -> list[Dataset]:

@@ -166,6 +166,11 @@ def _stand_in(image: RestoredImage) -> Dataset:
     dataset = documents.stand_in(text(image.header, "StudyInstanceUID"), image.reference)
     for keyword in ("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns"):
         setattr(dataset, keyword, image.header[keyword].value)
+    if image.source_frames:
+        # The library looks for windows and rescale there; ours are added by frame.
+        dataset.NumberOfFrames = image.frames
+        dataset.SharedFunctionalGroupsSequence = [Dataset()]
+        dataset.PerFrameFunctionalGroupsSequence = [Dataset() for _ in image.source_frames]
     return dataset
 
 

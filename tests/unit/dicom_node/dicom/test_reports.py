@@ -22,6 +22,7 @@ from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.errors import PermanentError
 from dicom_node.settings import IdentitySettings, ReportSettings
 from tests.factories import make_series
+from tests.multiframe import legacy_converted, make_enhanced
 from tests.unit.dicom_node.dicom.conftest import TASKS, Model, derive
 
 Load = Callable[[list[Dataset]], SeriesVolume]
@@ -205,6 +206,31 @@ def test_an_image_whose_lowest_value_is_white_stays_so(load: Load) -> None:
     source = make_series("MR", slices=1, PhotometricInterpretation="MONOCHROME1")
     _, made = objects(load(source))
     assert states(made)[0].PresentationLUTShape == "INVERSE"
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+@pytest.mark.parametrize("make", [make_enhanced, legacy_converted])
+def test_a_multi_frame_image_is_reported_on_frame_by_frame(
+    load: Load, modality: Any, make: Any
+) -> None:
+    series = load([make(modality, slices=3, rows=16)])
+    gates = tuple(GateValue("residual_ratio", 0.1 * i, slice=i) for i in range(3))
+    images, made = objects(series, gates=gates)
+    document = report(made)
+    group = items(document, "Measurement Group")[2]
+    numbers = [
+        item.ReferencedSOPSequence[0].ReferencedFrameNumber
+        for item in group.ContentSequence
+        if item.ValueType == "IMAGE"
+    ]
+    assert numbers == [2, 2]
+    found: list[int] = []
+    for state in states(made):
+        (image,) = state.ReferencedSeriesSequence[0].ReferencedImageSequence
+        assert image.ReferencedSOPInstanceUID == images[0].sop_instance_uid
+        stated = image.get("ReferencedFrameNumber", [1, 2, 3])
+        found += [stated] if isinstance(stated, int) else list(stated)
+    assert sorted(found) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("script", ["japanese", "korean", "greek", "cyrillic", "unicode"])

@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import format_number_as_ds
 
-__all__ = ["NAMES", "PLANES", "make_series", "phantom", "uid", "write_series"]
+__all__ = ["NAMES", "PLANES", "encode", "make_series", "phantom", "uid", "write_series"]
 
 Modality = Literal["CT", "MR", "PT"]
 
@@ -137,7 +137,7 @@ def make_series(
             dataset.SpecificCharacterSet, dataset.PatientName = NAMES[script]
         for keyword, value in attributes.items():
             _override(dataset, keyword, value)
-        made.append(_encode(dataset, transfer_syntax))
+        made.append(encode(dataset, transfer_syntax))
     # Arrival order is not slice order: even slices first, as interleaved scanners send them.
     return made[::2] + made[1::2]
 
@@ -338,7 +338,8 @@ def _corners(shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.asarray(x**2 + y**2 > 1)
 
 
-def _encode(dataset: Dataset, transfer_syntax: str) -> Dataset:
+def encode(dataset: Dataset, transfer_syntax: str) -> Dataset:
+    """Give a data set in explicit little endian its file meta information and a transfer syntax."""
     syntax = UID(transfer_syntax)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID

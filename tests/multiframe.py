@@ -16,17 +16,16 @@ from highdicom.legacy import (
     LegacyConvertedEnhancedMRImage,
     LegacyConvertedEnhancedPETImage,
 )
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import (
-    UID,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
     EnhancedPETImageStorage,
     ExplicitVRLittleEndian,
 )
 
-from tests.factories import make_series, uid
+from tests.factories import encode, make_series, uid
 
 __all__ = ["legacy_converted", "make_enhanced"]
 
@@ -147,7 +146,7 @@ def make_enhanced(
     image.NumberOfFrames = len(frames)
     image.PixelData = b"".join(data)
     image["PixelData"].VR = "OW" if first.BitsAllocated == 16 else "OB"
-    return _encode(image, transfer_syntax)
+    return encode(image, transfer_syntax)
 
 
 def _bytes(dataset: Dataset) -> int:
@@ -306,16 +305,3 @@ def _becquerels(source: Dataset) -> Dataset:
     item.add_new("RealWorldValueFirstValueMapped", kind, int(limits.min))
     item.add_new("RealWorldValueLastValueMapped", kind, int(limits.max))
     return item
-
-
-def _encode(image: Dataset, transfer_syntax: str) -> Dataset:
-    syntax = UID(transfer_syntax)
-    image.file_meta = FileMetaDataset()
-    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
-    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    if syntax.is_compressed and not syntax.is_deflated:
-        image.compress(syntax, generate_instance_uid=False)
-    else:
-        image.file_meta.TransferSyntaxUID = syntax
-    return image

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.dicom import derived, volume
-from dicom_node.dicom.derived import DerivedInstance
+from dicom_node.dicom.derived import DerivedInstance, RestoredVolume
+from dicom_node.dicom.geometry import SAME_GRID, Resampling
 from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.settings import IdentitySettings, PolicySettings
 from tests.factories import write_series
@@ -47,17 +48,25 @@ def load(tmp_path: Path, policy: PolicySettings) -> Callable[[list[Dataset]], Se
     return write_and_load
 
 
-def derive(
-    series: SeriesVolume, restored: NDArray[Any] | None = None, **changes: Any
-) -> list[DerivedInstance]:
-    """Derive from a volume; by default with the volume itself as the result."""
+def build(restored: Sequence[RestoredVolume], **changes: Any) -> list[DerivedInstance]:
+    """Derive from volumes in stored values, with a model and times that repeat."""
     arguments: dict[str, Any] = {
-        "task": TASKS[series.headers[0].Modality],
+        "task": TASKS[restored[0].frames[0].header.Modality],
         "model": Model(),
         "identity": IdentitySettings(),
         "created": datetime(2026, 3, 4, 5, 6, 7),
         "parameters_hash": "cd" * 32,
         **changes,
     }
+    return list(derived.build(restored, **arguments))
+
+
+def derive(
+    series: SeriesVolume,
+    restored: NDArray[Any] | None = None,
+    resampling: Resampling = SAME_GRID,
+    **changes: Any,
+) -> list[DerivedInstance]:
+    """Derive from one volume; by default with the volume itself as the result."""
     values = series.array if restored is None else np.asarray(restored)
-    return list(derived.build([derived.quantise(series, values)], **arguments))
+    return build([derived.quantise(series, values, resampling)], **changes)

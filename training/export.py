@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from restoration.bundle import Manifest, write_bundle
+from restoration.bundle import Manifest, builtin, load_bundle, write_bundle
+from restoration.diffcode import DiffCode
 from restoration.tasks import RestorationTask
+from training.card import fill, nameless
 from training.run import restoration_folder, tasks_of, trained_model
 from training.slices import PreparedSet
 
@@ -34,7 +37,8 @@ def export_bundle(
     """Write the restoration stage of ``run`` as the bundle ``out``.
 
     ``data`` is the prepared folder of the training: sources, licences, degradations and spacings
-    are read from its manifest. Raises BundleError when ``out`` holds something else.
+    are read from its manifest. ``card`` gets its tables from ``metrics``: see :mod:`training.card`.
+    Raises BundleError when ``out`` holds something else, ValueError for a card without its figures.
     """
     model, recipe = trained_model(restoration_folder(run, variant))
     dataset = PreparedSet.open(data)
@@ -49,9 +53,44 @@ def export_bundle(
             if name in recipe.data.tasks
         },
         "training_data": training_data(dataset),
-        "metrics": dict(metrics or {}),
+        "metrics": nameless(metrics or {}),
     }
-    return write_bundle(out, model, manifest, card, overwrite=overwrite)
+    return _write(out, model, manifest, card, overwrite=overwrite)
+
+
+def reissue_bundle(
+    bundle: str | Path,
+    out: Path,
+    *,
+    card: str,
+    metrics: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Manifest:
+    """Write a bundle again with other figures and another card, its weights unchanged.
+
+    Raises BundleError as ``write_bundle`` does, ValueError for a card without its figures.
+    """
+    folder = Path(bundle) if Path(bundle).is_dir() else builtin(str(bundle))
+    old, model = load_bundle(folder)
+    fields = {**old.to_dict(), "metrics": nameless(metrics)}
+    return _write(out, model, fields, card, half=old.dtype == "float16", overwrite=overwrite)
+
+
+def _write(
+    out: Path,
+    model: DiffCode,
+    fields: Mapping[str, Any],
+    card: str | None,
+    *,
+    half: bool = True,
+    overwrite: bool,
+) -> Manifest:
+    if card is not None:
+        # The card names the hash of the weights, which are known once they are written.
+        with tempfile.TemporaryDirectory(prefix="diffcode-") as folder:
+            sha256 = write_bundle(Path(folder) / "bundle", model, fields, half=half).sha256
+        card = fill(card, fields["metrics"], sha256)
+    return write_bundle(out, model, fields, card, half=half, overwrite=overwrite)
 
 
 def training_data(dataset: PreparedSet) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""``diffcode``: prepare data, train the stages, inspect, evaluate, bundle, restore.
+"""``diffcode``: prepare data, train the stages, inspect, evaluate, bundle, card, restore.
 
 What a command needs is imported when it runs, so ``--help`` does not wait for torch.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from training.cli.bundle import bundle
+from training.cli.bundle import bundle, card
 from training.cli.codebook import codebook
 from training.cli.evaluate import evaluate
 from training.cli.ladder import ladder
@@ -21,5 +21,5 @@ def main() -> None:
     """Train, evaluate and use DiffCode restoration models."""
 
 
-for command in (train, prepare, codebook, ladder, evaluate, bundle, restore):
+for command in (train, prepare, codebook, ladder, evaluate, bundle, card, restore):
     main.add_command(command)

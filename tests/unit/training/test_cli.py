@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from restoration.bundle import read_manifest
 from tests.training.tiny import recipe_file, tiny_recipe, tiny_set
 from training import run
+from training.card import nameless
 from training.checkpoint import CHECKPOINT
 from training.cli.main import main
 from training.slices import PreparedSet
@@ -207,7 +208,7 @@ def test_a_bundle_carries_its_evaluation_and_its_card(
         "--metrics", tmp_path / "evaluation.json", "--card", tmp_path / "card.md",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    assert read_manifest(tmp_path / "out").metrics == json.loads(shown.stdout)
+    assert read_manifest(tmp_path / "out").metrics == nameless(json.loads(shown.stdout))
     assert (tmp_path / "out" / "MODEL_CARD.md").read_text() == "# Tiny\n"
     # The figures are those of these weights.
     assert read_manifest(tmp_path / "out").sha256 == read_manifest(bundled).sha256

@@ -215,9 +215,9 @@ def test_an_echo_is_quick_while_thirty_silent_peers_hold_each_port(
     files = authority.issue("ct1", "ct1.example")
     with silent(node.port, 30) as plain, silent(tls_port(node), 30) as waiting:
         for to in (node.peer("CT1"), peer(node, files)):
-            assert echo(to).ok  # the first pays for what is imported late
-            took = min(_seconds(to) for _ in range(3))
-            assert took < 0.2
+            # The best of ten: a peer that holds up others holds up each of them, a busy machine
+            # only some.
+            assert min(_seconds(to) for _ in range(10)) < 0.2
         # Only then does the figure say what it should: they did hold their connections.
         assert still_open(plain) == still_open(waiting) == 30
 

@@ -196,6 +196,7 @@ class Reception:
         self._scanner = Scanner(
             request.transfer_syntax_uid,
             identity.WANTED,
+            noted=_PIXEL_DATA,
             max_elements=limits.elements,
             max_inflated=limits.inflated,
         )

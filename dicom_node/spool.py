@@ -51,7 +51,7 @@ class Draft:
     store raises `SpoolFullError`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
         self._digest = hashlib.sha256()
         self._named = False
@@ -78,19 +78,18 @@ class Draft:
             for at in range(0, len(pieces), _GATHERED):
                 self._append(pieces[at : at + _GATHERED])
 
-    def name(self, target: Callable[[str], Path]) -> tuple[str, Path]:
-        """Make the bytes durable and visible under the path that their digest gives.
+    @property
+    def sha256(self) -> str:
+        """The digest of the bytes so far, in hexadecimal."""
+        return self._digest.hexdigest()
 
-        Returns the digest and the path.  The folder's entry is not yet durable.
-        """
-        digest = self._digest.hexdigest()
-        path = target(digest)
+    def name(self, target: str | Path) -> None:
+        """Make the bytes durable and visible under a path; not yet the entry of its folder."""
         with _storage_errors():
             os.fsync(self._descriptor)
             # Renaming over an equal file also repairs one that was damaged on disk.
-            os.rename(self._path, path)
+            os.rename(self._path, target)
         self._named = True
-        return digest, path
 
     def close(self) -> None:
         """Remove the file unless it has been named; again is no error."""
@@ -100,7 +99,7 @@ class Draft:
         os.close(descriptor)
         if not self._named:
             with suppress(OSError):
-                self._path.unlink()
+                os.unlink(self._path)
 
     def _append(self, pieces: Sequence[Octets]) -> None:
         wanted = sum(map(len, pieces))
@@ -154,18 +153,20 @@ class Spool:
 
     def draft(self) -> Draft:
         """Begin a file whose bytes come piece by piece."""
-        return Draft(self.root / f"temporary/{self._token}-{next(self._numbers)}.part")
+        return Draft(f"{self.root}/temporary/{self._token}-{next(self._numbers)}.part")
 
     def keep(self, draft: Draft) -> StoredFile:
         """Store a draft as a received instance, but for the entry of its folder: see `flush`."""
-        sha256, path = draft.name(lambda sha256: self._incoming(sha256))
-        return StoredFile(path.relative_to(self.root).as_posix(), sha256, draft.size)
+        sha256 = draft.sha256
+        path = f"incoming/{sha256[:2]}/{sha256}.dcm"
+        draft.name(f"{self.root}/{path}")
+        return StoredFile(path, sha256, draft.size)
 
     def flush(self, paths: Iterable[str]) -> None:
         """Make the entries of stored files durable; once for each folder."""
         with _storage_errors():
-            for folder in {self.resolve(path).parent for path in paths}:
-                _flush_folder(folder)
+            for folder in {path.rpartition("/")[0] for path in paths}:
+                _flush_folder(self.resolve(folder))
 
     def write_outgoing(self, series_uid: str, sop_uid: str, data: bytes) -> StoredFile:
         """Store a restored instance under its UIDs; the same bytes again are no error.
@@ -270,13 +271,11 @@ class Spool:
             return self._name(draft, target)
 
     def _name(self, draft: Draft, target: Callable[[str], Path]) -> StoredFile:
-        def made(sha256: str) -> Path:
-            path = target(sha256)
-            with _storage_errors():
-                _make_folder(path.parent)
-            return path
-
-        sha256, path = draft.name(made)
+        sha256 = draft.sha256
+        path = target(sha256)
+        with _storage_errors():
+            _make_folder(path.parent)
+        draft.name(path)
         with _storage_errors():
             _flush_folder(path.parent)
         return StoredFile(path.relative_to(self.root).as_posix(), sha256, draft.size)

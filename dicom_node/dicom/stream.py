@@ -92,7 +92,8 @@ class Scanner:
 
     `feed` and `finish` raise UnreadableInstanceError where the data end early, an element has no
     VR, sequences nest too deep, there are too many elements, or a deflated data set inflates
-    beyond its limit.  Memory does not grow with the data set.
+    beyond its limit.  *wanted* are the tags whose values are kept, *noted* those whose presence is
+    told as well: every tag where it is None.  Otherwise memory does not grow with the data set.
     """
 
     def __init__(
@@ -100,12 +101,14 @@ class Scanner:
         transfer_syntax_uid: str,
         wanted: Collection[Tag] = (),
         *,
+        noted: Collection[Tag] | None = None,
         max_elements: int = MAX_ELEMENTS,
         max_inflated: int = MAX_INFLATED,
     ) -> None:
         self._levels = [_Level(encoding_of(transfer_syntax_uid), items=False)]
         self._items_open = 0
         self._wanted = wanted
+        self._noted = None if noted is None else frozenset((*wanted, *noted))
         self._left = max_elements
         self._skip = 0
         self._tail = b""
@@ -156,6 +159,10 @@ class Scanner:
         level = self._levels[-1]
         encoding = level.encoding
         while end - at >= 8:
+            if self._noted is not None and len(self._levels) == 1 and not encoding.implicit:
+                at = self._pass_plain(data, at, self._noted)
+                if end - at < 8:
+                    break
             start = at
             vr = None
             if encoding.implicit:
@@ -187,7 +194,8 @@ class Scanner:
                         self._values[tag] = bytes(data[at : at + length])
                     else:
                         self._values[tag] = None
-                self._tags.add(tag)
+                if self._noted is None or tag in self._noted:
+                    self._tags.add(tag)
             self._left -= 1
             if self._left < 0:
                 raise UnreadableInstanceError("the data set has more elements than allowed")
@@ -201,6 +209,22 @@ class Scanner:
             if at > end:
                 self._skip = at - end
                 return end
+        return at
+
+    def _pass_plain(self, data: Octets, at: int, noted: frozenset[Tag]) -> int:
+        """Step over what is short, whole and of no interest: nearly all elements of a header."""
+        end, left = len(data), self._left
+        unpack = self._levels[0].encoding.element.unpack_from
+        while end - at >= 8:
+            group, element, vr, length = unpack(data, at)
+            following = at + 8 + length
+            if vr not in _SHORT or following > end or group == _DELIMITERS:
+                break
+            if (group, element) in noted or left <= 0:
+                break
+            left -= 1
+            at = following
+        self._left = left
         return at
 
     def _enter_or_leave(self, group: int, element: int, vr: bytes | None, length: int) -> int:

@@ -9,14 +9,16 @@ UV     := $(shell command -v uv 2>/dev/null)
 # Test processes at once, and any more arguments for pytest: make test JOBS=0 ARGS='-k spool'
 JOBS   ?= auto
 ARGS   ?=
-# How long to run, and how often to kill: make soak MINUTES=20, make kill-test KILLS=300
+# How long to run, and how often to kill: make soak MINUTES=20, make kill-test KILLS=300,
+# make fuzz-derived MUTANTS=5000
 MINUTES ?= 20
 KILLS  ?= 300
+MUTANTS ?= 5000
 # A folder of DICOM files to restore in place of the phantoms: make run SERIES=path
 SERIES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit soak kill-test fuzz lint check format docs reference lock clean
+.PHONY: help setup run test unit soak kill-test bench fuzz fuzz-derived input-table lint check format docs reference lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +53,20 @@ soak: setup  ## MINUTES of traffic, faults and rude peers; memory must stay
 kill-test: setup  ## kill the receive process KILLS times under senders; nothing may be lost
 	DICOM_NODE_TEST_KILLS=$(KILLS) $(BIN)/python -m pytest tests/integration/test_receive_killed.py $(ARGS)
 
+bench: setup  ## C-STORE receivers side by side; ARGS=--quick takes three minutes
+	$(BIN)/python -m benchmarks.bench_receive $(ARGS)
+
 fuzz: setup  ## coverage-guided fuzzing for MINUTES; findings go to build/fuzz
 	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(ARGS)
+
+fuzz-derived: setup  ## MUTANTS mutated data sets and odd headers through restoration
+	DICOM_NODE_TEST_MUTANTS=$(MUTANTS) DICOM_NODE_TEST_EXAMPLES=$(MUTANTS) \
+	  $(BIN)/python -m pytest tests/conformance/test_fuzz.py tests/conformance/test_properties.py \
+	  -o timeout=0 $(ARGS)
+
+input-table: setup  ## write docs/input-table.md from the shared series and those by code
+	$(BIN)/python -m tests.conformance.input_table \
+	  $(or $(DIFFCODE_TEST_DATA),../shared/data)/dicom docs/input-table.md
 
 lint: setup  ## lint, layout, types, layers, spelling
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
 )
 
-from dicom_node.dicom.stream import MAX_DEPTH, check_whole
+from dicom_node.dicom.stream import MAX_DEPTH, MAX_KEPT, Scanner, check_whole
 from dicom_node.errors import UnreadableInstanceError
 
 PIXEL_DATA = (0x7FE0, 0x0010)
@@ -131,3 +131,46 @@ def test_sequences_nested_without_end_are_refused() -> None:
 def test_arbitrary_bytes_are_read_or_refused_and_nothing_else(data: bytes, syntax: str) -> None:
     with contextlib.suppress(UnreadableInstanceError):
         check_whole(data, syntax)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("step", [1, 3, 8, 50, 10_000])
+def test_wanted_values_come_out_whatever_the_pieces(syntax: str, step: int) -> None:
+    sop_class, sequence = (0x0008, 0x0016), (0x0008, 0x2112)
+    data = encoded(syntax)
+    scanner = Scanner(syntax, [sop_class, sequence], noted=[PIXEL_DATA])
+    for at in range(0, len(data), step):
+        scanner.feed(data[at : at + step])
+    found = scanner.finish()
+    assert found.tags == {sop_class, sequence, PIXEL_DATA}
+    assert set(found.values) == {sop_class, sequence}
+    assert (found.values[sop_class] or b"").rstrip(b"\0") == b"1.2.840.10008.5.1.4.1.1.2"
+    items = found.values[sequence] or b""
+    # What stands between the element's header and the next element, delimiter included.
+    assert items
+    assert items in data
+    assert b"1.2.3" in items
+    assert b"113072" in items
+    assert items[-8:-4] in (b"\xfe\xff\xdd\xe0", b"\xff\xfe\xe0\xdd")
+
+
+def test_a_wanted_value_that_is_too_large_is_told_of_and_not_kept() -> None:
+    dataset = image()
+    dataset.ImageType = "X" * (MAX_KEPT - 1)
+    dataset["ImageType"].VR = "UT"
+    tag = (0x0008, 0x0008)
+    for more, kept in ((0, True), (2, False)):
+        dataset.ImageType = "X" * (MAX_KEPT - 2 + more)
+        dataset["ImageType"].VR = "UT"
+        data = encode(dataset, ExplicitVRLittleEndian)
+        scanner = Scanner(ExplicitVRLittleEndian, [tag], noted=[])
+        for at in range(0, len(data), 4096):
+            scanner.feed(data[at : at + 4096])
+        assert (scanner.finish().values[tag] is not None) is kept
+
+
+def test_more_elements_than_allowed_are_refused_and_are_not_remembered() -> None:
+    element = struct.pack("<HH2sH", 0x0009, 0x1001, b"SH", 0)
+    Scanner(ExplicitVRLittleEndian, noted=[], max_elements=50).feed(element * 50)
+    with pytest.raises(UnreadableInstanceError, match="more elements"):
+        Scanner(ExplicitVRLittleEndian, noted=[], max_elements=50).feed(element * 51)

@@ -7,7 +7,7 @@ import struct
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,16 @@ from pynetdicom.pdu_primitives import (
 
 from dicom_node.acceptor import STORAGE_SUPPORT
 from dicom_node.association import configure_protocol
-from dicom_node.storage_scu import echo
+from dicom_node.errors import ConfigurationError
+from dicom_node.ledger import intake
+from dicom_node.storage_scu import echo, send_files
 from tests.integration.conftest import RECEIVE_PATHS
 from tests.integration.peers import (
     CT,
     Node,
     connected,
     ct_slice,
+    reserve_port,
     run_sender,
     statuses,
     until,
@@ -230,3 +233,21 @@ def test_a_fault_of_ours_ends_the_association_and_leaves_no_thread(
     monkeypatch.undo()
     until(lambda: threading.active_count() == before, "no thread is left")
     assert echo(node.peer()).ok
+
+
+def test_a_sender_over_ipv6_is_admitted_and_recorded_under_its_address(
+    start_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    port = reserve_port()
+    try:
+        node = start_node(
+            node={"host": "::1", "port": port, "data_dir": tmp_path},
+            association={"allow": [{"address": "::1"}]},
+        )
+    except ConfigurationError:
+        pytest.skip("this machine has no IPv6")
+    to = replace(node.peer(), host="::1")
+    file = write(ct_slice(1), tmp_path / "1.dcm")
+    assert send_files([file], to).ok
+    (progress,) = intake.series_progress(node.ledger)
+    assert progress.address == "::1"

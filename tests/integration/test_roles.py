@@ -14,12 +14,13 @@ from dicom_node.cli.starter import DEFAULT_ROUTES
 from dicom_node.errors import ConfigurationError
 from dicom_node.ledger import reports
 from dicom_node.settings import NodeSettings
-from dicom_node.storage_scu import send_files
+from dicom_node.storage_scu import echo, send_files
 from dicom_node.supervisor.process import Signals
 from dicom_node.supervisor.roles import DeliverService, ReceiveService, build_service
 from tests.factories import make_series, write_series
 from tests.integration.peers import Archive, Peer, outgoing_series, reserve_port, serving, until
 from tests.unit.dicom_node.audit_journal import audit_events
+from tests.unit.dicom_node.certificates import Authority
 
 
 @pytest.fixture
@@ -117,3 +118,29 @@ def test_a_role_that_cannot_start_says_which_setting_is_wrong(
     given = settings(engine={"bundle": "no-such-bundle"})
     with pytest.raises(ConfigurationError, match="no-such-bundle"):
         build_service("restore", given, Signals(), AuditTrail(given))
+
+
+@pytest.mark.parametrize("told", ["by SIGHUP", "by the file"])
+def test_the_receive_role_shows_a_new_certificate_without_a_restart(
+    told: str, settings: Callable[..., NodeSettings], tmp_path: Path
+) -> None:
+    authority = Authority.make(tmp_path / "tls")
+    files = authority.issue("node", "first.example")
+    tls = {"port": reserve_port(), "ca": files.ca, "certificate": files.certificate}
+    given = settings(tls={**tls, "key": files.key}, janitor={"interval_s": 0.001})
+    trail = AuditTrail(given)
+    service = ReceiveService(given, trail)
+    try:
+        port = given.tls.port
+        assert port is not None
+        to = Peer("DIFFCODE", "127.0.0.1", port, "T", tls=files, server_name="second.example")
+        assert "Hostname mismatch" in echo(to).words
+        authority.issue("node", "second.example")
+        if told == "by SIGHUP":
+            service.reload()
+        else:
+            service.turn(time.time())
+        assert echo(to).ok
+    finally:
+        service.close()
+        trail.close()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pynetdicom import build_context
 from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, MaximumLengthNotification
@@ -143,3 +147,25 @@ def test_an_abort_is_what_the_protocol_library_would_decode() -> None:
     pdu.decode(abort_pdu(INVALID_PARAMETER))
     assert (pdu.source, pdu.reason_diagnostic) == (2, INVALID_PARAMETER)
     assert len(abort_pdu(0)) == HEADER_LENGTH + 4
+
+
+@given(st.binary(min_size=6, max_size=6))
+def test_any_six_octets_are_a_request_or_told_why_not(octets: bytes) -> None:
+    with suppress(NotARequestError):
+        assert 68 <= read_header(octets) <= MAX_REQUEST
+
+
+@given(st.binary(max_size=400))
+def test_any_rest_of_a_request_is_read_or_told_why_not(rest: bytes) -> None:
+    with suppress(NotARequestError):
+        request = read_request(request_pdu()[:74] + rest)
+        assert len(request.pdu) == 74 + len(rest)
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_any_title_is_made_one_that_the_protocol_library_takes(field: bytes) -> None:
+    request = read_request(request_pdu(calling=field))
+    if request.calling_ae:
+        decoded = A_ASSOCIATE_RQ()
+        decoded.decode(request.pdu)
+        assert decoded.calling_ae_title == request.calling_ae

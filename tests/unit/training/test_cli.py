@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from restoration.bundle import read_manifest
@@ -61,7 +63,8 @@ def test_help_is_quick_because_it_does_not_import_torch() -> None:
     "command",
     [
         ["prepare"], ["train", "codebook"], ["train", "diffusion"], ["train", "restoration"],
-        ["codebook", "build"], ["codebook", "inspect"], ["evaluate"], ["bundle"], ["restore"],
+        ["codebook", "add"], ["codebook", "build"], ["codebook", "inspect"],
+        ["ladder"], ["evaluate"], ["bundle"], ["card"], ["restore"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -187,6 +190,41 @@ def test_a_codebook_is_built_anew_in_a_new_run(
     assert "nothing is overwritten" in call(*command).stderr
 
 
+def test_a_task_is_added_to_a_trained_bank(dataset: PreparedSet, tmp_path: Path) -> None:
+    two = tiny_recipe(data={"tasks": ["mri_sr", "ct_denoise"]}, stage1={"steps": 3})
+    common = ("--recipe", recipe_file(tmp_path, two), "--data", dataset.folder)
+    assert call("train", "codebook", *common, "--out", tmp_path / "two").exit_code == 0
+    command = (
+        "codebook", "add", tmp_path / "two", "--data", dataset.folder, "--out", tmp_path / "three",
+        "--task", "pet_synthesis", "--tokens", 100,
+    )  # fmt: skip
+    done = call(*command)
+    assert done.exit_code == 0, done.stderr
+    before, _ = run.trained_model(tmp_path / "two" / "codebook")
+    after, extended = run.trained_model(tmp_path / "three" / "codebook")
+    assert extended.data.tasks == ("mri_sr", "ct_denoise", "pet_synthesis")
+    for name, tensor in before.state_dict().items():
+        kept = after.state_dict()[name]
+        if name == "bank.weight":
+            assert torch.equal(kept[:2], tensor[:2])
+            assert not torch.equal(kept[2], tensor[2])
+        elif name.startswith(("vq_encoder.", "decoder.")):
+            assert torch.equal(kept, tensor)
+    old, new = (
+        json.loads((tmp_path / name / "codebook" / run.GATE).read_text())["figures"]
+        for name in ("two", "three")
+    )
+    assert {task: new[task] for task in old} == old
+    assert {"usage", "perplexity", "reconstruction_psnr"} <= set(new["pet_synthesis"])
+    # The next stage starts from the bank of three tasks.
+    whole = recipe_file(tmp_path, tiny_recipe(stage1={"steps": 3}, stage2={"steps": 1}))
+    going_on = ("--recipe", whole, "--data", dataset.folder, "--out", tmp_path / "three")
+    assert call("train", "diffusion", *going_on, "--force").exit_code == 0
+    again = call(*command[:-2], "--out", tmp_path / "four", "--task", "mri_sr")
+    assert "has a codebook for mri_sr" in again.stderr
+    assert "nothing is overwritten" in call(*command).stderr
+
+
 def test_a_bundle_says_what_it_was_trained_on(bundled: Path) -> None:
     manifest = read_manifest(bundled)
     assert (manifest.name, manifest.variant, manifest.licence) == ("tiny", "v2", "Apache-2.0")
@@ -297,3 +335,77 @@ def test_an_image_with_a_nan_is_refused(bundled: Path, tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "Slice 1" in done.stderr
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_evaluate_puts_the_rungs_of_a_run_beside_a_bundle(
+    dataset: PreparedSet, trained: Path, bundled: Path
+) -> None:
+    done = call(
+        "evaluate", "--data", dataset.folder, "--bundle", bundled, "--run", trained,
+        "--task", "ct_denoise", "--no-classical", "--baseline", "v2", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert list(summary["methods"]) == ["input", "tiny", "v2"]
+    entry = summary["tasks"]["ct_denoise"]
+    # The bundle was made of this very rung.
+    assert entry["methods"]["tiny"] == entry["methods"]["v2"] == entry["restored"]
+    assert entry["differences"]["tiny"]["psnr"]["mean"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--data", "empty"), "empty holds no image series"),
+        (("--bundle", "no-such-bundle"), "No built-in bundle is called"),
+        (("--bundle", "altered"), "the manifest says"),
+        (("--run", "empty"), "holds no restoration stage"),
+        (("--baseline", "v9"), "--baseline v9: no such method; there are input"),
+        (("--csv", "there.csv"), "there.csv exists; nothing is overwritten"),
+        (("--figures", "figures"), "ct_denoise.png exists; nothing is overwritten"),
+    ],
+    ids=[
+        "empty-folder",
+        "unknown-bundle",
+        "altered-weights",
+        "empty-run",
+        "baseline",
+        "csv",
+        "png",
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_the_work(
+    dataset: PreparedSet, bundled: Path, tmp_path: Path, options: tuple[str, str], reason: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "ct_denoise.png").write_bytes(b"kept")
+    (tmp_path / "there.csv").write_bytes(b"kept")
+    shutil.copytree(bundled, tmp_path / "altered")
+    with (tmp_path / "altered" / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    name, value = options
+    paths = ("--data", "--run", "--csv", "--figures")
+    inside = name in paths or value == "altered"
+    chosen = {"--data": dataset.folder, "--task": "ct_denoise", "--bundle": bundled}
+    chosen |= {name: tmp_path / value if inside else value}
+    done = call("evaluate", *(part for option in chosen.items() for part in option))
+    assert done.exit_code == 1
+    assert reason in done.stderr
+    assert done.stdout == ""
+    assert (tmp_path / "there.csv").read_bytes() == b"kept"
+    assert (tmp_path / "figures" / "ct_denoise.png").read_bytes() == b"kept"
+
+
+def test_an_image_with_a_nan_is_not_evaluated(
+    dataset: PreparedSet, bundled: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "prepared"
+    shutil.copytree(dataset.folder, broken)
+    volume = np.load(broken / "val-ct_denoise.lq.npy")
+    volume[1, 2, 3] = np.nan
+    np.save(broken / "val-ct_denoise.lq.npy", volume)
+    done = call("evaluate", "--data", broken, "--bundle", bundled, "--no-classical")
+    assert done.exit_code == 1
+    assert "val-ct_denoise.lq.npy: slice 1 holds a value that is not finite" in done.stderr
+    assert done.stdout == ""

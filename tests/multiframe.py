@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from highdicom.legacy import (
     LegacyConvertedEnhancedMRImage,
     LegacyConvertedEnhancedPETImage,
 )
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -103,10 +105,9 @@ def legacy_converted(modality: Any, **options: Any) -> Dataset:
             sop_instance_uid=uid("converted", modality),
             instance_number=1,
         )
-    image = Dataset()
-    image.update(converted)
-    image.file_meta = converted.file_meta
-    return image
+    buffer = BytesIO()
+    converted.save_as(buffer, enforce_file_format=True)
+    return dcmread(BytesIO(buffer.getvalue()))
 
 
 def make_enhanced(

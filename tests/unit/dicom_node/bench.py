@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from dicom_node.assembler import Assembler
 from dicom_node.cli.starter import DEFAULT_ROUTES
+from dicom_node.dicom.geometry import Resampling
 from dicom_node.dicom.header import instance_summary, why_ignored
 from dicom_node.inference import (
     DomainVerdict,
@@ -138,10 +139,13 @@ class Gain:
         self, request: RestorationRequest, progress: Progress | None = None
     ) -> RestorationResult:
         self.requests.append(request)
-        restored = np.empty_like(request.array)
-        for number, slice_ in enumerate(request.array):
+        finer = np.ones((request.upsample, request.upsample), dtype=np.float32)
+        restored = np.stack([np.kron(slice_, finer) for slice_ in request.array])
+        for number, slice_ in enumerate(restored):
             self.before(number)
             restored[number] = slice_ + self.gain
             if progress is not None:
                 progress(number + 1, len(restored))
-        return RestorationResult(restored, self.model, (), 0.1, self.diagnostics)
+        return RestorationResult(
+            restored, self.model, (), 0.1, self.diagnostics, Resampling(request.upsample)
+        )

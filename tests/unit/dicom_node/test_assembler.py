@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from dicom_node.assembler import is_quiet, plan
+from dicom_node.assembler import is_quiet, plan, why_sent_back
 from dicom_node.ledger import intake, queue, reports
 from dicom_node.ledger.intake import SeriesProgress
 from dicom_node.ledger.tables import JobState, SeriesState
 from dicom_node.routing import Routes, Titles, parse_routes
-from dicom_node.settings import AssemblySettings, PolicySettings
+from dicom_node.settings import AssemblySettings, NodeSettings, PolicySettings
 from tests.conftest import ManualClock
 from tests.factories import make_series
+from tests.multiframe import make_enhanced
 from tests.unit.dicom_node.bench import QUIET, ROUTES, Bench, bench, uids
 
 
@@ -117,6 +118,99 @@ def test_a_late_slice_of_pet_makes_a_new_revision_of_the_whole(node: Bench) -> N
     first, second = node.jobs()
     assert (first["revision"], second["revision"]) == (1, 2)
     assert node.sources(second) == uids(sent)
+
+
+def test_a_late_slice_goes_to_the_volume_that_it_belongs_to(node: Bench) -> None:
+    first, second = (make_series("MR", slices=4, EchoTime=te, seed=i) for i, te in enumerate("18"))
+    for dataset in second:
+        dataset.SeriesInstanceUID = first[0].SeriesInstanceUID
+    node.receive([*first, *second[:3]])
+    node.tick()
+    node.receive(second[3:])
+    node.tick()
+    jobs = {job["volume"]: [] for job in node.jobs()}
+    for job in node.jobs():
+        jobs[job["volume"]].append(len(node.sources(job)))
+    assert jobs == {"echo_time=1": [4], "echo_time=8": [3, 1]}
+
+
+def test_a_multi_frame_image_is_one_job_judged_by_its_frames(node: Bench) -> None:
+    node.receive([make_enhanced("MR", slices=3, rows=8, volumes=2)])
+    assert node.tick() == 1
+    job = node.job()
+    assert (job["task"], job["state"], job["instances"], job["volume"]) == (
+        "mri_sr", "queued", 1, "whole",
+    )  # fmt: skip
+
+
+def test_a_multi_frame_image_of_which_nothing_may_be_restored_is_refused(node: Bench) -> None:
+    image = make_enhanced("CT", slices=3, rows=8)
+    image.SharedFunctionalGroupsSequence[0].CTImageFrameTypeSequence[0].FrameType = [
+        "DERIVED", "PRIMARY", "PERFUSION", "RCBF",
+    ]  # fmt: skip
+    node.receive([image])
+    node.tick()
+    assert node.job()["state"] == "refused"
+    assert "PERFUSION" in node.job()["reason"]
+
+
+def test_a_route_may_test_what_stands_in_the_functional_groups() -> None:
+    match = {"modality": "CT", "ConvolutionKernel": {"regex": "^B3"}}
+    route = {"name": "soft", "match": match, "task": "ct_denoise", "destinations": ["pacs"]}
+    routes = parse_routes({"route": [route]}, ["pacs"])
+    image = make_enhanced("CT", slices=3, rows=8)
+    decided = plan(
+        Titles(), {str(image.SOPInstanceUID): image}, routes=routes, policy=PolicySettings()
+    )
+    assert [job.route for job in decided.jobs] == ["soft"]
+
+
+DERIVED = ["DERIVED", "SECONDARY", "AXIAL"]
+ORIGINAL = ["ORIGINAL", "PRIMARY", "AXIAL"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "sender", "address", "kind", "ignored"),
+    [
+        ("originals", "PACS", "127.0.0.1", DERIVED, "a derived image, sent by one of our"),
+        ("originals", "PACS", "127.0.0.1", ORIGINAL, None),
+        ("originals", "PACS", "10.0.0.9", DERIVED, None),
+        ("originals", "SCANNER", "127.0.0.1", DERIVED, None),
+        ("ignore", "PACS", "127.0.0.1", ORIGINAL, "sent by one of our destinations"),
+        ("restore", "PACS", "127.0.0.1", DERIVED, None),
+    ],
+)
+def test_what_a_destination_returns_is_left_alone_as_the_policy_says(
+    rule: str, sender: str, address: str, kind: list[str], ignored: str | None
+) -> None:
+    settings = NodeSettings.model_validate(
+        {
+            "policy": {"from_destinations": rule},
+            "destinations": {"pacs": {"ae_title": "PACS", "host": "127.0.0.1", "port": 104}},
+        }
+    )
+    (header,) = make_series("CT", slices=1, ImageType=kind)
+    why = why_sent_back(header, titles=Titles(sender, "NODE", address), settings=settings)
+    assert why is None if ignored is None else str(why).startswith(ignored)
+
+
+def test_a_destination_that_is_known_by_name_is_known_by_its_title() -> None:
+    settings = NodeSettings.model_validate(
+        {"destinations": {"pacs": {"ae_title": "PACS", "host": "pacs.example", "port": 104}}}
+    )
+    (header,) = make_series("CT", slices=1, ImageType=DERIVED)
+    assert why_sent_back(header, titles=Titles("PACS", "", "10.0.0.9"), settings=settings)
+
+
+def test_a_series_that_a_destination_returns_is_ignored_with_the_reason(node: Bench) -> None:
+    node.association = intake.open_association(
+        node.ledger, calling_ae="PACS", called_ae="NODE", address="127.0.0.1", now=node.clock()
+    )
+    node.receive(make_series("CT", slices=3, ImageType=DERIVED))
+    intake.close_association(node.ledger, node.association, "released", node.clock())
+    node.tick()
+    assert node.jobs() == []
+    assert node.series()["reason"] == "a derived image, sent by one of our destinations"
 
 
 def test_the_same_instances_again_make_no_second_job(node: Bench) -> None:

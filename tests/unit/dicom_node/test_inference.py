@@ -101,6 +101,33 @@ def test_an_acquisition_is_judged_by_the_domain_of_its_task(engine: LocalEngine)
 
 
 @pytest.mark.parametrize(
+    ("spacing", "factor", "upsample", "outside"),
+    [
+        (0.8, 4.0, 1, False),  # in the domain as it is
+        (1.6, 4.0, 4, False),  # 0.4 mm by the factor of the training operator
+        (0.2, 4.0, 1, True),  # too fine
+        (8.0, 4.0, 1, True),  # too coarse, even then
+        (1.6, 2.5, 1, True),  # no whole number of samples
+    ],
+)
+def test_a_low_matrix_is_told_from_an_acquisition_outside_the_domain(
+    tmp_path: Path, spacing: float, factor: float, upsample: int, outside: bool
+) -> None:
+    fields = {
+        **FIELDS,
+        "domain": {"mri_sr": {"modality": "MR", "pixel_spacing_mm": [0.4, 1.0]}},
+        "degradation": {
+            "mri_sr": {"name": "kspace-truncation", "version": 1, "params": {"factor": factor}}
+        },
+    }
+    write_bundle(tmp_path / "low", DiffCode(DiffCodeConfig.preset("tiny")), fields)
+    engine = LocalEngine.open(str(tmp_path / "low"), device="cpu")
+    facts = {"modality": "MR", "pixel_spacing_mm": (spacing, spacing)}
+    verdict = engine.judge("mri_sr", facts)
+    assert (verdict.upsample, bool(verdict.outside)) == (upsample, outside)
+
+
+@pytest.mark.parametrize(
     ("error", "kind"),
     [
         (RestorationMemoryError("cuda:0: no memory for a slice of 512x512 pixels"), "memory"),

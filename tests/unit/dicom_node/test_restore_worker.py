@@ -12,15 +12,17 @@ import pytest
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from dicom_node.dicom.reports import GateValue
 from dicom_node.errors import EngineMemoryError, PermanentError
 from dicom_node.inference import DomainVerdict, ModelIdentity, RestorationResult
 from dicom_node.ledger import queue, reports
+from dicom_node.ledger.tables import JobState, instances, jobs, writing
 from dicom_node.restoring import gate_values, parameters_hash, seeds
 from tests.conftest import ManualClock
 from tests.factories import make_series
+from tests.multiframe import legacy_converted, make_enhanced
 from tests.unit.dicom_node.bench import Bench, Gain, bench, uids
 
 
@@ -289,3 +291,114 @@ def test_what_the_engine_measured_is_told_by_slice_and_by_volume() -> None:
         GateValue("mean_drift", -7.0, "warn"),
         GateValue("support_rows", 0.5),
     ]
+
+
+def test_a_late_mr_slice_is_brought_into_the_window_by_the_scale_of_its_volume(
+    node: Bench,
+) -> None:
+    sent = make_series("MR", slices=5, rows=16)
+    node.receive(sent[:4])
+    node.tick()
+    node.worker(Gain(diagnostics={"intensity_scale": 1.25})).run_once(node.clock())
+    assert node.jobs()[0]["quantities"] == {"clamped": 0, "intensity_scale": 1.25}
+    node.receive(sent[4:])
+    node.tick()
+    engine = Gain(diagnostics={"intensity_scale": 1.25})
+    node.worker(engine).run_once(node.clock())
+    assert [request.scale for request in engine.requests] == [1.25]
+    other = Gain(model=ModelIdentity("gain", "2", "cd" * 32))
+    node.receive(make_series("MR", slices=6, rows=16)[5:])
+    node.tick()
+    node.worker(other).run_once(node.clock())
+    assert [request.scale for request in other.requests] == [None]  # another model's scale
+
+
+def test_an_instance_is_restored_once_by_one_model(node: Bench) -> None:
+    sent = make_series("CT", slices=4, rows=16)
+    node.receive(sent[:2])
+    node.tick()
+    assert node.worker(Gain()).run_once(node.clock())
+    first = {output["sop_instance_uid"] for output in node.job()["outputs"]}
+    with writing(node.ledger) as connection:  # as a second route, or a re-made ledger row, would
+        connection.execute(update(instances).values(assigned=False))
+    node.receive(sent[2:])
+    node.tick()
+    assert node.worker(Gain()).run_once(node.clock())
+    second = reports.job(node.ledger, node.jobs()[1]["id"])
+    assert node.sources(second) == uids(sent)
+    made = {output["sop_instance_uid"] for output in second["outputs"]}
+    assert second["state"] == "done"
+    assert len(made) == 2
+    assert not made & first
+
+
+def test_nothing_left_to_restore_is_a_refusal_with_the_reason(node: Bench) -> None:
+    queued(node)
+    assert node.worker(Gain()).run_once(node.clock())
+    with writing(node.ledger) as connection:
+        connection.execute(update(jobs).values(state=JobState.QUEUED))
+    assert node.worker(Gain()).run_once(node.clock())
+    assert (node.job()["state"], node.job()["reason"]) == (
+        "refused",
+        "restored before by this model, in an earlier job",
+    )
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+@pytest.mark.parametrize("make", [make_enhanced, legacy_converted])
+def test_a_multi_frame_image_goes_the_same_way(node: Bench, make: Any, modality: Any) -> None:
+    image = make(modality, slices=3, rows=16)
+    node.receive([image])
+    node.tick()
+    engine = Gain(gain=0.0)
+    assert node.worker(engine).run_once(node.clock())
+    job = node.job()
+    assert job["state"] == "done", job["reason"]
+    (output,) = job["outputs"]
+    made = dcmread(node.spool.resolve(output["path"]))
+    assert (made.SOPClassUID, made.NumberOfFrames) == (image.SOPClassUID, 3)
+    assert made.SeriesInstanceUID == job["derived_series_instance_uid"]
+    np.testing.assert_array_equal(made.pixel_array, image.pixel_array)
+    (request,) = engine.requests
+    assert len(set(request.seeds)) == 3
+
+
+def test_volumes_of_one_image_are_requests_of_their_own(node: Bench) -> None:
+    node.receive([make_enhanced("MR", slices=3, rows=16, volumes=2)])
+    node.tick()
+    engine = Gain(gain=5.0)
+    assert node.worker(engine).run_once(node.clock())
+    assert [len(request.array) for request in engine.requests] == [3, 3]
+    assert not set(engine.requests[0].seeds) & set(engine.requests[1].seeds)
+    (output,) = node.job()["outputs"]
+    assert dcmread(node.spool.resolve(output["path"])).NumberOfFrames == 6
+
+
+def test_mr_at_its_acquired_matrix_comes_back_on_the_finer_grid(node: Bench) -> None:
+    sent = make_series("MR", slices=3, rows=16, spacing=(2.0, 1.6))
+    node.receive(sent)
+    node.tick()
+    engine = Gain(gain=0.0, verdict=DomainVerdict(upsample=4))
+    assert node.worker(engine).run_once(node.clock())
+    job = node.job()
+    assert "4 x 4 finer grid by zero filling of k-space" in job["reason"]
+    for output in job["outputs"]:
+        made = dcmread(node.spool.resolve(output["path"]))
+        assert (made.Rows, made.Columns, list(made.PixelSpacing)) == (64, 64, [0.5, 0.4])
+        assert made.SeriesInstanceUID == job["derived_series_instance_uid"]
+
+
+def test_a_low_matrix_is_refused_where_the_policy_says_so(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock
+) -> None:
+    node = bench(tmp_path, bench_ledger, clock, policy={"low_matrix": "refuse"})
+    queued(node, "MR")
+    node.worker(Gain(verdict=DomainVerdict(upsample=4))).run_once(node.clock())
+    assert node.job()["state"] == "refused"
+    assert "acquired matrix" in node.job()["reason"]
+
+
+def test_clamped_pixels_are_counted_in_the_job(node: Bench) -> None:
+    queued(node, "CT", bits_stored=12, signed=False, slices=2)
+    node.worker(Gain(gain=5000.0)).run_once(node.clock())
+    assert node.job()["quantities"] == {"clamped": 2 * 16 * 16}

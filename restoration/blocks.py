@@ -65,10 +65,15 @@ class ChannelAttention(nn.Module):
     the image, so :attr:`window` (pixels of this level) restores the statistics seen in training.
     """
 
-    def __init__(self, channels: int, cell: int) -> None:
+    def __init__(self, channels: int, cell: int, scale: int | None = None) -> None:
+        """``cell`` and ``scale``: of this level's pixels in a pooling cell, of image pixels in one.
+
+        Below the level where a cell is one pixel, pixels hold more of the image than a cell does.
+        """
         super().__init__()
         self.project = Pointwise(channels, channels)
         self.cell = cell
+        self.scale = POOLING_CELL // cell if scale is None else scale
         self.window: int | None = None
         self.exact = False
 
@@ -84,11 +89,16 @@ class ChannelAttention(nn.Module):
 
     def _coarse(self, x: Tensor, window: int) -> Tensor:
         # The projection is affine and bilinear weights sum to one: it may act on the coarse grid.
-        cells = F.avg_pool2d(x, self.cell) if self.cell > 1 else x
+        height, width = x.shape[-2:]
+        cells = x
+        if self.cell > 1:
+            # Networks of fewer levels take sides that are no multiple of a cell.
+            cells = F.avg_pool2d(x, self.cell, ceil_mode=True, count_include_pad=False)
         attention: Tensor = self.project(local_mean(cells, max(1, window // self.cell)))
         if self.cell == 1:
             return attention
-        return F.interpolate(attention, scale_factor=self.cell, mode="bilinear")
+        spread = F.interpolate(attention, scale_factor=self.cell, mode="bilinear")
+        return spread[..., :height, :width]
 
 
 def local_mean(x: Tensor, window: int) -> Tensor:
@@ -121,13 +131,13 @@ class NAFBlock(nn.Module):
     Parameters 7c² + 33c. ``cell`` is the size of the coarse pooling cell at this level, in pixels.
     """
 
-    def __init__(self, channels: int, cell: int = POOLING_CELL) -> None:
+    def __init__(self, channels: int, cell: int = POOLING_CELL, scale: int | None = None) -> None:
         super().__init__()
         wide = 2 * channels
         self.norm1 = LayerNorm2d(channels)
         self.conv1 = Pointwise(channels, wide)
         self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
-        self.attention = ChannelAttention(channels, cell)
+        self.attention = ChannelAttention(channels, cell, scale)
         self.conv3 = Pointwise(channels, channels)
         self.norm2 = LayerNorm2d(channels)
         self.conv4 = Pointwise(channels, wide)
@@ -160,7 +170,7 @@ class Upsample(nn.Sequential):
 def stack(channels: int, depth: int, level: int) -> nn.Sequential:
     """``depth`` NAF blocks for resolution ``level`` (0 = full resolution)."""
     cell = max(1, POOLING_CELL >> level)
-    return nn.Sequential(*(NAFBlock(channels, cell) for _ in range(depth)))
+    return nn.Sequential(*(NAFBlock(channels, cell, 1 << level) for _ in range(depth)))
 
 
 def channel_attentions(module: nn.Module) -> Iterator[ChannelAttention]:
@@ -175,6 +185,5 @@ def set_local_pooling(module: nn.Module, window: int | None, *, exact: bool = Fa
     moves by the cells of a coarse grid, which costs a tenth and differs by interpolation only.
     """
     for attention in channel_attentions(module):
-        scale = POOLING_CELL // attention.cell
-        attention.window = None if window is None else max(1, window // scale)
+        attention.window = None if window is None else max(1, window // attention.scale)
         attention.exact = exact

@@ -10,6 +10,7 @@ The ladder of the paper's Table 2 is one network with parts left out: ``v1`` the
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -59,6 +60,11 @@ class DiffCodeConfig:
     def factor(self) -> int:
         """Image pixels per latent position along each axis."""
         return 1 << (len(self.channels) - 1)
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """What the codes of an image may tell: D·log₂K bits for each latent position."""
+        return self.depths * math.log2(self.codes) / self.factor**2
 
     @property
     def has_reference(self) -> bool:

@@ -7,6 +7,7 @@ A recipe is one TOML file with the tables ``[arch]``, ``[stage1]``, ``[stage2]``
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tomllib
 import types
 import typing
@@ -18,10 +19,16 @@ from typing import Any, Literal, TypeVar
 from restoration.diffcode import DiffCodeConfig
 
 PRESETS = ("paper", "compact", "tiny", "compact-ladder", "tiny-ladder")
-PRESET_FOLDER = Path(__file__).resolve().parent.parent / "config" / "training"
+_CHECKOUT = Path(__file__).resolve().parent.parent / "config" / "training"
+_INSTALLED = Path("share", "diffcode", "recipes")  # below sys.prefix, by setup.cfg
 VARIANTS = ("v1", "v2", "v3", "full")
 Variant = Literal["v1", "v2", "v3", "full"]
 Node = TypeVar("Node")
+
+
+def preset_folder() -> Path:
+    """Where the presets lie: in the checkout, else where a wheel put them."""
+    return _CHECKOUT if _CHECKOUT.is_dir() else Path(sys.prefix) / _INSTALLED
 
 
 class RecipeError(ValueError):
@@ -107,7 +114,7 @@ class Recipe:
 
         Raises RecipeError with every fault found.
         """
-        path = PRESET_FOLDER / f"{source}.toml" if str(source) in PRESETS else Path(source)
+        path = preset_folder() / f"{source}.toml" if str(source) in PRESETS else Path(source)
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,17 +22,13 @@ from restoration.diffcode import DiffCode
 from restoration.tasks import RestorationTask
 from training.checkpoint import (
     CHECKPOINT,
-    CHECKPOINT_VERSION,
     TrainingError,
     averaged_weights,
-    write_checkpoint,
 )
 from training.codebook import (
     CodebookReport,
-    build_bank,
     collect_tokens,
     inspect_bank,
-    refine_bank,
 )
 from training.loop import Limits, Outcome, World, run_stage
 from training.recipe import Recipe
@@ -213,7 +209,9 @@ def gate_figures(
     model.use_local_pooling(False)
     if stage is Stage.CODEBOOK:
         for report in inspect_codebooks(model, recipe, dataset, recipe.stage1.gate_tokens):
-            figures.setdefault(report.task, {})["usage"] = report.usage
+            found = figures.setdefault(report.task, {})
+            found |= {"usage": report.usage, "perplexity": report.perplexity}
+            found["bits_per_pixel"] = recipe.arch.bits_per_pixel
     return figures
 
 
@@ -223,47 +221,13 @@ def inspect_codebooks(
     """How much of each codebook the training images use, and what each depth leaves over."""
     if model.bank is None or model.vq_encoder is None:
         raise TrainingError(f"the variant {recipe.arch.variant} has no codebook")
-    return inspect_bank(model.bank, _tokens(model, recipe, dataset, tokens))
+    return inspect_bank(model.bank, tokens_of(model, recipe, dataset, tokens))
 
 
-def rebuild_codebooks(
-    source: Path,
-    data: Path,
-    out: Path,
-    *,
-    tasks: Sequence[RestorationTask],
-    tokens: int,
-    passes: int,
-) -> tuple[list[CodebookReport], tuple[GateCheck, ...]]:
-    """Make the codebooks of ``tasks`` anew from data, the networks unchanged, as a new run.
-
-    Residual k-means on the latents of the trained encoder, then ``passes`` of refinement. Raises
-    TrainingError when ``out`` holds a codebook stage already.
-    """
-    folder = out / Stage.CODEBOOK.folder("full")
-    if folder.exists():
-        raise TrainingError(f"{folder} exists; choose another --out, nothing is overwritten")
-    model, recipe = trained_model(source / Stage.CODEBOOK.folder("full"))
-    dataset = PreparedSet.open(data)
-    assert model.bank is not None
-    found = _tokens(model, recipe, dataset, tokens)
-    chosen = {n: sample for n, sample in found.items() if n in {task.index for task in tasks}}
-    build_bank(model.bank, chosen, recipe.stage1.kmeans_iterations, recipe.seed)
-    refine_bank(model.bank, chosen, passes)
-    _write_finished(model, recipe, folder)
-    checks = pass_gate(Stage.CODEBOOK, recipe, dataset, model, out)
-    return inspect_bank(model.bank, found), checks
-
-
-def _write_finished(model: DiffCode, recipe: Recipe, folder: Path) -> None:
-    weights = {f"model/{n}": t for n, t in model.state_dict().items()}
-    weights |= {f"average/{n}": p.data.clone() for n, p in model.named_parameters()}
-    steps = recipe.stage1.steps
-    state = {"version": CHECKPOINT_VERSION, "stage": Stage.CODEBOOK.value, "step": steps}
-    write_checkpoint(folder, weights, {**state, "steps": steps, "recipe": recipe.to_dict()})
-
-
-def _tokens(model: DiffCode, recipe: Recipe, dataset: PreparedSet, count: int) -> dict[int, Tensor]:
+def tokens_of(
+    model: DiffCode, recipe: Recipe, dataset: PreparedSet, count: int
+) -> dict[int, Tensor]:
+    """At most ``count`` latents of training patches for each task of the recipe."""
     batch_at = sampler(dataset, Stage.CODEBOOK, recipe)
     device = next(model.parameters()).device
     return collect_tokens(model, _batches(batch_at, device), count)

@@ -1,4 +1,4 @@
-"""``diffcode codebook``: look into codebooks, or make them anew."""
+"""``diffcode codebook``: look into codebooks, make them anew, add one for another task."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from training.cli.common import EXISTING, FOLDER, TASKS, refusing, show
 
 @click.group()
 def codebook() -> None:
-    """Look into a run's codebooks, or make them anew."""
+    """Look into a run's codebooks, make them anew, or add one for another task."""
 
 
+_PASSES = click.option(
+    "--passes", default=4, show_default=True, type=click.IntRange(0), help="refinements"
+)
 _TOKENS = click.option(
     "--tokens", default=200_000, show_default=True, type=click.IntRange(1), help="per task"
 )
@@ -47,7 +50,7 @@ def inspect(run: Path, data: Path, tokens: int, as_json: bool) -> None:
 @click.option("--out", required=True, type=FOLDER, help="run folder to make")
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat")
 @_TOKENS
-@click.option("--passes", default=4, show_default=True, type=click.IntRange(0), help="refinements")
+@_PASSES
 @refusing
 def build(
     run: Path, data: Path, out: Path, tasks: tuple[str, ...], tokens: int, passes: int
@@ -60,12 +63,38 @@ def build(
     from rich.console import Console
 
     from restoration.tasks import RestorationTask
-    from training import report
-    from training import run as runs
+    from training import banks, report
 
     chosen = [RestorationTask(task) for task in tasks or TASKS]
-    found, checks = runs.rebuild_codebooks(
+    found, checks = banks.rebuild_codebooks(
         run, data, out, tasks=chosen, tokens=tokens, passes=passes
+    )
+    show({}, report.codebook_table(found), as_json=False)
+    for check in checks:
+        Console(stderr=True).print(str(check), markup=False)
+
+
+@codebook.command()
+@click.argument("run", type=EXISTING)
+@click.option("--data", required=True, type=EXISTING, help="prepared folder with the new task")
+@click.option("--out", required=True, type=FOLDER, help="run folder to make")
+@click.option("--task", required=True, type=click.Choice(TASKS), help="which RUN does not have")
+@_TOKENS
+@_PASSES
+@refusing
+def add(run: Path, data: Path, out: Path, task: str, tokens: int, passes: int) -> None:
+    """Add the codebook of another task to a trained bank; all else keeps its bytes.
+
+    \b
+    diffcode codebook add run --data prepared-pet --out run-pet --task pet_synthesis
+    """
+    from rich.console import Console
+
+    from restoration.tasks import RestorationTask
+    from training import banks, report
+
+    found, checks = banks.add_codebook(
+        run, data, out, task=RestorationTask(task), tokens=tokens, passes=passes
     )
     show({}, report.codebook_table(found), as_json=False)
     for check in checks:

@@ -100,6 +100,8 @@ def _train(
     console.print(f"{stage.value}: step {outcome.step} of {stage.settings(settled).steps}, {done}")
     for check in checks:
         console.print(str(check), markup=False)
+    if checks and stage.value == "codebook":
+        console.print(f"rate  {settled.arch.bits_per_pixel:.2f} bits per pixel")
 
 
 def _settle(

@@ -208,3 +208,26 @@ def test_wrong_configurations_are_named() -> None:
         DiffCodeConfig(blocks=(1, 1))
     with pytest.raises(ValueError, match="preset must be one of paper"):
         DiffCodeConfig.preset("huge")
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5])
+def test_a_network_of_any_number_of_levels_pools_over_one_window_of_the_image(
+    levels: int, make_model: Make
+) -> None:
+    channels = (4, 6, 8, 8, 8)[:levels]
+    model = make_model(channels=channels, blocks=(1,) * levels, tlc_train=32)
+    assert model.config.factor == 2 ** (levels - 1)
+    model.use_local_pooling(True)
+    for level, stage in enumerate(model.backbone.encoder):
+        windows = {attention.window for attention in channel_attentions(stage)}
+        assert windows == {48 >> level}
+    # Sides that are multiples of the factor alone, above the window.
+    lq = torch.rand(1, 1, 65, 80)
+    padded, _ = pad_to_multiple(lq, model.config.factor)
+    restored = run(model, padded)
+    assert restored.shape == padded.shape
+    assert restored.isfinite().all()
+    # What lies beyond the window and the convolutions has no say.
+    far = padded.clone()
+    far[..., -2:, -2:] += 1
+    assert (run(model, far) - restored)[..., :2, :2].abs().max() < 1e-6

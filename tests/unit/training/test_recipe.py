@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 from restoration.diffcode import PRESETS as NETWORKS
 from tests.training.tiny import tiny_recipe
+from training import recipe
 from training.recipe import PRESETS, Recipe, RecipeError
 
 
@@ -17,15 +20,32 @@ def problems_of(table: dict[str, Any]) -> list[str]:
     return caught.value.problems
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*NETWORKS, "compact-ladder"])
 def test_each_preset_trains_the_network_of_that_name(name: str) -> None:
     assert Recipe.load(name).arch == NETWORKS[name.removesuffix("-ladder")]
 
 
+def test_the_presets_are_found_beside_an_installed_package_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "share" / "diffcode" / "recipes"
+    shutil.copytree(recipe.preset_folder(), installed)
+    monkeypatch.setattr(recipe, "_CHECKOUT", tmp_path / "no-checkout")
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    assert recipe.preset_folder() == installed
+    assert Recipe.load("tiny").arch == NETWORKS["tiny"]
+
+
+def test_a_wheel_is_told_to_carry_the_presets() -> None:
+    setup = ConfigParser()
+    setup.read(Path(recipe.__file__).parent.parent / "setup.cfg")
+    assert "config/training/*.toml" in setup["options.data_files"]["share/diffcode/recipes"]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_training_patch_is_the_one_that_local_pooling_assumes(name: str) -> None:
-    recipe = Recipe.load(name)
-    assert recipe.arch.tlc_train == recipe.stage3.patch
+    loaded = Recipe.load(name)
+    assert loaded.arch.tlc_train == loaded.stage3.patch
 
 
 def test_the_paper_preset_has_the_published_schedule() -> None:

@@ -276,3 +276,45 @@ def test_the_record_of_a_gate_names_what_failed() -> None:
     )
     assert (record["stage"], record["step"], record["passed"]) == ("restoration", 9, False)
     assert record["checks"][0]["value"] == -1.0
+
+
+@pytest.mark.parametrize("stage", list(Stage), ids=lambda stage: stage.value)
+def test_in_half_precision_the_quantiser_and_the_chain_stay_in_single(stage: Stage) -> None:
+    recipe = tiny_recipe()
+    model = model_of(recipe)
+    trained_parameters(model, stage)
+    seen: dict[str, set[torch.dtype]] = {"bank": set(), "chain": set(), "network": set()}
+    assert model.bank is not None
+    assert model.prior is not None
+    encode = model.bank.encode
+
+    def noted(features: Tensor, task: Tensor) -> Tensor:
+        seen["bank"].add(features.dtype)
+        return encode(features, task)
+
+    model.bank.encode = noted  # type: ignore[method-assign]
+    model.prior.denoiser.register_forward_hook(
+        lambda _module, _inputs, output: seen["chain"].add(output.dtype)
+    )
+    for part in (model.backbone.embed, model.condition, model.vq_encoder):
+        assert part is not None
+        part.register_forward_hook(
+            lambda _module, _inputs, output: seen["network"].add(output.dtype)
+        )
+    objective = OBJECTIVES[stage](model, recipe)
+    # One task, past the warm-up of the autoencoder.
+    lq, hq, mask, _ = batch()
+    arguments = (lq, hq, mask, torch.zeros(3, dtype=torch.long), recipe.stage1.ae_warmup)
+    single = objective(*arguments)["loss"]
+    for dtypes in seen.values():
+        dtypes.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = objective(*arguments)["loss"]
+    half.backward()
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(single.item(), rel=0.05)
+    assert seen["network"] == {torch.bfloat16}
+    assert seen["bank"] <= {torch.float32}
+    assert seen["chain"] <= {torch.float32}
+    trained = trained_parameters(model, stage)
+    assert {p.grad.dtype for p in trained.values() if p.grad is not None} == {torch.float32}

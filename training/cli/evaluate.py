@@ -63,11 +63,13 @@ def evaluate(
     """
     from restoration.tasks import RestorationTask
     from training import pictures, report
+    from training.allocator import keep_freed_memory
     from training.contenders import contenders, labels
     from training.evaluate import evaluate as judge
     from training.evaluate import prepared, tuned_methods
     from training.validation import MR_CONTRASTS
 
+    keep_freed_memory()
     chosen = [RestorationTask(task) for task in tasks or TASKS]
     refuse_existing(csv_path)
     if figures is not None:

@@ -51,6 +51,7 @@ def ladder(
     diffcode ladder --recipe tiny-ladder --data prepared --out folds --folds 4 --max-seconds 1500
     """
     from training import ladder as steps
+    from training.allocator import keep_freed_memory
     from training.ladder_report import ladder_report
     from training.recipe import Recipe
     from training.rungs import judge
@@ -59,6 +60,7 @@ def ladder(
     def say(text: str) -> None:
         click.echo(text, err=True)
 
+    keep_freed_memory()
     chosen = steps.checked_rungs([name.strip() for name in rungs.split(",") if name.strip()])
     settled = Recipe.load(recipe)
     dataset = PreparedSet.open(data)

@@ -145,7 +145,9 @@ def _finished_weights(stage: Stage, variant: str, out: Path, force: bool) -> Map
         raise TrainingError(f"{folder} has no checkpoint: train {stage.value} first")
     problem = gate_problem(folder)
     if problem and not force:
-        raise TrainingError(f"{folder} {problem}; --force goes on all the same")
+        raise TrainingError(
+            f"{folder} {problem}; --force (of a ladder: --past-gates) goes on all the same"
+        )
     return averaged_weights(folder)[0]
 
 

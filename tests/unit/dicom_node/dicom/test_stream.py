@@ -156,10 +156,9 @@ def test_wanted_values_come_out_whatever_the_pieces(syntax: str, step: int) -> N
 
 def test_a_wanted_value_that_is_too_large_is_told_of_and_not_kept() -> None:
     dataset = image()
-    tag = (0x0008, 0x0008)
+    tag = (0x0042, 0x0011)
     for more, kept in ((0, True), (2, False)):
-        dataset.ImageType = "X" * (MAX_KEPT + more)
-        dataset["ImageType"].VR = "UT"
+        dataset.add_new(tag, "OB", bytes(MAX_KEPT + more))
         data = encode(dataset, ExplicitVRLittleEndian)
         scanner = Scanner(ExplicitVRLittleEndian, [tag], noted=[])
         for at in range(0, len(data), 4096):

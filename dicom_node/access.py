@@ -165,6 +165,17 @@ def plain_address(address: str) -> str:
     return str(mapped or peer)
 
 
+def origin(address: str) -> str:
+    """What caps count as one peer: an IPv4 address, or the /64 of an IPv6 address.
+
+    Of the latter one host has as many as it likes (RFC 8981).
+    """
+    plain = ip_address(plain_address(address))
+    if isinstance(plain, IPv6Address) and not plain.is_loopback:
+        return str(IPv6Network((plain, 64), strict=False))
+    return str(plain)
+
+
 def _within(address: str, network: Network) -> bool:
     return ip_address(plain_address(address)) in network
 

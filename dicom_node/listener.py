@@ -37,6 +37,7 @@ from dicom_node.access import (
     TOO_MANY,
     Admission,
     Requestor,
+    origin,
     plain_address,
     refuse,
 )
@@ -134,7 +135,7 @@ class _Pending:
 
     socket: socket.socket
     address: tuple[str, int]
-    who: str  # the address as counters know it
+    who: str  # what caps count as one peer
     local: tuple[str, int]
     deadline: float
     secure: bool
@@ -142,6 +143,11 @@ class _Pending:
     received: bytearray = field(default_factory=bytearray)
     wanted: int = HEADER_LENGTH
     discarded: int = 0
+
+    @property
+    def peer(self) -> str:
+        """The peer's address as people write it."""
+        return plain_address(self.address[0])
 
 
 def open_port(port: Port) -> socket.socket:
@@ -286,7 +292,7 @@ class Listener:
             self._stopping.wait(0.1)
 
     def _greet(self, connection: socket.socket, address: tuple[str, int], port: Port) -> None:
-        who = plain_address(address[0])
+        who = origin(address[0])
         self._make_room(who)
         connection.setblocking(False)
         # Nagle's algorithm and a delayed ACK would cost 40 ms an instance.
@@ -320,7 +326,7 @@ class Listener:
         oldest = next(pending for pending in self._pending if pending.who == who)
         if oldest.stage is not _Stage.CLOSING:
             why = "it had too many connections without an association; the oldest was closed"
-            self._tell(Refusal(who, why))
+            self._tell(Refusal(oldest.peer, why))
         self._drop(oldest)
 
     def _advance(self, pending: _Pending) -> None:
@@ -342,7 +348,7 @@ class Listener:
         except OSError as error:
             if not _just_left(error):
                 words = f"TLS: {tls.failure_words(error)}"
-                self._tell(Refusal(pending.who, words, authentication=True))
+                self._tell(Refusal(pending.peer, words, authentication=True))
             self._drop(pending)
         else:
             self._selector.modify(pending.socket, selectors.EVENT_READ, pending)
@@ -372,7 +378,7 @@ class Listener:
         # In TLS 1.3 a client hears of our certificate request, and we of its alert, only now.
         if pending.secure and isinstance(error, ssl.SSLError) and not _just_left(error):
             words = f"TLS: {tls.failure_words(error)}"
-            self._tell(Refusal(pending.who, words, authentication=True))
+            self._tell(Refusal(pending.peer, words, authentication=True))
 
     def _on_complete(self, pending: _Pending) -> None:
         try:
@@ -381,7 +387,7 @@ class Listener:
                 return
             request = read_request(bytes(pending.received))
         except NotARequestError as error:
-            self._tell(Refusal(pending.who, error.why))
+            self._tell(Refusal(pending.peer, error.why))
             self._answer(pending, abort_pdu(error.reason))
             return
         requestor = Requestor(
@@ -391,7 +397,7 @@ class Listener:
         if admission.accepted:
             self._hand_over(pending, requestor, request)
             return
-        self._tell(Refusal(pending.who, admission.why, request.calling_ae, admission))
+        self._tell(Refusal(pending.peer, admission.why, request.calling_ae, admission))
         self._answer(pending, reject_pdu(admission))
 
     def _judge(self, who: str, request: AssociateRequest, requestor: Requestor) -> Admission:
@@ -468,7 +474,7 @@ class Listener:
         for pending in [each for each in self._pending if each.deadline <= now]:
             if pending.stage is not _Stage.CLOSING:
                 words = f"no end of {pending.stage.value} in time"
-                self._tell(Refusal(pending.who, f"{words}; the connection was closed"))
+                self._tell(Refusal(pending.peer, f"{words}; the connection was closed"))
             self._drop(pending)
 
     def _tell(self, refusal: Refusal) -> None:

@@ -10,6 +10,7 @@ from dicom_node.access import (
     Requestor,
     access_rules,
     admit,
+    origin,
     plain_address,
 )
 from dicom_node.settings import NodeSettings
@@ -124,6 +125,21 @@ def test_a_listed_network_is_matched_in_either_notation(address: str, accepted: 
 def test_an_address_is_counted_under_one_name_in_either_notation() -> None:
     assert plain_address("::ffff:10.1.2.3") == plain_address("10.1.2.3") == "10.1.2.3"
     assert plain_address("fe80::1%eth0") == "fe80::1"
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::1"),
+    ],
+)
+def test_a_host_with_many_ipv6_addresses_counts_as_one(address: str, counted: str) -> None:
+    assert origin(address) == counted
 
 
 @pytest.mark.parametrize(

@@ -365,16 +365,10 @@ def communication_profiles(settings: NodeSettings) -> Iterator[str]:
 
 def settings_table(name: str, section: Section) -> str:
     """The plain keys of one table of node.toml: key, value, and what it is."""
-    fields = type(section).model_fields
     rows = []
-    for key, field in fields.items():
+    for key, field in type(section).model_fields.items():
         value = getattr(section, key)
         if isinstance(value, int | float | str) and not isinstance(value, bool):
-            rows.append([f"{name}.{key}", f"{value:g}" if _is_float(value) else value, field])
-    return table(
-        ["Key", "Value", "Meaning"], [[key, value, field.description] for key, value, field in rows]
-    )
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, float)
+            shown = f"{value:g}" if isinstance(value, float) else value
+            rows.append([f"{name}.{key}", shown, field.description])
+    return table(["Key", "Value", "Meaning"], rows)

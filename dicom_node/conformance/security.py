@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from dicom_node import tls
+from dicom_node import audit, tls
 from dicom_node.conformance.markdown import table, yes
 from dicom_node.settings import NodeSettings
 
 __all__ = ["sections"]
+
+# Each kind of message: its event, and the function that makes it and says when.
+_MESSAGES = (
+    (audit.APPLICATION_ACTIVITY, audit.application_activity),
+    (audit.BEGIN_TRANSFERRING, audit.begin_transferring),
+    (audit.INSTANCES_TRANSFERRED, audit.instances_sent),
+    (audit.INSTANCES_TRANSFERRED, audit.instances_received),
+    (audit.SECURITY_ALERT, audit.node_refused),
+)
 
 
 def sections(settings: NodeSettings) -> Iterator[str]:
@@ -63,6 +72,13 @@ def _audit(settings: NodeSettings) -> Iterator[str]:
         + "; RFC 5424 messages over UDP (RFC 5426) or TLS (RFC 5425)."
     )
     yield table(
+        ["Event ID", "Meaning", "When (PS3.15 A.5.3)"],
+        [
+            [f"{event.value}, {event.scheme}", event.meaning, _said(make)]
+            for event, make in _MESSAGES
+        ],
+    )
+    yield table(
         ["", "Value"],
         [
             ["Audit Source ID", given.source_id or settings.node.ae_title],
@@ -70,3 +86,7 @@ def _audit(settings: NodeSettings) -> Iterator[str]:
             ["Audit repository", given.syslog or "none"],
         ],
     )
+
+
+def _said(make: Callable[..., object]) -> str:
+    return (make.__doc__ or "").partition("\n")[0].rstrip(".")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
 
+import numpy as np
 from highdicom.base import SOPClass
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset
@@ -29,7 +30,7 @@ __all__ = [
     "RestoredImage",
     "encode",
     "finish",
-    "identify_source",
+    "restored_image",
     "series_number",
     "stand_in",
 ]
@@ -60,6 +61,7 @@ class RestoredImage:
     header: Dataset
     reference: Reference
     source: Reference
+    stored: tuple[tuple[int, int], ...]  # lowest and highest stored value of each slice
     source_frames: tuple[int, ...] = ()  # of each frame, from 1; empty: a classic image
 
     @property
@@ -80,11 +82,15 @@ class Restoration:
     warnings: tuple[str, ...] = ()
 
 
-def identify_source(header: Dataset) -> RestoredImage:
-    """The restored image of *header*, and the source that its provenance names.
+def restored_image(dataset: Dataset) -> RestoredImage:
+    """A restored image from its data set, which loses its pixels, and the source that it names.
 
     Earlier steps may have named sources of their own; ours is the last.
     """
+    pixels = dataset.pixel_array
+    slices = pixels if pixels.ndim == 3 else pixels[np.newaxis]
+    header = dataset
+    del header.PixelData
     groups = header.get("PerFrameFunctionalGroupsSequence") or ()
     sources = [group.DerivationImageSequence[-1].SourceImageSequence[0] for group in groups]
     first = sources[0] if sources else header.SourceImageSequence[0]
@@ -100,6 +106,7 @@ def identify_source(header: Dataset) -> RestoredImage:
             text(first, "ReferencedSOPInstanceUID"),
             text(header.ReferencedSeriesSequence[0], "SeriesInstanceUID"),
         ),
+        stored=tuple((int(each.min()), int(each.max())) for each in slices),
         source_frames=tuple(int(item.ReferencedFrameNumber) for item in sources),
     )
 

@@ -3,14 +3,15 @@
 A Grayscale Softcopy Presentation State (PS3.3 A.33.1) leaves the pixels as they are: a viewer
 shows the text and can take it away. It replaces the image's own display, so it carries the
 rescale and the windows of the images it refers to; those of one rescale share one object, since
-the Modality LUT stands once in each (PS3.3 C.11.1).
+the Modality LUT stands once in each (PS3.3 C.11.1). Without a window it would show the whole range
+of the rescaled values, most of it empty: an image that has none gets the range of its series.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from highdicom.content import (
@@ -27,7 +28,7 @@ from highdicom.pr import (
     TextObject,
 )
 from pydicom.dataset import Dataset
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, TM, format_number_as_ds
 
 from dicom_node.dicom import documents, provenance
 from dicom_node.dicom.documents import Restoration, RestoredImage
@@ -79,9 +80,11 @@ def softcopy_states(
     series_uid: of the series that they go into.
     """
     groups: dict[str, list[_Slice]] = {}
-    for image in images:
-        for each in _slices(image):
-            groups.setdefault(each.display, []).append(each)
+    slices = [each for image in images for each in _slices(image)]
+    window = _range(slices)
+    for each in slices:
+        seen = each if len(each.voi) else replace(each, voi=window)
+        groups.setdefault(seen.display, []).append(seen)
     for number, slices in enumerate(groups.values(), start=1):
         yield _state(slices, number, restoration, identity, settings, series_uid)
 
@@ -97,6 +100,21 @@ def _slices(image: RestoredImage) -> Iterator[_Slice]:
         pixel_values = _item(frame, shared, "PixelValueTransformationSequence")
         windows = _item(frame, shared, "FrameVOILUTSequence")
         yield _Slice(image, number, _taken(pixel_values, _RESCALE), _voi(windows))
+
+
+def _range(slices: Sequence[_Slice]) -> Dataset:
+    """The window from the lowest to the highest value of all slices (PS3.3 C.11.2.1.2)."""
+    values = [
+        stored * float(each.rescale.get("RescaleSlope", 1))
+        + float(each.rescale.get("RescaleIntercept", 0))
+        for each in slices
+        for stored in each.image.stored[(each.frame or 1) - 1]
+    ]
+    low, high = min(values), max(values)
+    window = Dataset()
+    window.WindowCenter = format_number_as_ds((low + high + 1) / 2)
+    window.WindowWidth = format_number_as_ds(high - low + 1)
+    return window
 
 
 def _item(frame: Dataset, shared: Dataset, keyword: str) -> Dataset:

@@ -50,8 +50,7 @@ def with_reports(
         if settings.sr or settings.gsps:
             dataset = read_dataset(instance.data)
             digest.update(dataset.PixelData)
-            del dataset.PixelData
-            images.append(documents.identify_source(dataset))
+            images.append(documents.restored_image(dataset))
         yield instance
     if not images:
         return

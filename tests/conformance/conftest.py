@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from dicom_node.inference import Engine
+
 Errors = Counter[str]
 
 
@@ -53,6 +55,14 @@ class Validators:
 @pytest.fixture(scope="session")
 def validators() -> Validators:
     return Validators(_tool("dciodvfy"), _tool("dcentvfy"))
+
+
+@pytest.fixture(scope="session")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The model of a bundle whose output is its input."""
+    from tests.conformance.input_table import identity_engine
+
+    return identity_engine(tmp_path_factory.mktemp("identity"))
 
 
 @pytest.fixture

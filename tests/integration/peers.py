@@ -263,6 +263,7 @@ def orthanc_configuration(folder: Path, dicom_port: int, http_port: int) -> dict
         "DicomCheckCalledAet": False,
         "DicomAlwaysAllowStore": True,
         "DicomAlwaysAllowEcho": True,
+        "DicomAlwaysAllowGet": True,
         "TcpNoDelay": True,
         "StableAge": 1,
     }

@@ -202,6 +202,21 @@ def test_slices_with_other_windows_share_a_presentation_state_and_keep_their_win
             assert item.WindowCenter == windows[image.ReferencedSOPInstanceUID]
 
 
+def test_an_image_without_a_window_is_shown_from_its_lowest_to_its_highest_value(
+    load: Load,
+) -> None:
+    """The presentation state replaces the image's own display: without a window it is black."""
+    images, made = objects(load(make_series("PT", slices=2)))
+    shown = [read(image) for image in images]
+    values = [each.pixel_array * float(each.RescaleSlope) for each in shown]
+    low, high = min(v.min() for v in values), max(v.max() for v in values)
+    for state in states(made):
+        (item,) = state.SoftcopyVOILUTSequence
+        center, width = float(item.WindowCenter), float(item.WindowWidth)
+        assert center - 0.5 - (width - 1) / 2 == pytest.approx(low, abs=0.01)
+        assert center - 0.5 + (width - 1) / 2 == pytest.approx(high, abs=0.01)
+
+
 def test_an_image_whose_lowest_value_is_white_stays_so(load: Load) -> None:
     source = make_series("MR", slices=1, PhotometricInterpretation="MONOCHROME1")
     _, made = objects(load(source))

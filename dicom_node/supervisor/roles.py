@@ -22,7 +22,6 @@ from dicom_node.errors import ConfigurationError, TransientError
 from dicom_node.inference import LocalEngine
 from dicom_node.ledger.tables import open_ledger
 from dicom_node.observability import get_logger
-from dicom_node.restore_worker import RestoreWorker
 from dicom_node.routing import load_routes
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
@@ -113,6 +112,9 @@ class RestoreService:
     """Restores queued jobs with the model in this process."""
 
     def __init__(self, settings: NodeSettings, stop: threading.Event) -> None:
+        # What derives and writes images takes 20 MB, which the other roles need not have.
+        from dicom_node.restore_worker import RestoreWorker
+
         engine = settings.engine
         self.idle_s = engine.idle_poll_s
         model = LocalEngine.open(engine.bundle, device=engine.device, threads=engine.threads)

@@ -114,3 +114,26 @@ def test_a_gap_is_a_warning() -> None:
 def test_slices_at_one_position_are_refused_in_one_volume() -> None:
     findings = look(make_series("CT", slices=4, duplicated=[1]))
     assert findings[0] == Finding("refuse", "several slices at one position in one volume")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ComplexImageComponent": "PHASE"}, "Complex Image Component PHASE"),
+        ({"VolumeBasedCalculationTechnique": "MAX_IP"}, "MAX_IP: computed, not acquired"),
+        ({"PixelPresentation": "COLOR"}, "a colour image"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "T1", "SUBTRACTION"]}, "ImageType SUBTRACTION"),
+    ],
+)
+def test_what_multi_frame_images_say_in_words_of_their_own(
+    changes: dict[str, Any], reason: str
+) -> None:
+    (finding, *_) = look(make_series("MR", slices=2, rows=8, **changes))
+    assert finding.level == "refuse"
+    assert finding.reason.startswith(reason)
+    harmless = {
+        "ComplexImageComponent": "MAGNITUDE",
+        "VolumeBasedCalculationTechnique": "NONE",
+        "PixelPresentation": "MONOCHROME",
+    }
+    assert look(make_series("MR", slices=2, rows=8, **harmless)) == []  # type: ignore[arg-type]

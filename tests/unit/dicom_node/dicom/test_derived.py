@@ -227,6 +227,10 @@ def test_our_own_output_is_known_even_where_an_archive_dropped_a_part(load: Load
     assert is_own_output(header)
     del header.DerivationCodeSequence
     assert is_own_output(header)  # by General Equipment
+    header.Manufacturer = "Archive"
+    assert is_own_output(header)  # by our words
+    header.DerivationDescription = "AI noise reduction"
+    assert not is_own_output(header)
 
 
 @pytest.mark.parametrize("script", list(NAMES))

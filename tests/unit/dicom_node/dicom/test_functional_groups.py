@@ -259,7 +259,7 @@ def test_padding_of_each_frame_is_kept(tmp_path: Path, modality: Any) -> None:
 def test_a_conversion_keeps_what_it_could_not_place(tmp_path: Path) -> None:
     image = legacy_converted("PT", slices=2, rows=8)
     unassigned = image.SharedFunctionalGroupsSequence[0].UnassignedSharedConvertedAttributesSequence
-    unassigned[0].LargestPixelValueInSeries = 9
+    unassigned[0].add_new("LargestPixelValueInSeries", "US", 9)
     made = read(restore(image, tmp_path))
     (kept,) = made.SharedFunctionalGroupsSequence[0].UnassignedSharedConvertedAttributesSequence
     assert (kept.Units, kept.DecayCorrection) == ("BQML", "START")

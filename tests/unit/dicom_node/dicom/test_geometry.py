@@ -126,3 +126,14 @@ def test_a_slice_without_a_place_is_refused(keyword: str, value: object) -> None
     dataset = make_series("CT", slices=1, **{keyword: value})[0]
     with pytest.raises(RefusedError, match=keyword):
         geometry.slice_frame(dataset)
+
+
+def test_a_finer_grid_begins_where_its_operator_says() -> None:
+    frame = frames_of(make_series("MR", slices=1, plane="oblique", spacing=(2.0, 4.0)))[0]
+    assert not geometry.SAME_GRID.changes
+    fourier = geometry.Resampling(4)
+    assert fourier.changes
+    assert np.array_equal(geometry.resampled_position(frame, fourier), frame.position)
+    box = geometry.Resampling(4, (-0.375, -0.375))
+    moved = geometry.resampled_position(frame, box) - frame.position
+    assert np.allclose(moved, -0.75 * frame.column - 1.5 * frame.row)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
@@ -19,10 +24,12 @@ from pydicom.uid import (
 )
 
 from dicom_node.dicom import pixels
+from dicom_node.dicom.geometry import SAME_GRID, Resampling
 from dicom_node.dicom.header import read_dataset
 from dicom_node.dicom.pixels import PixelFormat, Rescale
 from dicom_node.errors import RefusedError, UnreadableInstanceError
 from tests.factories import make_series, write_series
+from tests.multiframe import make_enhanced
 
 SIGNED, UNSIGNED = PixelFormat(16, 16, True), PixelFormat(16, 16, False)
 TWELVE = PixelFormat(16, 12, False)
@@ -231,3 +238,57 @@ def test_negative_pet_values_in_unsigned_pixels_are_clamped_and_counted() -> Non
     )
     assert made.clamped == 1
     assert made.stored[0, 0] == 0
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2KLosslessRPCL])
+def test_high_throughput_jpeg_2000_decodes_to_the_same_values(
+    bits: int, signed: bool, syntax: str
+) -> None:
+    """Encoded by OpenJPH, decoded by OpenJPEG."""
+    imagecodecs = pytest.importorskip("imagecodecs")
+    (dataset,) = make_series("MR", slices=1, rows=64, columns=48, bits_stored=bits, signed=signed)
+    wanted = dataset.pixel_array
+    dataset.PixelData = encapsulate([imagecodecs.htj2k_encode(wanted, reversible=True)])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    assert np.array_equal(pixels.decode(dataset), wanted)
+
+
+@pytest.mark.dcmtk
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("process", ["+e1", "+el"])
+def test_jpeg_lossless_decodes_to_the_same_values(
+    tmp_path: Path, bits: int, signed: bool, process: str
+) -> None:
+    """Process 14 and its selection value 1, encoded by DCMTK, decoded by GDCM."""
+    program = shutil.which("/usr/bin/dcmcjpeg")
+    if program is None:
+        pytest.skip("missing peer: dcmcjpeg (DCMTK)")
+    datasets = make_series("MR", slices=1, rows=64, columns=48, bits_stored=bits, signed=signed)
+    (plain,) = write_series(datasets, tmp_path)
+    packed = tmp_path / "packed.dcm"
+    subprocess.run([program, process, plain, packed], check=True, timeout=60)
+    dataset = read_dataset(packed)
+    assert dataset.file_meta.TransferSyntaxUID.is_compressed
+    assert np.array_equal(pixels.decode(dataset), datasets[0].pixel_array)
+
+
+def test_one_frame_of_several_is_decoded() -> None:
+    image = make_enhanced("CT", slices=3, rows=8, transfer_syntax=RLELossless)
+    frames = image.pixel_array
+    for number in (1, 2, 3):
+        assert np.array_equal(pixels.decode(image, number), frames[number - 1])
+    with pytest.raises(UnreadableInstanceError):
+        pixels.decode(image, 4)
+
+
+def test_a_finer_grid_takes_the_nearest_sample() -> None:
+    values = np.arange(6).reshape(2, 3)
+    assert pixels.on_grid(values, SAME_GRID) is values
+    fourier = pixels.on_grid(values, Resampling(2))  # samples at 0, 1/2, 1, 3/2 …
+    assert np.array_equal(fourier[::2, ::2], values)
+    box = pixels.on_grid(values, Resampling(2, (-0.25, -0.25)))
+    assert np.array_equal(box, np.kron(values, np.ones((2, 2), dtype=int)))

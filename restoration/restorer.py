@@ -69,6 +69,8 @@ Progress = Callable[[int, int], None]
 
 # The operator of training.degrade whose inputs are zero-filled k-space.
 KSPACE_TRUNCATION = "kspace-truncation"
+# A band this much wider than the training's is another problem than the one that was learnt.
+_WIDE = 1.3
 
 # The fraction of the window below which a mean or a spread says nothing about the slice.
 _FLAT = 1e-3
@@ -116,6 +118,7 @@ class _Job:
     scale: float
     support: Support | None
     weight: float  #: of the data consistency inside `support`
+    wide: bool = False  #: `support` is wider than that of the training
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,8 @@ class Restorer:
         ]
         if spacing is not None and self._outside(task, spacing, grid.factor):
             flags.append("outside_domain")
+        if job.wide:
+            flags.append("wide_band")
         diagnostics: dict[str, float | list[float]] = {
             "intensity_scale": job.scale,
             "mean_drift": drift.tolist(),
@@ -279,7 +284,22 @@ class Restorer:
         elif support is None:
             support = empty_band(torch.from_numpy(x))
         scale = intensity_scale(x, task) if scale is None else scale
-        return _Job(task, seeds, strength, scale, support, weight)
+        wide = support is not None and self._is_wide(x, task, support)
+        # What was measured beyond the band of the training is no business of the network.
+        return _Job(task, seeds, strength, scale, support, 1.0 if wide else weight, wide)
+
+    def _is_wide(self, x: Volume, task: RestorationTask, support: Support) -> bool:
+        """Whether more of k-space was measured than the model has seen: it would blur and invent.
+
+        docs/decisions/0014-a-wider-band-than-the-training.md
+        """
+        recorded = self.manifest.degradation.get(task.value, {}).get("params", {})
+        factor = min(recorded.get("factors", [recorded.get("factor", 1.0)]))
+        band = (size / (2 * factor) for size in x.shape[1:])
+        return any(
+            found > _WIDE * trained
+            for found, trained in zip((support.rows, support.columns), band, strict=True)
+        )
 
     def _restore_slices(
         self, x: Volume, y: Volume, job: _Job, progress: Progress | None

@@ -83,7 +83,7 @@ def why_no_magnitude(volume: npt.NDArray[np.generic]) -> str | None:
     A magnitude is never negative, while a CT in HU has air at −1000. Interpolation may undershoot:
     up to a thousandth of the values may be negative.
     """
-    share = float((volume < 0).mean())
+    share = float(np.mean(np.less(volume, 0)))
     if share <= 1e-3:
         return None
     return (

@@ -10,8 +10,8 @@ import os
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,8 @@ class PrepareOptions:
     """What is taken from the sources and how it is degraded."""
 
     mr: KSpaceTruncation = field(default_factory=KSpaceTruncation)
+    mr_factors: tuple[float, ...] = ()
+    """Further factors of the MR operator, for training series: milder cuts of k-space."""
     ct: CtNoiseInsertion = field(default_factory=CtNoiseInsertion)
     pet: PetThinning = field(default_factory=PetThinning)
     splits: tuple[str, ...] = ("train", "val")
@@ -57,18 +59,23 @@ class PrepareOptions:
     """Share of subjects held out when no source is marked as validation."""
     simulated_pet: bool = True
     """Add simulated FDG on the anatomy of each CT series."""
-    source: str | None = None
-    """Name of the collection, where the files do not tell it."""
-    licence: str | None = None
-    """Licence of the images, where the files do not tell it."""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    """Licence of the images by the name of their source folder, where the files do not tell it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"'val_fraction' must be in [0, 1), not {self.val_fraction}.")
 
+    def _mr_record(self) -> dict[str, object]:
+        record: dict[str, object] = self.mr.record()
+        if self.mr_factors:
+            factors = sorted({self.mr.factor, *self.mr_factors})
+            record["params"] = {**asdict(self.mr), "factors": factors}
+        return record
+
     def operators(self) -> dict[str, dict[str, object]]:
         return {
-            RestorationTask.MRI_SR.value: self.mr.record(),
+            RestorationTask.MRI_SR.value: self._mr_record(),
             RestorationTask.CT_DENOISE.value: self.ct.record(),
             RestorationTask.PET_SYNTHESIS.value: self.pet.record(),
         }
@@ -121,7 +128,7 @@ def prepare(
     if RestorationTask.PET_SYNTHESIS in searched and options.simulated_pet:
         searched.add(RestorationTask.CT_DENOISE)
     found = discover(sources, [task for task in RestorationTask if task in searched])
-    series = [_attributed(each, options) for each in _unique(found)]
+    series = [_attributed(each, sources, options) for each in _unique(found)]
     splits = split_subjects(series, seed=seed, val_fraction=options.val_fraction)
     series = [each for each in series if splits[each.subject] in options.splits]
     low_dose = _low_dose_partners(series)
@@ -139,15 +146,32 @@ def prepare(
 def split_subjects(series: Sequence[Series], *, seed: int, val_fraction: float) -> dict[str, str]:
     """train or val for each subject: as the sources mark them, else a seeded draw.
 
-    A subject with any series marked as validation is validation altogether.
+    A subject with any series marked as validation is validation altogether. The draw takes its
+    share of the subjects of each kind (those with the same tasks), and at least one of two.
     """
-    subjects = sorted({each.subject for each in series})
     held_out = {each.subject for each in series if each.validation}
     if not held_out:
-        count = round(len(subjects) * val_fraction)
-        order = np.random.default_rng([seed, 0x5EED]).permutation(len(subjects))
-        held_out = {subjects[i] for i in order[:count]}
+        held_out = _drawn_subjects(series, seed, val_fraction)
+    subjects = sorted({each.subject for each in series})
     return {subject: "val" if subject in held_out else "train" for subject in subjects}
+
+
+def _drawn_subjects(series: Sequence[Series], seed: int, fraction: float) -> set[str]:
+    tasks: dict[str, set[str]] = {}
+    for each in series:
+        tasks.setdefault(each.subject, set()).add(each.task.value)
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for subject in sorted(tasks):
+        kinds.setdefault(tuple(sorted(tasks[subject])), []).append(subject)
+    generator = np.random.default_rng([seed, 0x5EED])
+    drawn: set[str] = set()
+    for kind in sorted(kinds):
+        subjects = kinds[kind]
+        count = round(len(subjects) * fraction)
+        if fraction > 0 and len(subjects) > 1:
+            count = max(1, count)
+        drawn |= {subjects[i] for i in generator.permutation(len(subjects))[:count]}
+    return drawn
 
 
 def _unique(series: Sequence[Series]) -> list[Series]:
@@ -161,14 +185,15 @@ def _unique(series: Sequence[Series]) -> list[Series]:
     return named
 
 
-def _attributed(series: Series, options: PrepareOptions) -> Series:
-    """With the name and the licence of its collection, where the files themselves are silent."""
-    silent = series.licence == "unknown"
-    return replace(
-        series,
-        source=options.source if silent and options.source else series.source,
-        licence=options.licence if silent and options.licence else series.licence,
-    )
+def _attributed(series: Series, sources: Sequence[Path], options: PrepareOptions) -> Series:
+    """With the name of its folder and that one's licence, where the files themselves are silent."""
+    if series.licence != "unknown":
+        return series
+    folders = [path for path in sources if path.is_dir() and series.where.startswith(str(path))]
+    if not folders:
+        return series
+    name = folders[0].resolve().name
+    return replace(series, source=name, licence=options.licences.get(name, series.licence))
 
 
 def _low_dose_partners(series: Sequence[Series]) -> dict[str, Series]:
@@ -223,7 +248,11 @@ def _pairs(series: Series, work: _Work) -> Iterator[_Pair]:
     limit = options.max_slices if split == "train" else None
     hq = _thin(_central(series.volume(), options.central_slices), limit)
     if series.task is RestorationTask.MRI_SR:
-        yield _mr_pair(series, split, hq, work)
+        yield _mr_pair(series, split, hq, options.mr)
+        # Validation stays one problem, else its figures would mean nothing beside others.
+        for factor in options.mr_factors if split == "train" else ():
+            pair = _mr_pair(series, split, hq, KSpaceTruncation(factor))
+            yield replace(pair, item=replace(pair.item, name=f"{series.name}-x{factor:g}"))
     elif series.task is RestorationTask.PET_SYNTHESIS:
         yield _pet_pair(series, split, hq, work)
     else:
@@ -251,8 +280,8 @@ def _thin(volume: Volume, max_slices: int | None) -> Volume:
     return kept
 
 
-def _mr_pair(series: Series, split: str, hq: Volume, work: _Work) -> _Pair:
-    lq = work.options.mr.apply(hq)
+def _mr_pair(series: Series, split: str, hq: Volume, operator: KSpaceTruncation) -> _Pair:
+    lq = operator.apply(hq)
     # The node knows only the low-quality series, so that one sets the scale here too.
     scale = intensity_scale(lq, series.task)
     item = replace(_item(series, split, hq), scale=scale, contrast=series.contrast)

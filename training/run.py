@@ -175,6 +175,12 @@ def _validation(
     stage: Stage, dataset: PreparedSet, recipe: Recipe
 ) -> Callable[[DiffCode], Mapping[str, float]]:
     pairs = list(evaluation_pairs(dataset, tasks_of(recipe), limit=recipe.data.validation_slices))
+    for task in tasks_of(recipe):
+        if all(pair.task is not task for pair in pairs):
+            raise TrainingError(
+                f"{dataset.folder} has no validation slices for {task.value}: the gate of the "
+                "stage could not be measured"
+            )
 
     def measure(model: DiffCode) -> Mapping[str, float]:
         figures = stage_figures(stage, model, pairs)

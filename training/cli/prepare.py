@@ -16,6 +16,13 @@ from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat")
 @click.option("--max-slices", type=click.IntRange(1), help="at most so many of a series")
 @click.option("--central-slices", type=click.IntRange(1), help="so many from the middle of each")
+@click.option(
+    "--mr-factor",
+    "mr_factors",
+    multiple=True,
+    type=click.FloatRange(1, min_open=True),
+    help="MR cut to this part of k-space too, for training beside 4; repeat",
+)
 @click.option("--no-simulated-pet", is_flag=True, help="no simulated FDG on the CT anatomy")
 @click.option(
     "--val-fraction",
@@ -24,8 +31,13 @@ from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing
     type=click.FloatRange(0, 1, max_open=True),
     help="subjects held out, where no file is marked",
 )
-@click.option("--source", help="name of the collection, for files that do not tell it")
-@click.option("--licence", help="of the images, for files that do not tell it")
+@click.option(
+    "--licence",
+    "licences",
+    multiple=True,
+    metavar="FOLDER=LICENCE",
+    help="of the images in a source folder whose files do not tell it; repeat",
+)
 @refusing
 def prepare(
     sources: tuple[Path, ...],
@@ -34,10 +46,10 @@ def prepare(
     tasks: tuple[str, ...],
     max_slices: int | None,
     central_slices: int | None,
+    mr_factors: tuple[float, ...],
     no_simulated_pet: bool,
     val_fraction: float,
-    source: str | None,
-    licence: str | None,
+    licences: tuple[str, ...],
 ) -> None:
     """Degrade images by physics into training pairs.
 
@@ -47,7 +59,7 @@ def prepare(
 
     \b
     diffcode prepare data/train data/train_ext --out prepared
-    diffcode prepare IXI-T2 --out prepared-mr --task mri_sr --central-slices 100 --source IXI
+    diffcode prepare IXI-T2 --out prepared-mr --task mri_sr --licence "IXI-T2=CC BY-SA 3.0"
     """
     from restoration.tasks import RestorationTask
     from training.prepare import PrepareOptions
@@ -56,10 +68,10 @@ def prepare(
     options = PrepareOptions(
         max_slices=max_slices,
         central_slices=central_slices,
+        mr_factors=mr_factors,
         val_fraction=val_fraction,
         simulated_pet=not no_simulated_pet,
-        source=source,
-        licence=licence,
+        licences=_pairs(licences),
     )
     chosen = [RestorationTask(task) for task in tasks or TASKS]
     with progress_bar("preparing") as progress:
@@ -69,3 +81,10 @@ def prepare(
     for line in manifest.skipped:
         click.echo(f"left out: {line}", err=True)
     click.echo(f"{len(manifest.items)} pairs in {out}", err=True)
+
+
+def _pairs(licences: tuple[str, ...]) -> dict[str, str]:
+    for text in licences:
+        if not all(text.partition("=")):
+            raise ValueError(f"--licence {text!r} is not FOLDER=LICENCE")
+    return dict(text.split("=", 1) for text in licences)

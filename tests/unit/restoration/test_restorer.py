@@ -325,6 +325,27 @@ def test_only_mr_has_a_low_matrix_to_fill(restorer: Restorer) -> None:
         restorer.restore(volume_of(RestorationTask.MRI_SR), "mri_sr", upsample=0)
 
 
+@pytest.mark.parametrize(("acquired", "wide"), [(4, False), (2, True)])
+def test_a_band_wider_than_that_of_the_training_is_flagged_and_kept_as_it_was_measured(
+    restorer: Restorer, heads: torch.Tensor, acquired: float, wide: bool
+) -> None:
+    operator = {"name": "kspace-truncation", "version": 1, "params": {"factor": 4.0}}
+    trained = changed(restorer, degradation={"mri_sr": operator}, data_consistency={"mri_sr": 0.5})
+    x = truncate(heads, acquired).numpy()
+    result = trained.restore(x, "mri_sr")
+    assert ("wide_band" in result.flags) == wide
+    rows, columns = (result.diagnostics[f"support_{axis}"] for axis in ("rows", "columns"))
+    assert isinstance(rows, float)
+    assert isinstance(columns, float)
+    support = Support(int(rows), int(columns))
+    measured = spectrum(x, support)
+    moved = np.abs(spectrum(result.volume, support) - measured).max() / np.abs(measured).max()
+    assert (moved < 1e-5) == wide
+    # Half the matrix of the latter is all measured, of the former its inner half.
+    again = trained.restore(x[:, ::2, ::2], "mri_sr", upsample=2)
+    assert ("wide_band" in again.flags) == wide
+
+
 def test_a_model_of_another_degradation_takes_no_low_matrix(restorer: Restorer) -> None:
     other = changed(restorer, degradation={"mri_sr": {"name": "bicubic", "version": 1}})
     with pytest.raises(ValueError, match="trained on bicubic"):

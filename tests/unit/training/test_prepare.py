@@ -11,11 +11,12 @@ import pytest
 from restoration.tasks import RestorationTask, intensity_scale
 from tests.unit.training.conftest import PackWriter, pack_meta
 from tests.unit.training.test_sources import write_slice
+from training.degrade import truncate_kspace
 from training.manifest import FILE_NAME, Item, PreparedManifest
 from training.phantoms import chest_ct
-from training.prepare import PrepareError, PrepareOptions, prepare
+from training.prepare import PrepareError, PrepareOptions, prepare, split_subjects
 from training.slices import PreparedSet
-from training.sources import SourceError
+from training.sources import SourceError, discover
 
 CT, MR, PET = RestorationTask.CT_DENOISE, RestorationTask.MRI_SR, RestorationTask.PET_SYNTHESIS
 
@@ -195,6 +196,31 @@ def test_unmarked_subjects_are_split_by_a_seeded_draw(
         drawn.append({item.subject for item in items if item.split == "val"})
     assert [len(held_out) for held_out in drawn] == [3, 3, 3]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_milder_cuts_of_k_space_are_made_for_training_alone(packs: Path, tmp_path: Path) -> None:
+    options = PrepareOptions(mr_factors=(2.0,))
+    manifest = prepare([packs], tmp_path / "out", seed=0, tasks=[MR], options=options)
+    items = by_name(tmp_path / "out")
+    assert {name for name in items if name.endswith("-x2")} == {"mr-MR1-x2", "mr-MR1-T1-x2"}
+    assert manifest.operators["mri_sr"]["params"] == {"factor": 4.0, "factors": [2.0, 4.0]}
+    data = PreparedSet.open(tmp_path / "out")
+    lq, hq = data.pair(items["mr-MR1-x2"])
+    expected = truncate_kspace(hq / items["mr-MR1-x2"].scale, 2.0) * items["mr-MR1-x2"].scale
+    np.testing.assert_allclose(lq, expected, rtol=1e-4, atol=0.01)
+
+
+def test_the_draw_holds_out_subjects_of_every_task(tmp_path: Path, write_pack: PackWriter) -> None:
+    values = np.random.default_rng(0).integers(0, 900, (1, 16, 16)).astype(np.int16)
+    entries = [
+        (values - 1000 * (modality == "CT"),
+         {"name": f"{modality}{k}", "modality": modality, "spacing_mm": [1, 1, 1]})
+        for modality, count in (("MR", 12), ("CT", 2), ("PT", 1)) for k in range(count)
+    ]  # fmt: skip
+    series = discover([write_pack(tmp_path / "a.medz", entries)], list(RestorationTask))
+    split = split_subjects(series, seed=0, val_fraction=0.1)
+    held_out = [subject[:2] for subject, part in split.items() if part == "val"]
+    assert sorted(held_out) == ["CT", "MR"]  # one subject alone is for training
 
 
 def test_a_subject_held_out_once_is_held_out_everywhere(

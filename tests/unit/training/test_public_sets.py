@@ -115,13 +115,13 @@ def by_split(items: tuple[Item, ...]) -> dict[str, set[str]]:
 def test_ixi_is_prepared_from_its_nifti_files_split_by_subject(tmp_path: Path) -> None:
     manifest, data = prepared(
         ixi(tmp_path / "IXI-T2"), tmp_path / "set", "--task", "mri_sr", "--central-slices", "10",
-        "--val-fraction", "0.25", "--source", "IXI", "--licence", "CC BY-SA 3.0",
+        "--val-fraction", "0.25", "--licence", "IXI-T2=CC BY-SA 3.0",
     )  # fmt: skip
     splits = by_split(manifest.items)
     assert {len(splits["train"]), len(splits["val"])} == {3, 1}
     assert splits["train"] | splits["val"] == {"ixi002", "ixi012", "ixi013", "ixi015"}
     for item in manifest.items:
-        assert (item.contrast, item.source, item.licence) == ("T2", "IXI", "CC BY-SA 3.0")
+        assert (item.contrast, item.source, item.licence) == ("T2", "IXI-T2", "CC BY-SA 3.0")
         assert item.spacing_mm == pytest.approx((1.25, 0.9375, 0.9375))
         assert item.shape == (10, 64, 64)
     first = next(item for item in manifest.items if item.subject == "ixi002")
@@ -163,6 +163,14 @@ def test_fdg_pet_becomes_suv_in_the_box_of_the_body_with_simulated_fdg_beside_it
     activity = sorted(float(data.pair(item)[1].sum()) for item in real)
     expected = sorted(float(body_pet(2, 48, seed).volume.sum()) for seed in (1, 2))
     assert activity == pytest.approx(expected, rel=0.05)
+
+
+def test_a_licence_names_the_folder_it_is_for(tmp_path: Path) -> None:
+    command = ["prepare", str(ixi(tmp_path / "IXI-T2")), "--out", str(tmp_path / "set")]
+    done = CliRunner().invoke(main, [*command, "--licence", "CC BY-SA 3.0"])
+    assert done.exit_code == 1
+    assert "FOLDER=LICENCE" in done.stderr
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize(

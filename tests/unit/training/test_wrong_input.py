@@ -209,6 +209,13 @@ def broken_manifest(place: Place) -> tuple[Any, ...]:
     return place.train()
 
 
+def nothing_held_out(place: Place) -> tuple[Any, ...]:
+    path = place.data / "manifest.json"
+    entries = path.read_text().replace('"split": "val"', '"split": "train"')
+    path.write_text(entries)
+    return place.train("--steps", 9, "--force")
+
+
 def broken_pack(place: Place) -> tuple[Any, ...]:
     (place.folder / "a.medz").write_bytes(b"MEDZ9" * 40)
     return place.prepare(place.folder / "a.medz")
@@ -240,6 +247,7 @@ def broken_pack(place: Place) -> tuple[Any, ...]:
         (truncated_checkpoint, r"checkpoint\.safetensors is no checkpoint of this program"),
         (truncated_checkpoint_bundled, r"checkpoint\.safetensors is no checkpoint"),
         (truncated_pair, r"train-mri_sr\.hq\.npy"),
+        (nothing_held_out, "prepared has no validation slices for mri_sr"),
         (broken_manifest, r"manifest\.json is not JSON"),
         (broken_pack, r"a\.medz: not a MEDZ pack"),
     ],

@@ -192,8 +192,9 @@ class StorageLoop:
         if command.field == C_ECHO_RQ and not command.has_data_set and command.sop_class_uid:
             self._answer(event.context_id, command, _SUCCESS, "")
             return True
-        whole = command.sop_class_uid and command.sop_instance_uid and command.has_data_set
-        if command.field != C_STORE_RQ or not context.is_storage or not whole:
+        # A request that names no instance is taken, and answered: pynetdicom would stay silent,
+        # and the sender wait for its time-out.
+        if command.field != C_STORE_RQ or not context.is_storage or not command.has_data_set:
             return False
         self._command = event.context_id, command
         self._instance = self._begin(context, command)

@@ -295,9 +295,9 @@ def test_other_messages_are_served_by_the_stock_path_and_the_association_goes_on
     assert statuses(same(both, again)) == [0x0000, 0x0000]
 
 
-@pytest.mark.parametrize("receive_path", RECEIVE_PATHS)
+@pytest.mark.parametrize("way", RECEIVE_PATHS)
 def test_a_commitment_report_and_instances_share_an_association(
-    receive_path: str, start_node: Callable[..., Node], tmp_path: Path
+    way: str, start_node: Callable[..., Node], tmp_path: Path
 ) -> None:
     reports: list[str] = []
 
@@ -306,7 +306,7 @@ def test_a_commitment_report_and_instances_share_an_association(
         return 0x0000, None
 
     node = start_node(
-        association=RECEIVE_PATHS[receive_path], handlers=[(evt.EVT_N_EVENT_REPORT, on_report)]
+        association=RECEIVE_PATHS[way], handlers=[(evt.EVT_N_EVENT_REPORT, on_report)]
     )
     paths = [write(ct_slice(number), tmp_path / f"{number}.dcm") for number in (1, 2, 3)]
     entity = AE(ae_title="PACS")

@@ -18,7 +18,8 @@ from typing import Any, cast
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
-from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from pynetdicom.pdu import A_ASSOCIATE_RJ
+from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 
 from dicom_node import tls
@@ -44,6 +45,7 @@ class _Progress:
 
     connected: bool = False
     socket: socket.socket | None = None
+    rejection: A_ASSOCIATE | None = None
     started: float = field(default_factory=time.monotonic)
 
 
@@ -90,6 +92,7 @@ def _request(
     bound: list[EventHandler] = [
         (evt.EVT_ACSE_SENT, _on_acse, [progress]),
         (evt.EVT_CONN_OPEN, _on_open, [progress]),
+        (evt.EVT_PDU_RECV, _on_pdu, [progress]),
         *handlers,
     ]
     try:
@@ -160,6 +163,12 @@ def _on_open(event: Event, progress: _Progress) -> None:
     on_connection(event)
 
 
+def _on_pdu(event: Event, progress: _Progress) -> None:
+    """Keep a rejection: pynetdicom takes one that comes at once for a lost connection."""
+    if isinstance(event.pdu, A_ASSOCIATE_RJ):
+        progress.rejection = event.pdu.to_primitive()
+
+
 def _both_roles(uid: str) -> SCP_SCU_RoleSelectionNegotiation:
     role = SCP_SCU_RoleSelectionNegotiation()
     role.sop_class_uid = uid
@@ -170,11 +179,11 @@ def _both_roles(uid: str) -> SCP_SCU_RoleSelectionNegotiation:
 def _failure(
     association: Association, peer: Peer, progress: _Progress
 ) -> DestinationError | DestinationRefusedError:
-    answer = association.acceptor.primitive
-    if association.is_rejected and answer is not None:
-        words = f"{peer.where}: {_rejection_words(answer, peer)}"
+    rejection = progress.rejection
+    if rejection is not None:
+        words = f"{peer.where}: {_rejection_words(rejection, peer)}"
         # PS3.8 Table 9-21: result 1 is permanent, 2 transient.
-        return DestinationRefusedError(words) if answer.result == 1 else DestinationError(words)
+        return DestinationRefusedError(words) if rejection.result == 1 else DestinationError(words)
     if not progress.connected:
         return DestinationError(f"{peer.where}: {_why_unreachable(peer) or _WORKED}")
     if time.monotonic() - progress.started >= peer.acse_timeout:
@@ -182,6 +191,7 @@ def _failure(
             f"{peer.where}: connected, but no answer to the association request"
             f" within {peer.acse_timeout:g} s"
         )
+    answer = association.acceptor.primitive
     if answer is not None and answer.result == 0:
         return DestinationRefusedError(
             f"{peer.where}: accepts none of the SOP Classes and transfer syntaxes we propose"
@@ -194,14 +204,14 @@ def _failure(
     )
 
 
-def _rejection_words(answer: Any, peer: Peer) -> str:
+def _rejection_words(answer: A_ASSOCIATE, peer: Peer) -> str:
     """PS3.8 Table 9-21 in the words of the person who has to change a configuration."""
     ours = {
         (1, 3): f"our calling AE title {peer.calling_ae!r} is not known there",
         (1, 7): f"the called AE title {peer.ae_title!r} is not known there",
         (3, 2): "it has as many associations as it allows",
     }
-    numbers = answer.result_source, answer.diagnostic
+    numbers = answer.result_source or 0, answer.diagnostic or 0
     why = ours.get(numbers) or DIAGNOSTICS.get(numbers, "for a reason that is no DICOM reason")
     kind = "permanently" if answer.result == 1 else "for now"
     return f"association rejected {kind}: {why}"

@@ -251,3 +251,12 @@ def test_a_sender_over_ipv6_is_admitted_and_recorded_under_its_address(
     assert send_files([file], to).ok
     (progress,) = intake.series_progress(node.ledger)
     assert progress.address == "::1"
+
+
+def test_a_rejection_that_comes_at_once_is_heard_as_what_it_is(
+    start_node: Callable[..., Node],
+) -> None:
+    node = start_node(association={"allow": [{"calling_ae": "CT1"}]})
+    # Of a quick rejection pynetdicom's requestor loses one in twenty or so.
+    for _ in range(60):
+        assert "rejected permanently: our calling AE title" in echo(node.peer("CT2")).words

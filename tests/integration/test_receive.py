@@ -6,17 +6,17 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import dcmread
-from pynetdicom import AE
-from pynetdicom.pdu_primitives import A_ASSOCIATE
 
 from dicom_node.association import contexts_for
 from dicom_node.errors import ConfigurationError
 from dicom_node.requestor import associate
 from dicom_node.storage_scp import StorageSCP
 from dicom_node.storage_scu import Sendable, echo
+from tests.integration.conftest import RECEIVE_PATHS
 from tests.integration.peers import (
     CT,
     DCMSEND,
@@ -33,6 +33,8 @@ from tests.integration.peers import (
     until,
     write,
 )
+from tests.unit.dicom_node.sockets import peer, read_pdu
+from tests.unit.dicom_node.test_request import request_pdu
 
 # Folder of the shared data, and what storescu proposes for its transfer syntax.
 SERIES = {
@@ -45,6 +47,12 @@ SERIES = {
     "mr_ts_rle": "--propose-rle",
     "mr_hitachi_iso2022": "--propose-implicit",
 }
+
+
+@pytest.fixture(params=RECEIVE_PATHS)
+def receive_path(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Both ways to receive must do all of this."""
+    return RECEIVE_PATHS[request.param]
 
 
 @pytest.mark.dcmtk
@@ -177,9 +185,7 @@ def test_a_uid_that_is_none_never_reaches_a_path(uid: str, node_scp: Node, tmp_p
         assert statuses(association, [path]) == [0xC000]
     new = {entry for entry in tmp_path.rglob("*") if entry.is_file()} - before
     assert all(
-        "spool" in entry.parts
-        or "ledger" in entry.name
-        or entry.name in ("good.dcm", "audit.log")
+        "spool" in entry.parts or "ledger" in entry.name or entry.name in ("good.dcm", "audit.log")
         for entry in new
     )
 
@@ -305,14 +311,10 @@ def test_a_wrong_called_ae_title_is_rejected_where_it_is_required(
     start_node: Callable[..., Node],
 ) -> None:
     node = start_node(association={"require_called_ae_title": True})
-    entity = AE(ae_title="SCANNER")
-    entity.acse_timeout = 10
-    entity.add_requested_context(CT)
-    association = entity.associate("127.0.0.1", node.port, ae_title="WRONG")
-    answer = association.acceptor.primitive
-    assert association.is_rejected
-    assert isinstance(answer, A_ASSOCIATE)
-    assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, 7)
+    with peer(("127.0.0.1", node.port)) as connection:
+        connection.sendall(request_pdu(called=b"WRONG"))
+        # PS3.8 9.3.4: result, source and reason are the last three octets.
+        assert read_pdu(connection)[7:] == bytes([1, 1, 7])
 
 
 def test_more_associations_than_allowed_are_rejected_for_now(

@@ -25,8 +25,10 @@ def shared(making: Making, values: Mapping[str, Value]) -> list[Dataset]:
     """The item of the Shared Functional Groups Sequence."""
     item = _copied(making, making.frames[0], _groups(making.source, SHARED, 1), values)
     for macro in _made_macros(making):
+        if macro not in _groups(making.source, SHARED, 1):
+            continue
         found = _made(making, macro, values)
-        if found and _is_shared(making, macro, found):
+        if found and _alike(found):
             setattr(item, macro, found[0])
     return [item]
 
@@ -39,7 +41,7 @@ def per_frame(making: Making, values: Mapping[str, Value]) -> list[Dataset]:
     ]
     for macro in _made_macros(making):
         found = _made(making, macro, values)
-        if not found or _is_shared(making, macro, found):
+        if not found or (macro in _groups(making.source, SHARED, 1) and _alike(found)):
             continue
         for item, sequence in zip(items, found, strict=True):
             setattr(item, macro, sequence)
@@ -73,9 +75,8 @@ def _has(making: Making, macro: str) -> bool:
     return any(group_items(making.source, frame.number, macro) for frame in making.frames)
 
 
-def _is_shared(making: Making, macro: str, found: Sequence[list[Dataset]]) -> bool:
-    alike = all(each == found[0] for each in found[1:])
-    return alike and macro in _groups(making.source, SHARED, 1)
+def _alike(found: Sequence[list[Dataset]]) -> bool:
+    return all(each == found[0] for each in found[1:])
 
 
 def _copied(making: Making, frame: Frame, groups: Dataset, values: Mapping[str, Value]) -> Dataset:

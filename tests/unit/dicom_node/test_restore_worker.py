@@ -14,12 +14,10 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 from sqlalchemy import Engine, update
 
-from dicom_node.dicom.reports import GateValue
 from dicom_node.errors import EngineMemoryError, PermanentError
-from dicom_node.inference import DomainVerdict, ModelIdentity, RestorationResult
+from dicom_node.inference import DomainVerdict, ModelIdentity
 from dicom_node.ledger import queue, reports
 from dicom_node.ledger.tables import JobState, instances, jobs, writing
-from dicom_node.restoring import gate_values, parameters_hash, seeds
 from tests.conftest import ManualClock
 from tests.factories import make_series
 from tests.multiframe import legacy_converted, make_enhanced
@@ -233,29 +231,6 @@ def test_a_note_of_the_assembler_reaches_the_description(node: Bench) -> None:
     assert "slices are missing" in made.DerivationDescription
 
 
-def test_a_slice_has_the_same_seed_in_any_company() -> None:
-    headers = make_series("CT", slices=5, rows=8)
-    model = Gain().model
-    together = dict(zip(sorted(uids(headers)), _seeds_by_uid(headers, model), strict=True))
-    for header in headers:
-        assert seeds([header], model) == (together[header.SOPInstanceUID],)
-    assert len(set(together.values())) == 5
-    assert all(0 <= seed < 2**63 for seed in together.values())
-
-
-def _seeds_by_uid(headers: Any, model: Any) -> tuple[int, ...]:
-    return seeds(sorted(headers, key=lambda header: str(header.SOPInstanceUID)), model)
-
-
-def test_parameters_tell_tasks_and_settings_of_a_model_apart() -> None:
-    hashes = {
-        parameters_hash(task, Gain(gain).parameters(task))
-        for task in Gain().tasks
-        for gain in (1.0, 2.0)
-    }
-    assert len(hashes) == 6
-
-
 def test_reports_are_delivered_with_the_images_and_known_for_our_own(
     tmp_path: Path, bench_ledger: Engine, clock: ManualClock
 ) -> None:
@@ -275,22 +250,6 @@ def test_reports_are_delivered_with_the_images_and_known_for_our_own(
     node.receive(made)
     node.tick()
     assert len(node.jobs()) == 1
-
-
-def test_what_the_engine_measured_is_told_by_slice_and_by_volume() -> None:
-    result = RestorationResult(
-        np.zeros((2, 4, 4), np.float32),
-        ModelIdentity("gain", "1", "ab" * 32),
-        ("mean_drift",),
-        0.1,
-        {"mean_drift": [0.5, -7.0], "support_rows": 0.5, "of another length": [1.0]},
-    )
-    assert gate_values(result, 2) == [
-        GateValue("mean_drift", 0.5, slice=0),
-        GateValue("mean_drift", -7.0, slice=1),
-        GateValue("mean_drift", -7.0, "warn"),
-        GateValue("support_rows", 0.5),
-    ]
 
 
 def test_a_late_mr_slice_is_brought_into_the_window_by_the_scale_of_its_volume(

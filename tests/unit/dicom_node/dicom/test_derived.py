@@ -18,7 +18,12 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.dicom.derived import DerivedInstance
 from dicom_node.dicom.header import is_own_output, quiet_pydicom, read_header, why_ignored
-from dicom_node.dicom.suv import GE_PET_CREATOR, suv_factor
+from dicom_node.dicom.suv import (
+    GE_PET_CREATOR,
+    PHILIPS_PET_CREATOR,
+    SIEMENS_PET_CREATOR,
+    suv_factor,
+)
 from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.errors import UnreadableInstanceError
 from dicom_node.settings import IdentitySettings
@@ -265,6 +270,49 @@ def test_suv_is_the_same_from_source_and_from_derived_header(load: Load) -> None
     assert from_derived == pytest.approx(from_source, rel=1e-6)
     total = sum(physical(image).sum() for image in made) * from_source
     assert total == pytest.approx(float(restored.sum(dtype=np.float64)), rel=1e-4)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    units=st.sampled_from(["BQML", "GML", "CNTS"]),
+    correction=st.sampled_from(["START", "ADMIN"]),
+    vendor=st.sampled_from([None, "GE", "Philips SUV", "Philips activity", "Siemens"]),
+    series_time=st.sampled_from(["100000", "150000"]),
+    gain=st.floats(0.05, 20.0),
+    signed=st.booleans(),
+    syntax=st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian]),
+)
+def test_suv_agrees_however_the_header_states_it(
+    load: Load, units: str, correction: str, vendor: str | None, series_time: str, gain: float,
+    signed: bool, syntax: str,
+) -> None:  # fmt: skip
+    """To 1e-6 from source and from derived header, pixel by pixel within half a stored step."""
+    datasets = make_series(
+        "PT", slices=2, rows=8, Units=units, DecayCorrection=correction, SeriesTime=series_time,
+        signed=signed, transfer_syntax=syntax,
+    )  # fmt: skip
+    fields = {
+        "GE": (GE_PET_CREATOR, 0x0009, 0x0D, "DT", "20260102100000.00"),
+        "Philips SUV": (PHILIPS_PET_CREATOR, 0x7053, 0x00, "DS", "0.000551"),
+        "Philips activity": (PHILIPS_PET_CREATOR, 0x7053, 0x09, "DS", "1.75"),
+        "Siemens": (SIEMENS_PET_CREATOR, 0x0071, 0x22, "DT", "20260102100000.000"),
+    }
+    for dataset in datasets if vendor else ():
+        creator, group, offset, kind, value = fields[str(vendor)]
+        dataset.private_block(group, creator, create=True).add_new(offset, kind, value)
+    series = load(datasets)
+    made = [read(each) for each in derive(series, series.array * np.float32(gain))]
+    source, result = suv_factor(series.headers), suv_factor(made)
+    assert result.reason == source.reason
+    if source.value is None or result.value is None:
+        return
+    assert result.value == pytest.approx(source.value, rel=1e-6)
+    for image, values in zip(made, series.array * np.float32(gain), strict=True):
+        error = np.abs(physical(image) * result.value - values.astype(np.float64))
+        step = float(image.RescaleSlope) * result.value
+        assert error.max() <= step / 2 * 1.001 + 1e-6 * float(values.max())
 
 
 def test_private_attributes_are_dropped_but_for_those_that_suv_needs(load: Load) -> None:

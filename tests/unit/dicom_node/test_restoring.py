@@ -1,0 +1,109 @@
+"""The way of one job's images without ledger or spool: seeds, parameters, gates, grids."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dicom_node.dicom.reports import GateValue
+from dicom_node.errors import RefusedError
+from dicom_node.inference import DomainVerdict, ModelIdentity, RestorationResult
+from dicom_node.restoring import gate_values, parameters_hash, restore_series, seeds
+from dicom_node.settings import NodeSettings
+from tests.factories import make_series, write_series
+from tests.multiframe import make_enhanced
+from tests.unit.dicom_node.bench import Gain, uids
+
+NOW = datetime(2026, 3, 4, 5, 6, 7)
+
+
+def test_a_slice_has_the_same_seed_in_any_company() -> None:
+    headers = make_series("CT", slices=5, rows=8)
+    model = Gain().model
+    together = dict(zip(sorted(uids(headers)), _seeds_by_uid(headers, model), strict=True))
+    for header in headers:
+        assert seeds([header], model) == (together[header.SOPInstanceUID],)
+    assert len(set(together.values())) == 5
+    assert all(0 <= seed < 2**63 for seed in together.values())
+
+
+def _seeds_by_uid(headers: Any, model: Any) -> tuple[int, ...]:
+    return seeds(sorted(headers, key=lambda header: str(header.SOPInstanceUID)), model)
+
+
+def test_parameters_tell_tasks_and_settings_of_a_model_apart() -> None:
+    hashes = {
+        parameters_hash(task, Gain(gain).parameters(task))
+        for task in Gain().tasks
+        for gain in (1.0, 2.0)
+    }
+    assert len(hashes) == 6
+
+
+def test_what_the_engine_measured_is_told_by_slice_and_by_volume() -> None:
+    result = RestorationResult(
+        np.zeros((2, 4, 4), np.float32),
+        ModelIdentity("gain", "1", "ab" * 32),
+        ("mean_drift",),
+        0.1,
+        {"mean_drift": [0.5, -7.0], "support_rows": 0.5, "of another length": [1.0]},
+    )
+    assert gate_values(result, 2) == [
+        GateValue("mean_drift", 0.5, slice=0),
+        GateValue("mean_drift", -7.0, slice=1),
+        GateValue("mean_drift", -7.0, "warn"),
+        GateValue("support_rows", 0.5),
+    ]
+
+
+def test_frames_of_one_image_have_seeds_of_their_own() -> None:
+    header = make_series("MR", slices=1, rows=8)[0]
+    model = Gain().model
+    frames = seeds([header] * 3, model, (1, 2, 3))
+    assert len({*frames, *seeds([header], model)}) == 4
+    assert seeds([header], model, (2,)) == frames[1:2]
+
+
+def test_progress_counts_on_over_the_volumes_of_one_image(tmp_path: Path) -> None:
+    paths = write_series([make_enhanced("MR", slices=3, rows=8, volumes=2)], tmp_path)
+    seen: list[tuple[int, int]] = []
+    restore_series(
+        paths,
+        "mri_sr",
+        Gain(),
+        NodeSettings(),
+        created=NOW,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3), (4, 6), (5, 6), (6, 6)]
+
+
+def test_each_volume_s_remarks_are_told_once(tmp_path: Path) -> None:
+    paths = write_series([make_enhanced("MR", slices=2, rows=8, volumes=2)], tmp_path)
+    engine = Gain(verdict=DomainVerdict(missing=("contrast",)))
+    made = restore_series(paths, "mri_sr", engine, NodeSettings(), created=NOW, note="a note")
+    assert made.warnings == ("a note", "the header does not state contrast")
+    assert [len(each.frames) for each in made.volumes] == [2, 2]
+    (instance,) = made.instances
+    assert instance.source_sop_instance_uid
+
+
+def test_volumes_that_need_grids_of_their_own_fit_into_no_image(tmp_path: Path) -> None:
+    class Moody(Gain):
+        def judge(self, task: str, facts: Any) -> DomainVerdict:
+            super().judge(task, facts)
+            return DomainVerdict(upsample=len(self.facts))
+
+    paths = write_series([make_enhanced("MR", slices=2, rows=8, volumes=2)], tmp_path)
+    with pytest.raises(RefusedError, match="grids of their own"):
+        restore_series(paths, "mri_sr", Moody(), NodeSettings(), created=NOW)
+
+
+def test_a_task_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    paths = write_series(make_series("CT", slices=1, rows=8), tmp_path)
+    with pytest.raises(RefusedError, match="cannot do ct_denoise"):
+        restore_series(paths, "ct_denoise", Gain(tasks=("mri_sr",)), NodeSettings(), created=NOW)

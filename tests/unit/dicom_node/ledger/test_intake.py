@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine, event, select
+from sqlalchemy import Engine, select
 
 from dicom_node.errors import LedgerError
-from dicom_node.ledger import intake, reports, tables
+from dicom_node.ledger import arrivals, intake, reports, tables
 from dicom_node.ledger.tables import InstanceState, SeriesState, reading
 from tests.unit.dicom_node.ledger.examples import NOW, SERIES, instance
 
@@ -222,17 +222,44 @@ def test_a_modality_that_is_no_code_string_does_not_break_the_ledger(engine: Eng
     assert intake.record_instance(engine, odd, NOW) is InstanceState.RECEIVED
 
 
-def test_a_failure_in_the_middle_records_nothing(engine: Engine) -> None:
-    def lose_the_connection(_: object, __: object, statement: str, *___: object) -> None:
-        if statement.startswith("UPDATE series"):
-            raise ConnectionError
+def test_a_failure_in_the_middle_records_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_connection(*_: object, **__: object) -> None:
+        raise ConnectionError
 
-    event.listen(engine, "before_cursor_execute", lose_the_connection)
-    with pytest.raises(ConnectionError):
-        intake.record_instance(engine, instance(1), NOW)
-    event.remove(engine, "before_cursor_execute", lose_the_connection)
+    with monkeypatch.context() as broken:
+        broken.setattr(arrivals, "_note_activity", lose_the_connection)
+        with pytest.raises(ConnectionError):
+            intake.record_instance(engine, instance(1), NOW)
     assert reports.instances(engine) == reports.series(engine) == []
     assert intake.record_instance(engine, instance(1), NOW) is InstanceState.RECEIVED
+
+
+def test_one_failure_in_a_group_records_nothing_of_it(engine: Engine) -> None:
+    group = [instance(1), instance(2, association_id=99), instance(3)]
+    with pytest.raises(LedgerError):
+        intake.record_instances(engine, group, NOW)
+    assert reports.instances(engine) == []
+
+
+def test_a_group_tells_new_again_and_other_bytes_apart_within_itself(engine: Engine) -> None:
+    other = instance(1, sha256="other", path="incoming/ot/other.dcm")
+    group = [instance(1), instance(2), instance(1), other, instance(2)]
+    moved: list[str] = []
+
+    def set_aside(path: str, reason: str) -> str:
+        moved.append(path)
+        return f"quarantine/{path.rpartition('/')[2]}"
+
+    assert intake.record_instances(engine, group, NOW, set_aside) == [
+        *("received", "received", "duplicate", "conflict", "duplicate")
+    ]
+    assert moved == ["incoming/ot/other.dcm"]
+    (conflict,) = reports.instances(engine, state="conflict")
+    assert conflict["path"] == "quarantine/other.dcm"
+    (series,) = reports.series(engine)
+    assert series["instances"] == 2
 
 
 def test_an_unknown_association_is_an_error_of_the_ledger(engine: Engine) -> None:

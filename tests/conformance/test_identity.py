@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -87,20 +91,39 @@ def test_pixels_survive_every_transfer_syntax(
     hold(derived(series, tmp_path, identity))
 
 
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2KLosslessRPCL])
+def test_pixels_survive_high_throughput_jpeg_2000(
+    tmp_path: Path, identity: Engine, modality: Any, syntax: str
+) -> None:
+    """Encoded by OpenJPH, decoded by us."""
+    imagecodecs = pytest.importorskip("imagecodecs")
+    series = make_series(modality, slices=2, rows=32, columns=40)
+    for dataset in series:
+        coded = imagecodecs.htj2k_encode(dataset.pixel_array, reversible=True)
+        dataset.PixelData = encapsulate([coded])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = syntax
+    hold(derived(series, tmp_path, identity))
+
+
 @pytest.mark.dcmtk
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
-def test_pixels_survive_jpeg_lossless(tmp_path: Path, identity: Engine, modality: Any) -> None:
+@pytest.mark.parametrize(("process", "syntax"), [("+e1", JPEGLosslessSV1), ("+el", JPEGLossless)])
+def test_pixels_survive_jpeg_lossless(
+    tmp_path: Path, identity: Engine, modality: Any, process: str, syntax: str
+) -> None:
     """Encoded by DCMTK, decoded by us."""
     # dcmcjpeg takes the range of the values for the bits that are stored: unsigned is plain.
     plain = write_series(make_series(modality, slices=2, signed=False), tmp_path / "plain")
     folder = tmp_path / "encoded"
     folder.mkdir()
     for path in plain:
-        command = ["/usr/bin/dcmcjpeg", "+e1", "+un", str(path), str(folder / path.name)]
+        command = ["/usr/bin/dcmcjpeg", process, "+un", str(path), str(folder / path.name)]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
     (outcome,) = go_through(folder.glob("*.dcm"), identity)
     first = next(iter(sources_by_uid(outcome).values()))
-    assert first.file_meta.TransferSyntaxUID == JPEGLosslessSV1
+    assert first.file_meta.TransferSyntaxUID == syntax
     hold(outcome)
 
 

@@ -4,9 +4,9 @@
     python -m tests.fuzz.run --minutes 5 pdu       one of them
     python -m tests.fuzz.run --keep                shrink what was found into tests/fuzz/corpus
 
-New inputs and findings go to build/fuzz/TARGET. A finding is an input after which a target raised,
-hung or outgrew its memory; `python -m tests.fuzz.run --replay FILE TARGET` shows it again.
-Time is wall time; the CPU seconds say how much of it a busy machine gave.
+New inputs and findings go to build/fuzz/TARGET, or below DICOM_NODE_FUZZ_FOLDER. A finding is an
+input after which a target raised, hung or outgrew its memory; `--replay FILE TARGET` shows it
+again. Time is wall time; the CPU seconds say how much of it a busy machine gave.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 CORPUS = Path(__file__).with_name("corpus")
-WORK = Path(__file__).resolve().parents[2] / "build/fuzz"
+ROOT = Path(__file__).resolve().parents[2]
+WORK = Path(os.environ.get("DICOM_NODE_FUZZ_FOLDER", ROOT / "build/fuzz"))
 # Longest input in bytes, and the share of the time: the last two go through a socket.
 TARGETS = {
     "pdu": (4096, 3),

@@ -46,11 +46,18 @@ class ElasticSpool(Spool):
 
 
 @pytest.fixture
-def start_node(tmp_path: Path) -> Generator[Callable[..., Node]]:
+def receive_path() -> dict[str, Any]:
+    """Which way a node of `start_node` receives, of RECEIVE_PATHS; a module may run both."""
+    return {}
+
+
+@pytest.fixture
+def start_node(tmp_path: Path, receive_path: dict[str, Any]) -> Generator[Callable[..., Node]]:
     """Start a receiving node with changed settings; all are stopped at the end of the test."""
     with ExitStack() as stack:
 
         def start(**changes: Any) -> Node:
+            changes["association"] = {**receive_path, **changes.get("association", {})}
             settings = node_settings(tmp_path, **changes)
             ledger = open_ledger(settings.ledger.url)
             stack.callback(ledger.dispose)
@@ -61,6 +68,7 @@ def start_node(tmp_path: Path) -> Generator[Callable[..., Node]]:
                 settings,
                 spool,
                 ledger,
+                changes.get("clock", time.time),
                 handlers=changes.get("handlers", ()),
                 receipts=Receipts(trail, ledger, spool, settings.node.ae_title, time.time),
             )
@@ -79,7 +87,7 @@ def node_settings(folder: Path, **changes: Any) -> NodeSettings:
         "ledger": {"url": f"sqlite:///{folder / 'ledger.sqlite'}"},
         "audit": {"journal": folder / "audit.log"},
     }
-    given = {key: value for key, value in changes.items() if key != "handlers"}
+    given = {key: value for key, value in changes.items() if key not in ("handlers", "clock")}
     return NodeSettings.model_validate({**sections, **given})
 
 

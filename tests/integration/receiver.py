@@ -54,10 +54,12 @@ class Receiver:
         return self.template.reaped(self)
 
     def resident_bytes(self) -> int:
-        """Memory in use that is its own or shared (PSS would hide what the fork shares)."""
-        text = Path(f"/proc/{self.pid}/status").read_text()
-        found = next(line for line in text.splitlines() if line.startswith("VmRSS"))
-        return int(found.split()[1]) * 1024
+        """Memory in use, shared pages included."""
+        return self._memory("VmRSS")
+
+    def highest_bytes(self) -> int:
+        """The most memory that it has used."""
+        return self._memory("VmHWM")
 
     def descriptors(self) -> int:
         """The number of open file descriptors."""
@@ -66,6 +68,11 @@ class Receiver:
     def threads(self) -> int:
         """The number of threads."""
         return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
+    def _memory(self, field: str) -> int:
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        found = next(line for line in text.splitlines() if line.startswith(field))
+        return int(found.split()[1]) * 1024
 
 
 @dataclass

@@ -44,6 +44,11 @@ class Life:
         self.descriptors.append(receiver.descriptors())
 
     @property
+    def tenths(self) -> list[int]:
+        """Resident bytes after each tenth of its life."""
+        return self.resident[:: max(1, len(self.resident) // 10)]
+
+    @property
     def growth(self) -> int:
         """Resident bytes at the end above those after the first tenth of its life."""
         return self.resident[-1] - self.resident[len(self.resident) // 10]
@@ -158,16 +163,15 @@ def _rude_peers(port: int) -> Generator[list[Callable[[], Wire]]]:
 
 
 def _words(books: Books, lives: list[Life], slowest: float) -> str:
-    count = len(books.acknowledged)
-    memory = ", ".join(
-        f"{life.resident[0] / MEBIBYTE:.0f} -> {life.resident[-1] / MEBIBYTE:.0f} MiB "
-        f"(growth {life.growth / MEBIBYTE:+.1f}, highest {max(life.resident) / MEBIBYTE:.0f})"
+    memory = "; ".join(
+        " ".join(f"{size / MEBIBYTE:.0f}" for size in life.tenths)
+        + f" (growth {life.growth / MEBIBYTE:+.1f})"
         for life in lives
     )
     return (
-        f"{MINUTES:g} minutes: {count} instances acknowledged and audited, "
+        f"{MINUTES:g} minutes: {len(books.acknowledged)} instances acknowledged and audited, "
         f"{books.failures[0xA700]} answered 0xA700 and {books.again} cut off, all sent again; "
-        f"memory of the two lives {memory}; slowest C-ECHO {slowest:.2f} s; "
+        f"MiB of the two lives in tenths {memory}; slowest C-ECHO {slowest:.2f} s; "
         f"threads at most {max(max(life.threads) for life in lives)}, "
         f"descriptors at most {max(max(life.descriptors) for life in lives)}"
     )

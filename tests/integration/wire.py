@@ -6,6 +6,7 @@ them; the rest is bytes that no well-behaved library would send.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -188,6 +189,11 @@ class Wire:
         answer = self.answer()
         assert answer is not None
         assert answer.kind == RELEASE_RP, answer
+
+    def closed_within(self, seconds: float) -> bool:
+        """Whether the other end has closed, or answered, before so long has passed."""
+        readable, _, _ = select.select([self.socket], [], [], seconds)
+        return bool(readable)
 
     def _exactly(self, count: int) -> bytes | None:
         found = bytearray()

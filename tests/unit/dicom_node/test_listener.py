@@ -173,7 +173,7 @@ def test_silent_peers_cost_no_thread_and_hold_up_nobody(open_door: OpenDoor) -> 
         for _ in range(60):
             stack.enter_context(peer(door.address))
         until(lambda: door.listener.pending == 60)
-        assert threading.active_count() == before
+        assert threading.active_count() <= before  # of other tests one may have ended
         with peer(door.address) as connection:
             connection.sendall(request_pdu())
             until(lambda: door.served, limit_s=1)

@@ -29,7 +29,7 @@ from tests.factories import make_series
 from tests.multiframe import make_enhanced
 from tests.unit.dicom_node.bench import Gain
 
-TIMES = int(os.environ.get("DICOM_NODE_TEST_MUTANTS", "40"))
+TIMES = int(os.environ.get("DICOM_NODE_TEST_MUTANTS", "20"))
 SEED = int(os.environ.get("DICOM_NODE_TEST_SEED", "1"))
 PLAIN = NodeSettings()
 WITH_REPORTS = NodeSettings.model_validate({"report": {"sr": True, "gsps": True}})

@@ -23,7 +23,7 @@ from tests.conformance.journey import go_through
 from tests.factories import NAMES, PLANES, make_series, write_series
 from tests.unit.dicom_node.bench import Gain
 
-EXAMPLES = int(os.environ.get("DICOM_NODE_TEST_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("DICOM_NODE_TEST_EXAMPLES", "30"))
 WITH = {
     wanted: NodeSettings.model_validate({"report": {"sr": wanted, "gsps": wanted}})
     for wanted in (False, True)
@@ -86,7 +86,7 @@ SHAPE = st.fixed_dictionaries(
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize=EXAMPLES == 40,
+    derandomize=EXAMPLES == 30,
     suppress_health_check=[HealthCheck.too_slow],
     # An example is a handful of values; making it smaller still takes longer than finding it.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

@@ -53,6 +53,8 @@ class _Watch:
 
     root: Path
     findings: list[str] = field(default_factory=list)
+    #: Between inputs, whoever runs the target may write where it likes.
+    active: bool = False
 
     def install(self) -> None:
         """Watch from now on; an audit hook stays for good."""
@@ -69,7 +71,7 @@ class _Watch:
                 self._judge(event, path)
 
     def _judge(self, event: str, path: object) -> None:
-        if isinstance(path, str | bytes | os.PathLike):
+        if self.active and isinstance(path, str | bytes | os.PathLike):
             absolute = os.path.abspath(os.fsdecode(path))
             if not absolute.startswith(f"{self.root}/") and absolute != os.devnull:
                 self.findings.append(f"{event} of {absolute}")
@@ -106,6 +108,7 @@ class AssociationTarget:
         """Send one input."""
         if len(data) < 4:
             return
+        self._watch.active = True
         with Wire(self._scp.address[1], limit_s=15) as wire:
             if data[0] % 3:
                 wire.associate(_CONTEXTS)
@@ -117,6 +120,7 @@ class AssociationTarget:
         self._count += 1
         if self._count % _LOOK_AFTER == 0:
             self._look()
+        self._watch.active = False
         assert not self._watch.findings, self._watch.findings
 
     def _open_associations(self) -> int:

@@ -8,6 +8,7 @@ Each target states what must hold for every input; anything else that it raises 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from typing import NamedTuple
 
@@ -168,7 +169,8 @@ def fuzz_instance(data: bytes) -> None:
         read = instance_summary(read_header(request.file_head() + data[1:]))
     except UnreadableInstanceError:
         return
-    assert read == summary, (read, summary)
+    # The modality is picked up whatever value representation it claims; it decides a waiting time.
+    assert replace(read, modality="") == replace(summary, modality=""), (read, summary)
 
 
 def fuzz_file(data: bytes) -> None:

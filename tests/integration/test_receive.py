@@ -195,7 +195,6 @@ def test_a_uid_that_is_none_never_reaches_a_path(uid: str, node_scp: Node, tmp_p
     [
         ("ct_philips_localizer", "localizer"),
         ("ct_philips_exam_summary", "not an acquired image"),
-        ("mr_enh_siemens", "multi-frame"),
     ],
 )
 def test_what_is_never_restored_is_acknowledged_and_ignored(

@@ -155,8 +155,13 @@ class LocalEngine:
         return int(factor) if by_truncation and float(factor).is_integer() else 1
 
     def parameters(self, task: str) -> Mapping[str, Any]:
-        """The manifest's weight of the measured k-space."""
-        return {"data_consistency": self._restorer.manifest.data_consistency.get(task, 0.0)}
+        """How the manifest holds a result to the measurement: k-space weight, widths in voxels."""
+        manifest = self._restorer.manifest
+        low = manifest.low_frequency.get(task)
+        return {
+            "data_consistency": manifest.data_consistency.get(task, 0.0),
+            **({} if low is None else {"low_frequency": list(low)}),
+        }
 
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None

@@ -26,6 +26,9 @@ UNEXPECTED_PDU: Final = 2
 INVALID_PARAMETER: Final = 6
 
 _ASSOCIATE_RQ, _ASSOCIATE_RJ, _ABORT = 0x01, 0x03, 0x07
+# As much of each method as fits into the six octets of a PDU header.
+_METHODS = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS", b"CONNECT")
+_HTTP = tuple(method[:6] for method in _METHODS)
 _KNOWN_TYPES = range(0x01, 0x08)
 _FIXED = struct.Struct(">BxLH2x16s16s32x")
 _ITEM = struct.Struct(">BxH")
@@ -83,7 +86,7 @@ def read_header(header: bytes) -> int:
 def _what_came(header: bytes, kind: int) -> str:
     if kind == _TLS_HANDSHAKE:
         return "it spoke TLS on the port without TLS"
-    if header.split(b" ")[0] in (b"GET", b"POST", b"HEAD", b"PUT", b"OPTION", b"CONNEC"):
+    if header.startswith(_HTTP):
         return "it spoke HTTP, not DICOM"
     if kind in _KNOWN_TYPES:
         return f"it sent a PDU of type {kind} before an association request"

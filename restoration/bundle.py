@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,12 @@ MANIFEST = "manifest.json"
 CARD = "MODEL_CARD.md"
 # Weight of the measured k-space: docs/decisions/0010-data-consistency.md
 CONSISTENCY = 0.5
+# Widths of the Gaussian below which a result keeps the measurement, in voxels (z, y, x). CT slices
+# are independent of each other; PET has its volume. Chosen on training subjects, decision 0023.
+LOW_FREQUENCY = {
+    RestorationTask.CT_DENOISE.value: (0.0, 4.0, 4.0),
+    RestorationTask.PET_SYNTHESIS.value: (1.5, 1.5, 1.5),
+}
 _TRAINING_ONLY = ("vq_encoder.",)
 _NAMED_AT_MOST = 3
 
@@ -68,6 +75,9 @@ class Manifest:
     training_data: tuple[dict[str, Any], ...] = ()  #: name and licence of each source
     metrics: dict[str, Any] = field(default_factory=dict)  #: protocol and figures
     data_consistency: dict[str, float] = field(default_factory=dict)  #: per task: weight, 0 = off
+    low_frequency: dict[str, tuple[float, float, float]] = field(
+        default_factory=dict
+    )  #: per task: widths in voxels (z, y, x) of restoration.lowpass; a task without one is left
     guards: dict[str, dict[str, float]] = field(default_factory=dict)  #: per task: limits
     format_version: int = FORMAT_VERSION
 
@@ -98,6 +108,10 @@ class Manifest:
                     task: limits if isinstance(limits, TaskDomain) else TaskDomain.from_dict(limits)
                     for task, limits in values.get("domain", {}).items()
                 },
+                "low_frequency": {
+                    task: _widths(task, widths)
+                    for task, widths in values.get("low_frequency", {}).items()
+                },
             }
         )
         _check_tasks(manifest)
@@ -126,8 +140,8 @@ def write_bundle(
     """Write the parts of `model` that inference needs as a bundle, all of it or nothing.
 
     `manifest_fields` gives name, version, licence, tasks and what else `Manifest` holds; config,
-    variant, normalisation, dtype and sha256 are filled in, and MR data consistency is on unless it
-    says otherwise. The same bundle may be written twice.
+    variant, normalisation, dtype and sha256 are filled in, and MR data consistency and the low
+    frequencies of CT and PET are on unless it says otherwise. The same bundle may be written twice.
     Raises BundleError when the folder holds anything else (unless `overwrite` and a bundle), or
     when the weights are not finite as stored.
     """
@@ -187,8 +201,15 @@ def _check_tasks(manifest: Manifest) -> None:
         # A model fed through another window would be wrong without any sign of it.
         if manifest.normalisation.get(task) != _normalisation(task):
             raise ValueError(f"normalisation of {task} is not {_normalisation(task)}")
-    for name in ("domain", "degradation", "data_consistency", "guards"):
+    for name in ("domain", "degradation", "data_consistency", "low_frequency", "guards"):
         refuse_unknown(getattr(manifest, name), manifest.tasks, name)
+
+
+def _widths(task: str, given: Sequence[float]) -> tuple[float, float, float]:
+    widths = tuple(float(width) for width in given)
+    if len(widths) != 3 or not all(0 <= width < math.inf for width in widths):
+        raise ValueError(f"low_frequency of {task} must be three widths in voxels, not {given}")
+    return widths[0], widths[1], widths[2]
 
 
 def _normalisation(task: str) -> dict[str, Any]:
@@ -225,6 +246,11 @@ def _describe(
                 task: CONSISTENCY
                 for task in given.get("tasks", ())
                 if task == RestorationTask.MRI_SR.value
+            },
+            "low_frequency": {
+                task: LOW_FREQUENCY[task]
+                for task in given.get("tasks", ())
+                if task in LOW_FREQUENCY
             },
         }
         manifest = Manifest.from_dict({**defaults, **given, **computed})

@@ -44,6 +44,7 @@ from restoration.kspace import (
     zero_filled_grid,
     zero_filled_support,
 )
+from restoration.lowpass import low_frequency_change
 from restoration.tasks import RestorationTask, intensity_scale, normalise, spec
 from restoration.tiling import Window, pad_to_multiple, restore_tiled
 
@@ -206,8 +207,10 @@ class Restorer:
         job = self._prepare(x, task, seeds, strength, data_consistency, scale, support)
         y = np.empty_like(x)
         passes = self._restore_slices(x, y, job, progress)
+        # Judged before the means are held: a network gone wrong must not be hidden by it.
         drift = _drift(x, y, task, job.scale)
         ratio = _residual_ratio(x, y, task, job.scale)
+        self._hold_low_frequencies(x, y, job)
         limits = _GUARDS[task] | self.manifest.guards.get(task.value, {})
         flags = [
             name
@@ -324,6 +327,19 @@ class Restorer:
             if progress is not None:
                 progress(start, total)
         return passes
+
+    def _hold_low_frequencies(self, x: Volume, y: Volume, job: _Job) -> None:
+        """Give `y` the local means of `x` where the manifest asks for it; outside the window as is.
+
+        docs/decisions/0023-low-frequencies-of-the-measurement.md
+        """
+        sigma = self.manifest.low_frequency.get(job.task.value)
+        if sigma is None:
+            return
+        low, high = spec(job.task).window
+        scaled = x * np.float32(job.scale)
+        inside = (scaled >= low) & (scaled <= high)
+        np.add(y, low_frequency_change(x, y, sigma), out=y, where=inside)
 
     def _try(self, x: Volume, y: Volume, batch: slice, job: _Job) -> _Pass | None:
         try:

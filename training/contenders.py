@@ -88,7 +88,13 @@ def rung_restorer(
     folder: Path, data: Path, *, device: str = "auto", threads: int | None = None
 ) -> Restorer:
     """A stage folder's averaged weights as its bundle would hold them, in half precision."""
-    fields = {"name": folder.parent.name or "run", "version": "0", "licence": "unpublished"}
+    fields = {
+        "name": folder.parent.name or "run",
+        "version": "0",
+        "licence": "unpublished",
+        # Rungs are compared as networks, without what holds a shipped one to the measurement.
+        "low_frequency": {},
+    }
     with tempfile.TemporaryDirectory(prefix="diffcode-") as temporary:
         out = Path(temporary) / "bundle"
         export_bundle(folder, out, data, fields=fields)

@@ -161,4 +161,7 @@ def test_a_device_that_is_not_there_is_a_configuration_error(bundle: Path) -> No
 def test_the_engine_says_what_steers_it_beside_its_weights(engine: LocalEngine) -> None:
     weight = engine.parameters("mri_sr")["data_consistency"]
     assert 0 < weight <= 1
-    assert engine.parameters("ct_denoise") == {"data_consistency": 0.0}
+    assert engine.parameters("ct_denoise") == {
+        "data_consistency": 0.0,
+        "low_frequency": [0.0, 4.0, 4.0],
+    }

@@ -114,6 +114,7 @@ def main() -> None:
     words.add_argument("--folder", type=Path, help="where the receivers store; default: here")
     words.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
     given = words.parse_args()
+    load = os.getloadavg()[0]
     repetitions = given.repetitions or (2 if given.quick else 5)
     with tempfile.TemporaryDirectory(dir=given.folder or Path.cwd(), prefix=".bench-") as folder:
         tables = []
@@ -128,8 +129,8 @@ def main() -> None:
             tables.append(memory(Path(folder), slices=300 if given.quick else 2000))
             print(tables[-1], flush=True)
     if given.write:
-        command = "python -m benchmarks.bench_receive " + " ".join(sys.argv[1:])
-        report.write(Path(__file__).with_name("RESULTS.md"), tables, command)
+        command = " ".join(("python -m benchmarks.bench_receive", *sys.argv[1:]))
+        report.write(Path(__file__).with_name("RESULTS.md"), tables, command, load)
 
 
 def measure(scenario: Scenario, folder: Path, repetitions: int, *, quick: bool) -> str:

@@ -68,26 +68,27 @@ def memory_table(rows: Sequence[tuple[str, int, int, float]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def write(path: Path, tables: Sequence[str], command: str) -> None:
+def write(path: Path, tables: Sequence[str], command: str, load: float) -> None:
     """Put the tables of one run into the page, between its marks."""
     mark = "<!-- bench_receive -->"
     page = path.read_text() if path.exists() else f"# Results\n\n{mark}\n{mark}\n"
     before, _, rest = page.partition(mark)
     after = rest.partition(mark)[2]
     body = "\n".join(
-        [f"## C-STORE receivers\n\n`{command}`\n\n{machine()}\n", *tables],
+        [f"## C-STORE receivers\n\n`{command}`\n\n{machine(load)}\n", *tables],
     )
     path.write_text(f"{before}{mark}\n{body}\n{mark}{after}")
 
 
-def machine() -> str:
-    """Machine class and versions, in a sentence."""
+def machine(load: float) -> str:
+    """Machine class, versions, and how busy it was with other work when the run began."""
     flags = Path("/proc/cpuinfo").read_text()
     extensions = [name for name, flag in (("AVX2", "avx2"), ("SHA-NI", "sha_ni")) if flag in flags]
     return (
         f"{os.cpu_count()} shared cores ({', '.join(extensions)}), Linux {platform.release()}, "
         f"{_file_system()}; Python {platform.python_version()}, pynetdicom "
-        f"{version('pynetdicom')}, SQLAlchemy {version('sqlalchemy')}; {_dcmtk()}."
+        f"{version('pynetdicom')}, SQLAlchemy {version('sqlalchemy')}; {_dcmtk()}. "
+        f"Load average before the run: {load:.1f}."
     )
 
 

@@ -41,6 +41,10 @@ OUT_OF_RESOURCES = 0xA700
 
 _PREAMBLE = b"\0" * 128 + b"DICM"
 _PIXEL_DATA = frozenset({(0x7FE0, 0x0010), (0x7FE0, 0x0009), (0x7FE0, 0x0008)})
+# PS3.10 7.1: group 0002 has no place in a data set. These say what a file holds, and how.
+_FILE_META = frozenset({(0x0002, 0x0002), (0x0002, 0x0003), (0x0002, 0x0010)})
+NOTED = _PIXEL_DATA | _FILE_META
+"""The tags whose presence `check_instance` looks at, beside the values of `identity.WANTED`."""
 # The room on the disk is looked at again after so many bytes of one instance.
 _ROOM_STEP = 1 << 26
 # PS3.7 C: an Error Comment is an LO.
@@ -104,6 +108,9 @@ def check_instance(request: Request, contents: Contents) -> tuple[InstanceSummar
     Raises UnreadableInstanceError for a data set that has no valid UIDs or lacks its pixels,
     MismatchError where it contradicts the command set (PS3.4 B.2.3).
     """
+    if contents.tags & _FILE_META:
+        # In the file it would stand behind the real one, and readers would believe either.
+        raise UnreadableInstanceError("the data set holds file meta information")
     found = identity.summary(contents.values, request.transfer_syntax_uid)
     if found.sop_class_uid != request.sop_class_uid:
         raise MismatchError("SOP Class UID differs between command and data set")
@@ -196,7 +203,7 @@ class Reception:
         self._scanner = Scanner(
             request.transfer_syntax_uid,
             identity.WANTED,
-            noted=_PIXEL_DATA,
+            noted=NOTED,
             max_elements=limits.elements,
             max_inflated=limits.inflated,
         )

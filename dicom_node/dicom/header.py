@@ -35,6 +35,7 @@ __all__ = [
     "PRIVATE_SCHEME",
     "RESTORABLE",
     "InstanceSummary",
+    "convert_all",
     "instance_summary",
     "is_own_output",
     "number",
@@ -132,7 +133,7 @@ def read_dataset(source: Path | str | bytes, *, pixels: bool = True) -> Dataset:
         try:
             dataset = dcmread(stream, stop_before_pixels=not pixels)
             early = _ends_early(dataset)
-            _convert_all(dataset)
+            convert_all(dataset)
         except Exception as error:
             # The text of the cause may quote the data set; its kind cannot.
             reason = f"the data set does not parse ({type(error).__name__})"
@@ -163,7 +164,7 @@ def _lacks_pixels(dataset: Dataset) -> bool:
     )
 
 
-def _convert_all(dataset: Dataset) -> None:
+def convert_all(dataset: Dataset) -> None:
     """Convert every element now, while warnings are held; leave out what does not convert."""
     for tag in list(dataset.keys()):
         try:
@@ -173,7 +174,7 @@ def _convert_all(dataset: Dataset) -> None:
             continue
         if isinstance(element.value, DicomSequence):
             for item in element.value:
-                _convert_all(item)
+                convert_all(item)
 
 
 def _raw(dataset: Dataset, tag: BaseTag) -> Any:

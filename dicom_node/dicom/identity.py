@@ -17,7 +17,13 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from dicom_node.dicom import stream
-from dicom_node.dicom.header import InstanceSummary, quiet_pydicom, valid_uid, why_ignored
+from dicom_node.dicom.header import (
+    InstanceSummary,
+    convert_all,
+    quiet_pydicom,
+    valid_uid,
+    why_ignored,
+)
 from dicom_node.errors import UnreadableInstanceError
 
 
@@ -94,8 +100,10 @@ def _verdict(transfer_syntax_uid: str, judged: tuple[bytes | None, ...]) -> str 
             elements[number] = RawDataElement(
                 number, dictionary_VR(number), len(value), value, 0, implicit, little
             )
+    dataset = Dataset(elements)
     with quiet_pydicom():
-        return why_ignored(Dataset(elements))
+        convert_all(dataset)
+        return why_ignored(dataset)
 
 
 _remembered_verdict = lru_cache(maxsize=1024)(_verdict)

@@ -12,12 +12,11 @@ import socket
 import sys
 import tempfile
 import threading
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from pynetdicom.fsm import InvalidEventError
 
 from dicom_node.ledger import reports
 from dicom_node.ledger.tables import open_ledger
@@ -77,10 +76,11 @@ class _Watch:
                 self.findings.append(f"{event} of {absolute}")
 
     def _thread_died(self, arguments: threading.ExceptHookArgs) -> None:
-        # A peer that leaves before it is answered: pynetdicom's state machine knows no such event,
-        # and the thread of that connection ends by it, as it was about to.
-        if arguments.exc_type is not InvalidEventError:
-            self.findings.append(f"a thread died: {arguments.exc_type.__name__}")
+        # A peer that leaves at an odd moment: pynetdicom's state machine raises, and the thread of
+        # that connection ends by it, as it was about to. That nothing stays behind is looked at.
+        frames = traceback.extract_tb(arguments.exc_traceback)
+        if not frames or "/pynetdicom/" not in frames[-1].filename:
+            self.findings.append(f"a thread died: {arguments.exc_type.__name__} in {frames[-1:]}")
 
 
 class AssociationTarget:

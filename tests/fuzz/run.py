@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -135,10 +136,13 @@ def fuzz(
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
         try:
-            atheris.Setup(["fuzz", *arguments], make(target))
-            atheris.Fuzz()
-        finally:
+            run = make(target)
+        except BaseException:
+            traceback.print_exc()
             os._exit(70)
+        atheris.Setup(["fuzz", *arguments], run)
+        atheris.Fuzz()
+        os._exit(0)
     _, status, usage = os.wait4(pid, 0)
     return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 

@@ -7,7 +7,7 @@ Each target states what must hold for every input; anything else that it raises 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from io import BytesIO
 from typing import NamedTuple
@@ -23,9 +23,9 @@ from pynetdicom.dsutils import decode
 
 from dicom_node.dicom import identity
 from dicom_node.dicom.header import instance_summary, read_header, valid_uid
-from dicom_node.dicom.stream import Contents, Scanner, check_whole
+from dicom_node.dicom.stream import Contents, Scanner, Tag, check_whole
 from dicom_node.errors import PermanentError, UnreadableInstanceError
-from dicom_node.receiver import Request, check_instance
+from dicom_node.receiver import NOTED, Request, check_instance
 from dicom_node.upper_layer import (
     C_STORE_RQ,
     Command,
@@ -133,6 +133,11 @@ def fuzz_stream(data: bytes) -> None:
     syntax, size, rest = SYNTAXES[data[0] % len(SYNTAXES)], 1 + data[1], data[2:]
     whole, cut = _walked(rest, syntax, len(rest)), _walked(rest, syntax, size)
     assert whole == cut, (whole, cut)
+    quick = _walked(rest, syntax, size, NOTED)
+    assert (quick is None) == (whole is None), (quick, whole)
+    if quick is not None and whole is not None:
+        assert quick.values == whole.values
+        assert quick.tags & NOTED == whole.tags & NOTED
     try:
         tags = check_whole(rest, syntax)
     except UnreadableInstanceError:
@@ -142,8 +147,10 @@ def fuzz_stream(data: bytes) -> None:
         assert whole.tags == tags
 
 
-def _walked(data: bytes, syntax: str, size: int) -> Contents | None:
-    scanner = Scanner(syntax, _WANTED, max_elements=10_000, max_inflated=1 << 20)
+def _walked(
+    data: bytes, syntax: str, size: int, noted: Collection[Tag] | None = None
+) -> Contents | None:
+    scanner = Scanner(syntax, _WANTED, noted=noted, max_elements=10_000, max_inflated=1 << 20)
     try:
         for piece in pieces(data, size):
             scanner.feed(piece)
@@ -157,7 +164,8 @@ def fuzz_instance(data: bytes) -> None:
     if not data:
         return
     request = Request(CT, INSTANCE, str(SYNTAXES[data[0] % len(SYNTAXES)]))
-    scanner = Scanner(request.transfer_syntax_uid, identity.WANTED, max_inflated=1 << 22)
+    syntax = request.transfer_syntax_uid
+    scanner = Scanner(syntax, identity.WANTED, noted=NOTED, max_inflated=1 << 22)
     try:
         scanner.feed(data[1:])
         summary, _ = check_instance(request, scanner.finish())

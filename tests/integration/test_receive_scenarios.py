@@ -308,6 +308,21 @@ def request_for(dataset: Dataset, **changes: Any) -> list[bytes]:
     return store_request(data[start:], str(dataset.SOPInstanceUID), **changes)
 
 
+# T7: the rest is in tests/fuzz ----------------------------------------------------------------
+
+
+def test_t7_file_meta_information_within_the_data_set_is_refused(node_scp: Node) -> None:
+    # Stored, it would stand behind the real one: pydicom would take its transfer syntax.
+    dataset = ct_slice(1)
+    meta = _element(2, 0x10, b"UI", b"1.2.840.10008.1.2\0")
+    with Wire(node_scp.port) as wire:
+        wire.associate()
+        uid = str(dataset.SOPInstanceUID)
+        assert wire.store(store_request(meta + _data_set(dataset), uid)) == 0xC000
+        assert wire.store(store_request(_data_set(dataset), uid)) == 0x0000
+    assert sorted(row["state"] for row in node_scp.instances()) == ["received", "rejected"]
+
+
 # T8 ------------------------------------------------------------------------------------------
 
 ATTACKS = ["../../escape", "/etc/escape", "1.2\0.3", "1" * 65, "", "1..2", "1.2.3/../4", "-1.2"]

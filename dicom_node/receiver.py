@@ -3,7 +3,7 @@
 0x0000 is given only when the header was checked, the bytes lie flushed in the spool under their
 name, and the row is committed.  Stored bytes are the bytes received: a data set is never decoded
 and encoded again, and never held as a whole.  Instances of several associations that wait at the
-same time share the flush of their folders and one transaction.
+same time share one transaction and its flush.
 """
 
 from __future__ import annotations
@@ -145,6 +145,10 @@ class StorageReceiver:
 
     def record(self, instance: intake.ReceivedInstance) -> InstanceState:
         """Flush the entry of a stored file and commit its row, together with those who wait."""
+        # File before row: a crash between the two leaves an orphan file, which is adopted.
+        # Each thread flushes its own folder, and the file system joins flushes that meet; one
+        # thread flushing the folders of all would wait for the disk once for each.
+        self.spool.flush((instance.path,))
         return self._group.submit(instance)
 
     def reject(self, request: Request, source: Draft | bytes, error: PermanentError) -> None:
@@ -172,13 +176,10 @@ class StorageReceiver:
             )
 
     def _commit(self, group: Sequence[intake.ReceivedInstance]) -> list[Outcome]:
-        """Flush and record a group; where that fails, each by itself: none harms another."""
+        """Record a group; where that fails, each by itself: none harms another."""
+        now = self._clock()
         try:
-            # File before row: a crash between the two leaves an orphan file, which is adopted.
-            self.spool.flush(instance.path for instance in group)
-            return [
-                *intake.record_instances(self._engine, group, self._clock(), self.spool.set_aside)
-            ]
+            return [*intake.record_instances(self._engine, group, now, self.spool.set_aside)]
         except NodeError as error:
             if len(group) == 1:
                 return [error]

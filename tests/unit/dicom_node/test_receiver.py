@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import dcmread
@@ -187,53 +188,50 @@ def test_the_bytes_of_a_conflict_lie_in_the_quarantine_and_the_first_stay(
     assert "other bytes" in spool.resolve(rows["conflict"]).with_suffix(".txt").read_text()
 
 
-@pytest.mark.parametrize("failing", ["flush", "row"])
+def test_a_folder_that_cannot_be_flushed_fails_its_instance_alone(
+    image: Dataset, receiver: StorageReceiver, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise SpoolFullError("the spool cannot store: Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(spool, "flush", broken)
+        assert receiver.receive(*sent(image)).status == 0xA700
+    assert receiver.receive(*sent(image)).status == 0x0000
+
+
 def test_a_member_that_fails_does_not_fail_its_group(
-    failing: str,
-    spool: Spool,
-    ledger: Engine,
-    clock: ManualClock,
-    monkeypatch: pytest.MonkeyPatch,
+    receiver: StorageReceiver, ledger: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group of three forms while a first commit waits; one of them cannot be committed."""
-    receiver = StorageReceiver(spool, ledger, clock)
     images = make_series("CT", slices=4)
     bad = str(images[2].SOPInstanceUID)
-    held, groups = threading.Event(), []
-    record, flush = intake.record_instances, spool.flush
-    bad_paths: set[str] = set()
+    held, begun = threading.Event(), threading.Event()
+    groups: list[int] = []
+    record = intake.record_instances
 
     def recording(
-        engine: Engine, group: Sequence[intake.ReceivedInstance], *rest: object
+        engine: Engine, group: Sequence[intake.ReceivedInstance], *rest: Any
     ) -> list[InstanceState]:
         groups.append(len(group))
         if len(groups) == 1:
+            begun.set()
             assert held.wait(20)
-        if failing == "row" and any(one.sop_instance_uid == bad for one in group):
+        if any(one.sop_instance_uid == bad for one in group):
             raise LedgerError("ledger: broken")
-        return record(engine, group, *rest)  # type: ignore[arg-type]
-
-    def flushing(paths: Sequence[str]) -> None:
-        found = list(paths)
-        if failing == "flush" and any(
-            read_header(spool.resolve(p)).SOPInstanceUID == bad for p in found
-        ):
-            bad_paths.update(found)
-            raise SpoolFullError("the spool cannot store: EIO")
-        flush(found)
+        return record(engine, group, *rest)
 
     monkeypatch.setattr(intake, "record_instances", recording)
-    monkeypatch.setattr(spool, "flush", flushing)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(receiver.receive, *sent(images[0]))
-        while not groups:
-            pass
+        assert begun.wait(20)
         rest = [pool.submit(receiver.receive, *sent(image)) for image in images[1:]]
         while len(receiver._group._queue) < 3:
             pass
         held.set()
         answers = [first.result(20), *(one.result(20) for one in rest)]
     assert [answer.status for answer in answers] == [0, 0, 0xA700, 0]
+    assert groups == [1, 3, 1, 1, 1]
     assert {row["sop_instance_uid"] for row in reports.instances(ledger)} == {
         str(image.SOPInstanceUID) for image in images
     } - {bad}

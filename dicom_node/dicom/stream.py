@@ -91,9 +91,10 @@ class Scanner:
     """Follows the lengths of an encoded data set (without meta information) as its bytes come.
 
     `feed` and `finish` raise UnreadableInstanceError where the data end early, an element has no
-    VR, sequences nest too deep, there are too many elements, or a deflated data set inflates
-    beyond its limit.  *wanted* are the tags whose values are kept, *noted* those whose presence is
-    told as well: every tag where it is None.  Otherwise memory does not grow with the data set.
+    VR, a wanted one stands twice, sequences nest too deep, there are too many elements, or a
+    deflated data set inflates beyond its limit.  *wanted* are the tags whose values are kept,
+    *noted* those whose presence is told as well: every tag where it is None.  Otherwise memory
+    does not grow with the data set.
     """
 
     def __init__(
@@ -187,6 +188,9 @@ class Scanner:
                     raise UnreadableInstanceError("an element has no value representation")
             if len(self._levels) == 1:
                 tag = (group, element)
+                if tag in self._wanted and tag in self._tags:
+                    # PS3.5 7.1: at most once. Two readers might believe one each.
+                    raise UnreadableInstanceError("an element stands twice in the data set")
                 if tag in self._wanted and length != _UNDEFINED:
                     if length <= MAX_KEPT:
                         if end - at < length:

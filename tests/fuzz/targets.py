@@ -50,6 +50,7 @@ SYNTAXES = (
 )
 # What the command set of a fuzzed instance names; the seeds carry the same.
 INSTANCE = f"{ROOT}.9.1"
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _WANTED = ((0x0008, 0x0016), (0x0008, 0x0018), (0x0008, 0x0060), (0x0008, 0x9215))
 _LIMITS = Limits(pdu=1 << 16, command=1 << 12)
 # PS3.8 Table 9-26: what an A-ABORT of the service provider may give as its reason.
@@ -174,9 +175,12 @@ def fuzz_instance(data: bytes) -> None:
         return
     assert (summary.sop_class_uid, summary.sop_instance_uid) == (CT, INSTANCE)
     try:
-        read = instance_summary(read_header(request.file_head() + data[1:]))
+        header = read_header(request.file_head() + data[1:])
+        read = instance_summary(header)
     except UnreadableInstanceError:
         return
+    if any(keyword not in header or header[keyword].VR != "UI" for keyword in _UIDS):
+        return  # pydicom converts by the VR that stands there, whatever it does to a UID
     # The modality is picked up whatever value representation it claims; it decides a waiting time.
     assert replace(read, modality="") == replace(summary, modality=""), (read, summary)
 

@@ -323,6 +323,15 @@ def test_t7_file_meta_information_within_the_data_set_is_refused(node_scp: Node)
     assert sorted(row["state"] for row in node_scp.instances()) == ["received", "rejected"]
 
 
+def test_t7_a_second_uid_behind_the_pixels_is_refused(node_scp: Node) -> None:
+    dataset = ct_slice(1)
+    uid = str(dataset.SOPInstanceUID)
+    other = _element(8, 0x18, b"UI", b"1.2.3\0")
+    with Wire(node_scp.port) as wire:
+        wire.associate()
+        assert wire.store(store_request(_data_set(dataset) + other, uid)) == 0xC000
+
+
 # T8 ------------------------------------------------------------------------------------------
 
 ATTACKS = ["../../escape", "/etc/escape", "1.2\0.3", "1" * 65, "", "1..2", "1.2.3/../4", "-1.2"]

@@ -131,6 +131,8 @@ class Acceptor:
             association.run_reactor()
         finally:
             _make_sure_of_end(association, connected)
+            # A command set that pynetdicom cannot decode ends its thread without a word of the end.
+            evt.trigger(association, evt.EVT_CONN_CLOSE, {"address": connected.address})
             with self._lock:
                 del self._active[association]
 

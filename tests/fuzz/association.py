@@ -78,8 +78,9 @@ class _Watch:
     def _thread_died(self, arguments: threading.ExceptHookArgs) -> None:
         # A peer that leaves at an odd moment: pynetdicom's state machine raises, and the thread of
         # that connection ends by it, as it was about to. That nothing stays behind is looked at.
-        frames = traceback.extract_tb(arguments.exc_traceback)
-        if not frames or "/pynetdicom/" not in frames[-1].filename:
+        # So does a command set that it cannot decode.
+        frames = [frame.filename for frame in traceback.extract_tb(arguments.exc_traceback)]
+        if not any("/pynetdicom/dul.py" in name for name in frames):
             self.findings.append(f"a thread died: {arguments.exc_type.__name__} in {frames[-1:]}")
 
 
@@ -112,7 +113,7 @@ class AssociationTarget:
         with Wire(self._scp.address[1], limit_s=15) as wire:
             if data[0] % 3:
                 wire.associate(_CONTEXTS)
-            with suppress(ConnectionError):  # it has heard enough
+            with suppress(OSError):  # it has heard enough
                 wire.send(_octets(data))
                 wire.socket.shutdown(socket.SHUT_WR)
             for answer in wire.answers():

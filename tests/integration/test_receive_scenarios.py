@@ -332,6 +332,20 @@ def test_t7_a_second_uid_behind_the_pixels_is_refused(node_scp: Node) -> None:
         assert wire.store(store_request(_data_set(dataset) + other, uid)) == 0xC000
 
 
+# pynetdicom's thread ends by an exception.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_t7_a_command_set_that_does_not_parse_ends_the_association_in_the_ledger_too(
+    node_scp: Node,
+) -> None:
+    with Wire(node_scp.port) as wire:
+        wire.associate()
+        assert wire.store(request_for(ct_slice(1))) == 0x0000
+        # Of a C-ECHO-RQ the Command Field alone.
+        wire.send(p_data(1, 3, struct.pack("<HHLH", 0, 0x100, 2, 0x30)))
+        assert all(answer.kind == ABORT for answer in wire.answers())
+    until(node_scp.all_released, "the association is closed in the ledger")
+
+
 # T8 ------------------------------------------------------------------------------------------
 
 ATTACKS = ["../../escape", "/etc/escape", "1.2\0.3", "1" * 65, "", "1..2", "1.2.3/../4", "-1.2"]

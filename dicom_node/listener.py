@@ -236,7 +236,8 @@ class Listener:
         """
         if self._thread.is_alive() and not self._stopping.is_set():
             self._stopping.set()
-            self._wake.send(b"\0")
+            with suppress(OSError):  # busy with connections, it has seen the end by itself
+                self._wake.send(b"\0")
             self._thread.join()
             self._wake.close()
 

@@ -85,16 +85,21 @@ def machine(load: float) -> str:
     flags = Path("/proc/cpuinfo").read_text()
     extensions = [name for name, flag in (("AVX2", "avx2"), ("SHA-NI", "sha_ni")) if flag in flags]
     return (
-        f"{os.cpu_count()} shared cores ({', '.join(extensions)}), Linux {platform.release()}, "
+        f"{os.cpu_count()} shared cores ({', '.join(extensions)}), Linux {_kernel()}, "
         f"{_file_system()}; Python {platform.python_version()}, pynetdicom "
         f"{version('pynetdicom')}, SQLAlchemy {version('sqlalchemy')}; {_dcmtk()}. "
         f"Load average before the run: {load:.1f}."
     )
 
 
+def _kernel() -> str:
+    return ".".join(platform.release().split(".")[:2])
+
+
 def _file_system() -> str:
+    """As the kernel names it: stat says ext2/ext3 of an ext4."""
     found = subprocess.run(
-        ["stat", "-f", "-c", "%T", "."], capture_output=True, text=True, check=False
+        ["findmnt", "-n", "-o", "FSTYPE", "-T", "."], capture_output=True, text=True, check=False
     )
     return found.stdout.strip()
 

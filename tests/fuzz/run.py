@@ -147,15 +147,19 @@ def fuzz(
     return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
-def campaign(targets: Sequence[str], minutes: float) -> int:
-    """Fuzz each target for its share of the time, and print what came of it."""
+def campaign(targets: Sequence[str], minutes: float, seed: int = 0) -> int:
+    """Fuzz each target for its share of the time, and print what came of it.
+
+    A *seed* other than 0 makes the same mutations each time.
+    """
     shares = sum(TARGETS[target][1] for target in targets)
     make, bad = load(), 0
     for target in targets:
         seconds = max(1, round(60 * minutes * TARGETS[target][1] / shares))
         folder, log = unpack(target), WORK / target / "log"
         log.unlink(missing_ok=True)
-        arguments = [f"-max_total_time={seconds}", *options(target), str(folder)]
+        limits = [f"-max_total_time={seconds}", f"-seed={seed}"]
+        arguments = [*limits, *options(target), str(folder)]
         code, used = fuzz(make, target, arguments, log)
         bad += code != 0
         print(summary(target, code, used, log.read_text(errors="replace")), flush=True)
@@ -224,6 +228,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; all by default")
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--replay", type=Path)
     given = parser.parse_args()
@@ -234,7 +239,7 @@ def main() -> int:
     if given.keep:
         keep(targets)
         return 0
-    return campaign(targets, given.minutes)
+    return campaign(targets, given.minutes, given.seed)
 
 
 if __name__ == "__main__":

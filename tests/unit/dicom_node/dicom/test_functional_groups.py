@@ -285,6 +285,7 @@ def test_a_conversion_keeps_what_it_could_not_place(tmp_path: Path) -> None:
     bits=st.sampled_from([8, 12, 16]),
     syntax=st.sampled_from([ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless]),
 )
+@pytest.mark.timeout(600)
 def test_any_combination_comes_back_bit_exact(
     tmp_path: Path, modality: Any, bits: int, syntax: Any, **shape: Any
 ) -> None:

@@ -220,18 +220,22 @@ def test_noise_on_an_association_ends_it_and_nothing_else(
 def test_a_fault_of_ours_ends_the_association_and_leaves_no_thread(
     start_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    accepted = threading.Event()
+
     def fail(association: Association) -> None:
+        assert accepted.wait(10)
         raise RuntimeError("a mistake of ours")
 
     node = start_node(association=RECEIVE_PATHS["stock"])
-    before = threading.active_count()
+    before = set(threading.enumerate())
     monkeypatch.setattr(Association, "_run_reactor", fail)
     with peer(("127.0.0.1", node.port)) as connection:
         connection.sendall(request_pdu())
         assert read_pdu(connection)[0] == ACCEPT
+        accepted.set()
         assert connection.recv(1) == b""
     monkeypatch.undo()
-    until(lambda: threading.active_count() <= before, "no thread is left")
+    until(lambda: set(threading.enumerate()) <= before, "no thread is left")
     assert echo(node.peer()).ok
 
 

@@ -220,8 +220,7 @@ def test_consistency_with_a_low_matrix_leaves_its_own_samples_untouched_by_any_n
     acquired = sampled(waves, rows, columns)
     x = zero_fill(acquired, factor)
     invented = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).double()
-    # All that a matrix holds but the Nyquist frequency, whatever its image fills of it.
-    support = Support((rows - 1) // 2, (columns - 1) // 2)
+    support = zero_filled_support(acquired)
     result = data_consistency(x, x + invented * x.mean(), support, 1.0)
     inside = support.mask(x)
     torch.testing.assert_close(

@@ -85,16 +85,24 @@ def rung_folders(run: Path) -> Iterator[tuple[str, Path]]:
 
 
 def rung_restorer(
-    folder: Path, data: Path, *, device: str = "auto", threads: int | None = None
+    folder: Path,
+    data: Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    bare: bool = False,
 ) -> Restorer:
-    """A stage folder's averaged weights as its bundle would hold them, in half precision."""
-    fields = {
+    """A stage folder's averaged weights as its bundle would hold them, in half precision.
+
+    A `bare` one keeps no low frequencies of the input, as rungs are compared on a ladder.
+    """
+    fields: dict[str, object] = {
         "name": folder.parent.name or "run",
         "version": "0",
         "licence": "unpublished",
-        # Rungs are compared as networks, without what holds a shipped one to the measurement.
-        "low_frequency": {},
     }
+    if bare:
+        fields["low_frequency"] = {}
     with tempfile.TemporaryDirectory(prefix="diffcode-") as temporary:
         out = Path(temporary) / "bundle"
         export_bundle(folder, out, data, fields=fields)

@@ -226,7 +226,9 @@ def _rung(
     digest = hashlib.sha256((folder / CHECKPOINT).read_bytes()).hexdigest()
 
     def measure() -> Evaluation:
-        restorer = rung_restorer(folder, unit.dataset.folder, device=device, threads=threads)
+        restorer = rung_restorer(
+            folder, unit.dataset.folder, device=device, threads=threads, bare=True
+        )
         return _measured(unit.dataset, rung, restorer, central)
 
     return cached(folder / SCORES, _key(unit.dataset, central, checkpoint=digest), measure)

@@ -53,6 +53,23 @@ def handled_signals() -> Generator[Signals]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def logged_threads() -> Generator[None]:
+    """A thread that ends by an exception is logged by its type and places alone.
+
+    Python would print the words of the exception, which may quote a data set.
+    """
+
+    def log(ended: threading.ExceptHookArgs) -> None:
+        _log.error("thread ended", action="thread_failed", exc_info=ended.exc_value)
+
+    before, threading.excepthook = threading.excepthook, log
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 class Notifier:
     """sd_notify(3): state lines to the datagram socket that NOTIFY_SOCKET names, if any."""
 

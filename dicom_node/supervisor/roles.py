@@ -31,6 +31,7 @@ from dicom_node.supervisor.process import (
     Signals,
     die_with_supervisor,
     handled_signals,
+    logged_threads,
 )
 from dicom_node.transfers import Dispatches, Receipts
 
@@ -254,7 +255,7 @@ def run_role(role: str, settings: NodeSettings) -> NoReturn:
     """Run one role until SIGTERM and end the process; ConfigurationError when it cannot start."""
     die_with_supervisor(os.environ)
     notifier = Notifier(os.environ)
-    with handled_signals() as signals:
+    with handled_signals() as signals, logged_threads():
         trail = AuditTrail(settings)
         try:
             service = build_service(role, settings, signals, trail)

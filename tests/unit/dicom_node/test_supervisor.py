@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from dicom_node.errors import ConfigurationError, LedgerError
+from dicom_node.observability import describe_exception
 from dicom_node.supervisor.parent import Supervisor, restart_delay
 from dicom_node.supervisor.process import (
     EX_CONFIG,
@@ -23,6 +25,7 @@ from dicom_node.supervisor.process import (
     Notifier,
     Signals,
     handled_signals,
+    logged_threads,
 )
 from dicom_node.supervisor.roles import WorkerSlot, serve_role
 
@@ -312,3 +315,21 @@ def _output(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_a_thread_that_fails_is_logged_and_python_prints_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise ValueError("DOE^JANE is no date")
+
+    with capture_logs() as logged, logged_threads():
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+    (event,) = logged
+    assert event["action"] == "thread_failed"
+    described = str(describe_exception(None, "error", event)["exception"])
+    assert described.startswith("ValueError\n")
+    assert "DOE" not in described + capsys.readouterr().err

@@ -191,7 +191,7 @@ def _decibels(power: Tensor) -> Tensor:
     zero one is left out, since it also holds the step between opposite borders.
     """
     size, width = power.shape[-2:]
-    low = max(1, width // 16)
+    low = max(4, width // 16)
     floor = 1e-16 * power.amax(_PLANE, keepdim=True)
     central = torch.cat([power[..., 1 : low + 1], power[..., -low:]], -1)
     level = 10 * torch.log10(central + floor).mean(dim=(0, 2))

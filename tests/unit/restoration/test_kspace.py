@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -226,6 +226,11 @@ def test_consistency_with_a_low_matrix_leaves_its_own_samples_untouched_by_any_n
     torch.testing.assert_close(
         torch.fft.fft2(result) * inside, torch.fft.fft2(x) * inside, rtol=1e-9, atol=1e-6
     )
+    m, n = (side // 2 for side in waves.shape)
+    # A faint wave at the edge of the band may count as empty, and is then not held.
+    assert m - support.rows <= 2
+    assert n - support.columns <= 2
+    assume(support.rows >= m and support.columns >= n)
     # Sampled at the old pixels after a low-pass, the image is the acquired one.
     low = torch.fft.ifft2(torch.fft.fft2(result) * inside).real[..., ::factor, ::factor]
     torch.testing.assert_close(low, acquired)

@@ -67,6 +67,8 @@ def cli_page() -> str:
 def _command(name: str, command: click.Command) -> str:
     level = "##" if " " not in name else "###"
     info: dict[str, Any] = {"info_name": name, "terminal_width": 88, "max_content_width": 88}
+    # Both programs hand this down to their commands; click keeps the option it made first.
+    info["help_option_names"] = ["-h", "--help"]
     text = command.get_help(click.Context(command, **info))
     return f"{level} {name}\n\n```text\n{text}\n```\n"
 

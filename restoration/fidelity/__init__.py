@@ -1,0 +1,10 @@
+"""Gates without a reference: what a restored series says about itself beside its input.
+
+A generative prior can invent or remove structure, and in the clinic there is no true image to
+compare with. These gates compare input and output and say how unusual their relation is; the
+levels are learnt from subjects the model was not trained on (`diffcode calibrate`).
+"""
+
+from restoration.fidelity.verdicts import Bounds, Fidelity, Gate, Levels, Verdict, worst
+
+__all__ = ["Bounds", "Fidelity", "Gate", "Levels", "Verdict", "worst"]

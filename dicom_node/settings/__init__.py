@@ -7,9 +7,9 @@ each with its source and key path.
 
 from __future__ import annotations
 
+from dicom_node.settings.base import AETitle, Section
 from dicom_node.settings.models import (
     AccessRule,
-    AETitle,
     AssemblySettings,
     AssociationSettings,
     AuditSettings,
@@ -26,7 +26,6 @@ from dicom_node.settings.models import (
     NodeSettings,
     PolicySettings,
     ReportSettings,
-    Section,
     SpoolSettings,
     TLSSettings,
 )

@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
     insert,
     select,
     text,
@@ -93,6 +94,8 @@ series = Table(
     Column("association_id", Integer, ForeignKey("associations.id")),  # the latest
     Column("first_received_at", Double, nullable=False),
     Column("last_received_at", Double, nullable=False),
+    # What it was last concluded on: `evidence.Evidence` as tables. Empty before that.
+    Column("evidence", JSON, nullable=False, server_default=text("'[]'")),
     Index(None, "state", "last_received_at"),
 )
 
@@ -154,6 +157,10 @@ jobs = Table(
     Column("seconds", JSON, nullable=False),
     # What the result rests on beside the weights: MR scale, clamped pixels. Empty before it.
     Column("quantities", JSON, nullable=False, server_default=text("'{}'")),
+    Column("evidence", JSON, nullable=False, server_default=text("'[]'")),
+    Column("strength", Double, nullable=False, server_default=text("1.0")),
+    # Held or refused only because instances are missing: those that come are joined with these.
+    Column("awaits_rest", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("series_instance_uid", "volume_key", "task", "revision"),
     Index(None, "state", "priority", "id"),
     Index(None, "derived_series_instance_uid"),

@@ -1,14 +1,15 @@
 """Write the pages that are made from the program itself: `python docs/reference.py`.
 
 `docs/cli.md` from the commands, `docs/configuration.md` and `config/node.toml` from the settings,
-`docs/conformance-statement.md` from the tables of SOP Classes, attributes and statuses. A test
+`docs/conformance-statement.md` from the tables of SOP Classes, attributes and statuses,
+`docs/states.md` from the table of states and transitions. A test
 fails when a page on disk differs from what this would write.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ which is the place for a database password. Unknown keys are errors. `dicom-node
 reports every problem at once with its place.
 
 What `routes.toml` holds is explained in the file itself: see `config/routes.toml`.
+"""
+
+
+_STATES_HEAD = """# States
+
+Made from the table of the ledger (`dicom_node/ledger/states.py`) by `make reference`.
+
+A state changes by compare-and-set in one place, which takes no step that is not in these tables and
+writes each step with time and reason to the history: `dicom-node jobs show`, `series show`,
+`deliveries show` and `instances show` print it.
 """
 
 
@@ -90,6 +101,26 @@ def conformance_page() -> str:
     return statement(NodeSettings())
 
 
+def states_page() -> str:
+    """The text of docs/states.md: for each entity its states, and the steps between them."""
+    from dicom_node.ledger.states import STATES, STEPS
+
+    parts = [_STATES_HEAD]
+    for entity, states in STATES.items():
+        doc = (states.__doc__ or "").strip()
+        parts.append(f"## {entity.capitalize()}\n\n{doc}\n")
+        meanings = [(f"`{state}`", state.meaning) for state in states]
+        parts.append(_rows(("state", "meaning"), meanings))
+        steps = [(f"`{a}`", f"`{b}`", when) for (a, b), when in STEPS[entity].items()]
+        parts.append(_rows(("from", "to", "when"), steps))
+    return "\n".join(parts)
+
+
+def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def pages() -> dict[Path, str]:
     """Every page that is made, with its text."""
     return {
@@ -97,6 +128,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/configuration.md": configuration_page(),
         ROOT / "config/node.toml": default_toml(),
         ROOT / "docs/conformance-statement.md": conformance_page(),
+        ROOT / "docs/states.md": states_page(),
     }
 
 

@@ -30,6 +30,7 @@ def reference(repository: Path) -> ModuleType:
         "docs/configuration.md",
         "config/node.toml",
         "docs/conformance-statement.md",
+        "docs/states.md",
     ],
 )
 def test_a_made_page_is_what_the_program_would_make(

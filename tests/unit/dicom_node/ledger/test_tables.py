@@ -15,25 +15,16 @@ from sqlalchemy import Engine, create_engine, insert, inspect, select, text, upd
 
 from dicom_node.errors import ConfigurationError, LedgerError
 from dicom_node.ledger import database, tables
+from dicom_node.ledger.states import STATES
 from dicom_node.ledger.tables import (
     TRANSITIONS,
-    DeliveryState,
     Entity,
-    InstanceState,
     JobState,
-    SeriesState,
     move,
     open_ledger,
     reading,
     writing,
 )
-
-STATES: dict[Entity, type[Any]] = {
-    Entity.INSTANCE: InstanceState,
-    Entity.SERIES: SeriesState,
-    Entity.JOB: JobState,
-    Entity.DELIVERY: DeliveryState,
-}
 
 
 def _schema(engine: Engine) -> dict[str, Any]:
@@ -183,6 +174,7 @@ def test_every_state_has_a_row_in_the_table_of_transitions(entity: Entity) -> No
     assert set(TRANSITIONS[entity]) == states
     assert all(following <= states for following in TRANSITIONS[entity].values())
     assert all(state not in following for state, following in TRANSITIONS[entity].items())
+    assert all(state.meaning for state in states)
 
 
 # What may follow what, written down a second time: a change of the table is a decision.
@@ -197,7 +189,7 @@ ALLOWED = {
     "delivery": "queued>sending queued>dead"
     " sending>queued sending>waiting sending>delivered sending>dead"
     " waiting>queued waiting>sending waiting>dead"
-    " delivered>committed delivered>queued dead>queued",
+    " delivered>committed delivered>queued committed>queued dead>queued",
 }
 _PAIRS = [
     pytest.param(entity, before, after, id=f"{entity}-{before}-{after}")

@@ -42,6 +42,10 @@ Mask = NDArray[np.bool_]
 # circle with -2000 or -3024 HU and often declare no Pixel Padding Value.
 _UNDECLARED_PADDING_HU = -1500.0
 
+# What pyo3 raises where a decoder in Rust panics, which that of RLE does over a segment that is
+# longer than its plane; it is no Exception, so that it would end the process, and has no module.
+_PANIC = "PanicException"
+
 
 @dataclass(frozen=True)
 class Rescale:
@@ -106,7 +110,9 @@ def decode(dataset: Dataset, frame: int = 1) -> Stored:
     try:
         with quiet_pydicom():
             pixels = np.asarray(pixel_array(dataset, index=frame - 1))
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
         uid = text(dataset, "SOPInstanceUID")
         raise UnreadableInstanceError(
             f"the pixel data of SOP Instance {uid} do not decode ({type(error).__name__})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -72,6 +73,27 @@ def test_pixel_data_that_do_not_decode_name_the_instance() -> None:
     with pytest.raises(UnreadableInstanceError, match=str(dataset.SOPInstanceUID)) as raised:
         pixels.decode(dataset)
     assert raised.value.sop_instance_uid == dataset.SOPInstanceUID
+
+
+def test_a_run_that_overshoots_its_plane_is_refused_and_ends_no_process() -> None:
+    # The decoder is Rust, and panics: what Python gets is no Exception.
+    dataset = make_series("MR", slices=1, rows=8, transfer_syntax=RLELossless)[0]
+    header = struct.pack("<16L", 2, 64, 66, *[0] * 13)  # PS3.5 G.5: two segments
+    too_long = bytes((0x81, 0x01))  # 128 times one octet, for the 64 of a plane
+    dataset.PixelData = encapsulate([header + 2 * too_long])
+    with pytest.raises(UnreadableInstanceError, match=r"do not decode \(PanicException\)"):
+        pixels.decode(dataset)
+
+
+def test_an_interrupt_while_pixels_decode_is_no_fault_of_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pixels, "pixel_array", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pixels.decode(make_series("CT", slices=1)[0])
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,15 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from restoration.tasks import RestorationTask, intensity_scale, spec
 from training.degrade import (
@@ -59,12 +63,17 @@ class PrepareOptions:
     """Share of subjects held out when no source is marked as validation."""
     simulated_pet: bool = True
     """Add simulated FDG on the anatomy of each CT series."""
+    pet_draws: int = 1
+    """So many scans of each PET training series, each with other noise (and other uptake where
+    that is simulated): PET slices are small and few. Validation stays one."""
     licences: Mapping[str, str] = field(default_factory=dict)
     """Licence of the images by the name of their source folder, where the files do not tell it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"'val_fraction' must be in [0, 1), not {self.val_fraction}.")
+        if self.pet_draws < 1:
+            raise ValueError(f"'pet_draws' must be at least 1, not {self.pet_draws}.")
 
     def _mr_record(self) -> dict[str, object]:
         record: dict[str, object] = self.mr.record()
@@ -113,12 +122,14 @@ def prepare(
     tasks: Sequence[RestorationTask] = tuple(RestorationTask),
     options: PrepareOptions | None = None,
     progress: Progress | None = None,
+    jobs: int = 1,
 ) -> PreparedManifest:
     """Write pairs of all series in ``sources`` to the new folder ``out``.
 
     ``sources`` are packs, NIfTI files, or folders of those or of DICOM series; files and packs
     named ``val_…`` are held out. ``progress(done, total, name)`` is called after each series.
-    The result depends on the sources, the seed and the options only.
+    The result depends on the sources, the seed and the options only, not on how many processes
+    (``jobs``) share the series.
     Raises PrepareError when ``out`` exists, SourceError for a source that cannot be used.
     """
     options = options or PrepareOptions()
@@ -132,14 +143,14 @@ def prepare(
     splits = split_subjects(series, seed=seed, val_fraction=options.val_fraction)
     series = [each for each in series if splits[each.subject] in options.splits]
     low_dose = _low_dose_partners(series)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    unfinished = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
+        unfinished.mkdir(parents=True)
         work = _Work(splits, low_dose, seed, frozenset(tasks), options)
-        manifest = _write_all(series, partial, work, progress)
-        os.replace(partial, out)
+        manifest = _write_all(series, unfinished, work, progress, jobs)
+        os.replace(unfinished, out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
 
 
@@ -207,19 +218,14 @@ def _low_dose_partners(series: Sequence[Series]) -> dict[str, Series]:
 
 
 def _write_all(
-    series: Sequence[Series], folder: Path, work: _Work, progress: Progress | None
+    series: Sequence[Series], folder: Path, work: _Work, progress: Progress | None, jobs: int
 ) -> PreparedManifest:
     items: list[Item] = []
     skipped: list[str] = []
-    for done, each in enumerate(series, 1):
-        reason = _reason_to_skip(each, work.options)
-        try:
-            if not reason:
-                items.extend(_write_pair(folder, pair) for pair in _pairs(each, work))
-        except NoSoftTissueError as error:
-            reason = str(error)
-        if reason:
-            skipped.append(f"{each.name}: {reason}")
+    for done, (each, outcome) in enumerate(_outcomes(series, folder, work, jobs), 1):
+        items.extend(outcome.items)
+        if outcome.reason:
+            skipped.append(f"{each.name}: {outcome.reason}")
         if progress:
             progress(done, len(series), each.name)
     if not items:
@@ -232,6 +238,48 @@ def _write_all(
     )
     manifest.write(folder)
     return manifest
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What one series gave, or why it gave nothing."""
+
+    items: tuple[Item, ...] = ()
+    reason: str | None = None
+
+
+def _outcomes(
+    series: Sequence[Series], folder: Path, work: _Work, jobs: int
+) -> Iterator[tuple[Series, _Outcome]]:
+    """The outcome of each series, in the order of the series whoever is first."""
+    write = partial(_write_series, folder=folder, work=work)
+    if jobs == 1:
+        yield from ((each, write(each)) for each in series)
+        return
+    # Forked children would inherit the locks of PyTorch's threads.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as on:
+        # The longest first: what is left at the end is short.
+        order = sorted(series, key=lambda each: -_size_of(each))
+        running = {each.name: on.submit(write, each) for each in order}
+        try:
+            yield from ((each, running[each.name].result()) for each in series)
+        finally:
+            on.shutdown(cancel_futures=True)
+
+
+def _size_of(series: Series) -> int:
+    return series.slices or 0
+
+
+def _write_series(series: Series, *, folder: Path, work: _Work) -> _Outcome:
+    reason = _reason_to_skip(series, work.options)
+    if reason:
+        return _Outcome(reason=reason)
+    try:
+        return _Outcome(tuple(_write_pair(folder, pair) for pair in _pairs(series, work)))
+    except NoSoftTissueError as error:
+        return _Outcome(reason=str(error))
 
 
 def _reason_to_skip(series: Series, options: PrepareOptions) -> str | None:
@@ -254,7 +302,8 @@ def _pairs(series: Series, work: _Work) -> Iterator[_Pair]:
             pair = _mr_pair(series, split, hq, KSpaceTruncation(factor))
             yield replace(pair, item=replace(pair.item, name=f"{series.name}-x{factor:g}"))
     elif series.task is RestorationTask.PET_SYNTHESIS:
-        yield _pet_pair(series, split, hq, work)
+        for name in _draws(series.name, split, options):
+            yield _pet_pair(series, name, split, hq, work)
     else:
         if RestorationTask.CT_DENOISE in work.tasks:
             partner = work.low_dose.get(series.name)
@@ -263,7 +312,14 @@ def _pairs(series: Series, work: _Work) -> Iterator[_Pair]:
                 lq = _thin(_central(partner.volume(), options.central_slices), limit)
             yield _ct_pair(series, split, hq, lq, work)
         if RestorationTask.PET_SYNTHESIS in work.tasks and options.simulated_pet:
-            yield _fdg_pair(series, split, hq, work)
+            for name in _draws(f"{series.name}-fdg", split, options):
+                yield _fdg_pair(series, name, split, hq, work)
+
+
+def _draws(name: str, split: str, options: PrepareOptions) -> list[str]:
+    """Names of the scans of one PET series; each name has its own noise."""
+    count = options.pet_draws if split == "train" else 1
+    return [name, *(f"{name}-scan{draw}" for draw in range(2, count + 1))]
 
 
 def _central(volume: Volume, count: int | None) -> Volume:
@@ -301,19 +357,19 @@ def _ct_pair(series: Series, split: str, hq: Volume, acquired: Volume | None, wo
     return _Pair(item, lq, np.rint(np.clip(hq, -32768, 32767)).astype(np.int16))
 
 
-def _pet_pair(series: Series, split: str, suv: Volume, work: _Work) -> _Pair:
+def _pet_pair(series: Series, name: str, split: str, suv: Volume, work: _Work) -> _Pair:
     pixel = series.spacing_mm[1]
     suv = np.ascontiguousarray(suv[(slice(None), *body_box(suv))])
     size = _field_of(max(np.hypot(*suv.shape[1:]) + 4, 220 / pixel), series.where)
     activity, attenuation, (rows, columns) = embed_crop(suv, pixel_mm=pixel, size=size)
     lq, hq = work.options.pet.apply(
-        activity, attenuation, pixel_mm=pixel, rng=work.generator(series.name), psf_fwhm_mm=0
+        activity, attenuation, pixel_mm=pixel, rng=work.generator(name), psf_fwhm_mm=0
     )
-    return _Pair(_item(series, split, suv), lq[:, rows, columns], hq[:, rows, columns])
+    item = replace(_item(series, split, suv), name=name)
+    return _Pair(item, lq[:, rows, columns], hq[:, rows, columns])
 
 
-def _fdg_pair(series: Series, split: str, hu: Volume, work: _Work) -> _Pair:
-    name = f"{series.name}-fdg"
+def _fdg_pair(series: Series, name: str, split: str, hu: Volume, work: _Work) -> _Pair:
     rng = work.generator(name)
     extent = largest_extent_mm(hu.shape, series.spacing_mm)
     pixel = float(rng.choice([3.3, 4.0, 4.7, 5.47]))

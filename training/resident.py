@@ -1,12 +1,13 @@
 """The whole training set in the memory of a device, and the CT noise drawn anew there.
 
-A few hundred slices fit into any GPU: patches are then cut, turned and normalised where the
+A few hundred slices fit into any GPU: all patches of a batch are then cut by one gather where the
 network reads them. With ``fresh_every`` the low-dose CT of the manifest's operator is made again
 after so many steps, with other noise, by the same code that ``prepare`` runs on the CPU.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +19,16 @@ from torch import Tensor
 from restoration.tasks import RestorationTask
 from training.degrade import CtNoiseInsertion
 from training.manifest import Item, ManifestError
-from training.slices import Place, PreparedSet
+from training.patches import cut
+from training.slices import Draw, Patches, Place, PreparedSet, Stored
 
 
 class ResidentSet:
-    """A PreparedSet whose pairs of some tasks and one split lie on a device.
+    """A PreparedSet whose pairs of some tasks and one split lie on a device, as float32.
 
-    Good CT stays int16 there and the rest float32, as on the disk. ``fresh_every`` steps share one
-    draw of the CT noise; 0 keeps that of ``prepare``. Which noise a step sees follows from the
-    seed and the step alone. Raises ManifestError when the manifest's CT operator is unknown here.
+    ``fresh_every`` steps share one draw of the CT noise; 0 keeps that of ``prepare``. Which noise
+    a step sees follows from the seed and the step alone. Raises ManifestError when the manifest's
+    CT operator is unknown here.
     """
 
     def __init__(
@@ -42,14 +44,14 @@ class ResidentSet:
         self.dataset, self.device = dataset, torch.device(device)
         self.fresh_every, self.seed = fresh_every, seed
         self._scan = _ct_operator(dataset) if fresh_every else None
-        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        for task in tasks:
-            for item in dataset.items(task, split):
-                lq, hq = (
-                    torch.from_numpy(np.array(volume)).to(self.device)
-                    for volume in dataset.pair(item)
-                )
-                self._pairs[item.name] = lq, hq
+        held = [item for task in tasks for item in dataset.items(task, split)]
+        ends = np.cumsum([math.prod(item.shape) for item in held])
+        self._start = dict(zip((i.name for i in held), (0, *ends[:-1].tolist()), strict=True))
+        pixels = int(ends[-1]) if held else 0
+        self._lq, self._hq = (torch.empty(pixels, device=self.device) for _ in range(2))
+        for item in held:
+            for buffer, volume in zip((self._lq, self._hq), dataset.pair(item), strict=True):
+                self._part(buffer, item).copy_(torch.from_numpy(np.array(volume)))
         self._drawn: dict[str, int] = {}
 
     @property
@@ -59,7 +61,7 @@ class ResidentSet:
     @property
     def bytes(self) -> int:
         """Memory of the pairs."""
-        return sum(t.numel() * t.element_size() for pair in self._pairs.values() for t in pair)
+        return sum(t.numel() * t.element_size() for t in (self._lq, self._hq))
 
     def items(
         self, task: RestorationTask | str | None = None, split: str | None = None
@@ -67,27 +69,39 @@ class ResidentSet:
         """The items of a task and a split, or of all."""
         return self.dataset.items(task, split)
 
-    def reference(self, item: Item, place: Place) -> Tensor:
-        """A part of a good image, on the device: float32, physical units."""
-        return self._pairs[item.name][1][place].float()
+    def reference(self, item: Item, place: Place) -> Stored:
+        """A part of a good image, on the host: (rows, columns), physical units."""
+        return self.dataset.reference(item, place)
 
-    def degraded(self, item: Item, place: Place, step: int) -> Tensor:
-        """The same part of the bad image, as it is at this step."""
-        if self.fresh_every and item.task == RestorationTask.CT_DENOISE.value:
-            self._draw_noise(item, step // self.fresh_every)
-        return self._pairs[item.name][0][place]
+    def patches(self, draws: Sequence[Draw], count: int, size: int, step: int) -> Patches:
+        """The patches that are drawn, on the device, with the noise of this step."""
+        if self.fresh_every:
+            for item in {draw.item.name: draw.item for draw in draws}.values():
+                if item.task == RestorationTask.CT_DENOISE.value:
+                    self._draw_noise(item, step // self.fresh_every)
+        crops = [draw.crop(self._first_pixel(draw), draw.item.shape[2]) for draw in draws]
+        (lq, hq), mask = cut(crops, (self._lq, self._hq), count, size)
+        return lq, hq, mask
+
+    def _first_pixel(self, draw: Draw) -> int:
+        (_, rows, columns), (plane, down, along) = draw.item.shape, draw.place
+        offset: int = (plane * rows + down.start) * columns + along.start
+        return self._start[draw.item.name] + offset
+
+    def _part(self, buffer: Tensor, item: Item) -> Tensor:
+        """The volume of an item inside a buffer: a view (slices, rows, columns)."""
+        return buffer.narrow(0, self._start[item.name], math.prod(item.shape)).view(item.shape)
 
     def _draw_noise(self, item: Item, draw: int) -> None:
         """Make the low-dose CT of an item again unless it has this draw; 0 is that of prepare."""
         if self._drawn.get(item.name, 0) == draw or item.acquired_lq or self._scan is None:
             return
-        _, hq = self._pairs[item.name]
         if draw == 0:
-            lq = torch.from_numpy(np.array(self.dataset.pair(item)[0])).to(self.device)
+            lq = torch.from_numpy(np.array(self.dataset.pair(item)[0]))
         else:
             rng = np.random.default_rng([self.seed, zlib.crc32(item.name.encode()), draw])
-            lq = redegraded(hq, item, self._scan, rng)
-        self._pairs[item.name] = lq, hq
+            lq = redegraded(self._part(self._hq, item), item, self._scan, rng)
+        self._part(self._lq, item).copy_(lq)
         self._drawn[item.name] = draw
 
 

@@ -1,13 +1,13 @@
 """Patches from a prepared folder: pairs on disk or on the device, and batches by the step alone.
 
 No random state is kept: batch k is drawn from (seed, rank, k), so a run that stops and resumes
-sees what an uninterrupted one sees. A patch is cut where its pair lies: on a GPU that holds the
-whole set nothing is moved to it during the training.
+sees what an uninterrupted one sees. What is drawn is decided on the host; the patches are cut where
+the pairs lie, so on a GPU that holds the whole set nothing but the draw is moved to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,15 @@ from torch import Tensor
 
 from restoration.tasks import RestorationTask, normalise, spec
 from training.manifest import Item, ManifestError, PreparedManifest
+from training.patches import Crop, cut
 
 Place = tuple[int, slice, slice]
 """Slice, rows and columns."""
 
 Stored = npt.NDArray[np.float32 | np.int16]
+
+Patches = tuple[Tensor, Tensor, Tensor]
+"""lq, hq and mask (patches, rows, columns), physical units."""
 
 CONTRAST_WEIGHTS = {"T2": 3.0}
 """How much more often a slice of this MR contrast is drawn: the task is judged on T2."""
@@ -39,6 +43,24 @@ _BACKGROUND = {
     RestorationTask.PET_SYNTHESIS: 0.05,
 }
 _TRIES = 4
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A part of a slice that was drawn, how it is varied, and where in the batch it goes."""
+
+    item: Item
+    place: Place
+    turns: int  #: quarter turns
+    flip: bool  #: left-right, after the turns
+    patch: int  #: index in the batch
+    cell: tuple[int, int, int, int]  #: top, left, height and width inside the patch
+
+    def crop(self, start: int, stride: int) -> Crop:
+        """The same in a buffer where its first pixel has the index ``start``."""
+        (rows, columns), (_, down, along) = self.item.shape[1:], self.place
+        shape = (min(down.stop, rows) - down.start, min(along.stop, columns) - along.start)
+        return Crop(start, stride, *shape, self.turns, self.flip, self.patch, self.cell)
 
 
 @dataclass(frozen=True)
@@ -77,13 +99,27 @@ class PreparedSet:
             raise ManifestError(f"{self.folder}: {item.name} does not have the shape it claims.")
         return lq, hq
 
-    def reference(self, item: Item, place: Place) -> Tensor:
-        """A part of a good image, read from the disk: float32, physical units."""
-        return torch.from_numpy(np.array(self._open_pairs(item)[1][place], np.float32))
+    def reference(self, item: Item, place: Place) -> Stored:
+        """A part of a good image: (rows, columns), physical units."""
+        return self._open_pairs(item)[1][place]
 
-    def degraded(self, item: Item, place: Place, step: int) -> Tensor:
-        """The same part of the bad image; the same at every step."""
-        return torch.from_numpy(np.array(self._open_pairs(item)[0][place], np.float32))
+    def patches(self, draws: Sequence[Draw], count: int, size: int, step: int) -> Patches:
+        """The patches that are drawn, read from the disk; the same at every step."""
+        parts = [
+            [np.array(volume[draw.place], np.float32) for volume in self._open_pairs(draw.item)]
+            for draw in draws
+        ]
+        starts = np.cumsum([0, *(lq.size for lq, _ in parts)])
+        crops = [
+            draw.crop(int(start), lq.shape[1])
+            for draw, start, (lq, _) in zip(draws, starts, parts, strict=False)
+        ]
+        images = [
+            torch.from_numpy(np.concatenate([part[which].reshape(-1) for part in parts]))
+            for which in (0, 1)
+        ]
+        (lq, hq), mask = cut(crops, images, count, size)
+        return lq, hq, mask
 
     def _open_pairs(self, item: Item) -> tuple[Stored, Stored]:
         if item.name not in self._opened:
@@ -123,11 +159,11 @@ class Pairs(Protocol):
         self, task: RestorationTask | str | None = None, split: str | None = None
     ) -> tuple[Item, ...]: ...
 
-    def reference(self, item: Item, place: Place) -> Tensor:
-        """A part of a slice of the good image: (rows, columns), physical units, float32."""
+    def reference(self, item: Item, place: Place) -> Stored:
+        """A part of a slice of the good image, on the host: (rows, columns), physical units."""
 
-    def degraded(self, item: Item, place: Place, step: int) -> Tensor:
-        """The same part of the bad image, as it is at this step of the training."""
+    def patches(self, draws: Sequence[Draw], count: int, size: int, step: int) -> Patches:
+        """The ``count`` patches that the draws make up, as they are at this step."""
 
 
 class PatchSampler:
@@ -163,56 +199,55 @@ class PatchSampler:
         self.tasks = tuple(RestorationTask(task) for task in tasks)
         self.flip = {RestorationTask(task) for task in flip}
         self.rotate = {RestorationTask(task) for task in rotate}
+        self._dataset = dataset
         self._pools = [_Pool.of(dataset, task, split, patch, simulated_pet) for task in self.tasks]
+        index = torch.tensor([task.index for task in self.tasks])
+        self._tasks = index.repeat_interleave(per_task)
 
     def batch(self, step: int) -> Batch:
         """The patches of a step: ``per_task`` of each task, in the order of ``tasks``."""
         generator = np.random.Generator(np.random.Philox([self.seed, self.rank, step]))
-        drawn = [
-            self._draw(pool, generator, step) for pool in self._pools for _ in range(self.per_task)
+        pools = [pool for pool in self._pools for _ in range(self.per_task)]
+        draws = [
+            draw for patch, pool in enumerate(pools) for draw in self._draw(pool, patch, generator)
         ]
-        lq, hq, mask = torch.stack(drawn)[:, :, None].unbind(1)
-        task = torch.tensor([pool.task.index for pool in self._pools])
-        return Batch(lq, hq, mask, task.repeat_interleave(self.per_task))
+        found = self._dataset.patches(draws, len(pools), self.patch, step)
+        lq, hq, mask = (image[:, None] for image in found)
+        return Batch(self._normalised(lq), self._normalised(hq), mask, self._tasks)
 
-    def _draw(self, pool: _Pool, generator: np.random.Generator, step: int) -> Tensor:
-        """One patch (lq, hq, mask); small images share it, each in its own cell."""
+    def _draw(self, pool: _Pool, patch: int, generator: np.random.Generator) -> Iterator[Draw]:
+        """The parts of one patch; small images share it, each in its own cell."""
         item = pool.pick(generator)
         cells = max(1, self.patch // max(item.shape[1:]))
         size = self.patch // cells
         # The last cells take what an uneven division leaves over.
         ends = [*range(size, cells * size, size), self.patch]
-        rows = []
-        for row in range(cells):
-            crops = [self._crop(pool, item, generator, step) for _ in range(cells)]
-            height = ends[row] - row * size
-            parts = [
-                _filled(crop, height, ends[column] - column * size)
-                for column, crop in enumerate(crops)
-            ]
-            rows.append(torch.cat(parts, 2))
-        return torch.cat(rows, 1)
+        starts = [0, *ends[:-1]]
+        for top, bottom in zip(starts, ends, strict=True):
+            for left, right in zip(starts, ends, strict=True):
+                place = self._place(pool, item, generator)
+                flip = pool.task in self.flip and generator.random() < 0.5
+                turns = int(generator.integers(4)) if pool.task in self.rotate else 0
+                cell = (top, left, bottom - top, right - left)
+                yield Draw(item, place, turns, flip, patch, cell)
 
-    def _crop(
-        self, pool: _Pool, item: Item, generator: np.random.Generator, step: int
-    ) -> tuple[Tensor, Tensor]:
-        """A random, varied and normalised part (lq, hq) of a random slice of an item."""
+    def _place(self, pool: _Pool, item: Item, generator: np.random.Generator) -> Place:
+        """A random part of a random slice; one of background only is drawn again."""
         place = pool.place(item, generator, self.patch)
-        hq = pool.dataset.reference(item, place)
         for _ in range(_TRIES - 1):
-            if not _is_background(hq, pool.task):
+            if not _is_background(self._dataset.reference(item, place), pool.task):
                 break
             place = pool.place(item, generator, self.patch)
-            hq = pool.dataset.reference(item, place)
-        lq = pool.dataset.degraded(item, place, step)
-        flip = pool.task in self.flip and generator.random() < 0.5
-        turns = int(generator.integers(4)) if pool.task in self.rotate else 0
-        low, high = spec(pool.task).window
-        lq, hq = (
-            normalise(part.clamp(low, high), pool.task)
-            for part in _vary((lq, hq), flip=flip, turns=turns)
+        return place
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        parts = images.split(self.per_task)
+        return torch.cat(
+            [
+                normalise(part.clamp(*spec(task).window), task)
+                for task, part in zip(self.tasks, parts, strict=True)
+            ]
         )
-        return lq, hq
 
 
 @dataclass(frozen=True)
@@ -220,7 +255,6 @@ class _Pool:
     """All slices of one task with their chance of being drawn."""
 
     task: RestorationTask
-    dataset: Pairs
     items: tuple[Item, ...]
     chances: npt.NDArray[np.float64]
     """Cumulative probability over items."""
@@ -248,7 +282,7 @@ class _Pool:
                     f"{simulated_pet:g}: prepare it from CT, or set data.simulated_pet = 0."
                 )
             weights = _with_share(weights, simulated, simulated_pet)
-        return cls(task, dataset, items, np.cumsum(weights) / weights.sum())
+        return cls(task, items, np.cumsum(weights) / weights.sum())
 
     def pick(self, generator: np.random.Generator) -> Item:
         index = int(np.searchsorted(self.chances, generator.random(), side="right"))
@@ -262,8 +296,8 @@ class _Pool:
         return plane, slice(top, top + patch), slice(left, left + patch)
 
 
-def _is_background(hq: Tensor, task: RestorationTask) -> bool:
-    return int((hq > _BACKGROUND[task]).sum()) < 0.05 * hq.numel()
+def _is_background(hq: Stored, task: RestorationTask) -> bool:
+    return np.count_nonzero(hq > _BACKGROUND[task]) < 0.05 * hq.size
 
 
 def _weight(item: Item, patch: int) -> float:
@@ -282,21 +316,3 @@ def _with_share(
     if others == 0 or within >= share * (within + others):
         return weights
     return np.where(chosen, weights * (share / (1 - share) * others / within), weights)
-
-
-def _vary(pair: tuple[Tensor, Tensor], *, flip: bool, turns: int) -> tuple[Tensor, Tensor]:
-    lq, hq = (torch.rot90(patch, turns) for patch in pair)
-    return (lq.flip(1), hq.flip(1)) if flip else (lq, hq)
-
-
-def _filled(crop: tuple[Tensor, Tensor], rows: int, columns: int) -> Tensor:
-    """(lq, hq, mask) replicated to the right and downwards up to a cell, (3, rows, columns)."""
-    height, width = crop[0].shape
-    if (height, width) == (rows, columns):
-        return torch.stack([*crop, torch.ones_like(crop[0])])
-    down = torch.arange(rows, device=crop[0].device)
-    along = torch.arange(columns, device=crop[0].device)
-    mask = ((down < height)[:, None] & (along < width)[None, :]).float()
-    down, along = down.clamp(max=height - 1), along.clamp(max=width - 1)
-    lq, hq = (part[down][:, along] for part in crop)
-    return torch.stack([lq, hq, mask])

@@ -73,6 +73,8 @@ class Series:
     """The low-dose half of a real pair, as in the LDCT-and-Projection-data collection."""
     positions: tuple[float, ...] = ()
     """Slice positions in mm, where the source tells them."""
+    slices: int | None = None
+    """How many there are, where the source tells it."""
 
     def volume(self) -> Volume:
         """Read and check. Raises SourceError naming the slice that is not finite."""
@@ -151,6 +153,7 @@ def _pack_series(path: Path) -> Iterator[Series]:
             validation=path.name.startswith("val_"),
             contrast=_contrast(meta.get("contrast")),
             noise_hu=meta.get("noise_hu"),
+            slices=item.shape[0],
         )
 
 
@@ -293,6 +296,7 @@ def _one_dicom_series(members: Sequence[tuple[Path, Dataset]]) -> Series:
         read=partial(_read_dicom, [path for path, _ in members]),
         contrast=_contrast(description) if header.Modality == "MR" else None,
         positions=tuple(round(_position(each)[0], 2) for each in headers),
+        slices=len(members),
         low_dose=bool(re.search(r"\blow[ _-]?dose\b", description, re.IGNORECASE)),
     )
 

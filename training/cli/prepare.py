@@ -25,6 +25,16 @@ from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing
 )
 @click.option("--no-simulated-pet", is_flag=True, help="no simulated FDG on the CT anatomy")
 @click.option(
+    "--pet-draws",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="scans of each PET training series, each with its own noise",
+)
+@click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="processes that share it"
+)
+@click.option(
     "--val-fraction",
     default=0.1,
     show_default=True,
@@ -48,6 +58,8 @@ def prepare(
     central_slices: int | None,
     mr_factors: tuple[float, ...],
     no_simulated_pet: bool,
+    pet_draws: int,
+    jobs: int,
     val_fraction: float,
     licences: tuple[str, ...],
 ) -> None:
@@ -58,7 +70,7 @@ def prepare(
     beside the full-dose one of the same slices is taken as the input in the place of a simulation.
 
     \b
-    diffcode prepare data/train data/train_ext --out prepared
+    diffcode prepare data/train data/train_ext --out prepared --jobs 4
     diffcode prepare IXI-T2 --out prepared-mr --task mri_sr --licence "IXI-T2=CC BY-SA 3.0"
     """
     from restoration.tasks import RestorationTask
@@ -71,12 +83,13 @@ def prepare(
         mr_factors=mr_factors,
         val_fraction=val_fraction,
         simulated_pet=not no_simulated_pet,
+        pet_draws=pet_draws,
         licences=_pairs(licences),
     )
     chosen = [RestorationTask(task) for task in tasks or TASKS]
     with progress_bar("preparing") as progress:
         manifest = make_pairs(
-            sources, out, seed=seed, tasks=chosen, options=options, progress=progress
+            sources, out, seed=seed, tasks=chosen, options=options, progress=progress, jobs=jobs
         )
     for line in manifest.skipped:
         click.echo(f"left out: {line}", err=True)

@@ -49,6 +49,8 @@ class Item:
     """Measured noise of the CT reference."""
     acquired_lq: bool = False
     """True when the input was acquired, not made by the operator."""
+    weight: float = 1.0
+    """How often a part of it is drawn in training, against others of its kind."""
 
 
 @dataclass(frozen=True)

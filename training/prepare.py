@@ -36,6 +36,7 @@ from training.uptake import body_box, embed_crop, fdg_from_ct, largest_extent_mm
 Volume = npt.NDArray[np.float32]
 Progress = Callable[[int, int, str], None]
 
+_FURTHER_FACTOR = 0.5  # a milder cut is drawn half as often: the easier problem, beside the task
 _FIELDS = (96, 128, 160, 192, 224, 256, 320, 400, 512)
 
 
@@ -300,7 +301,8 @@ def _pairs(series: Series, work: _Work) -> Iterator[_Pair]:
         # Validation stays one problem, else its figures would mean nothing beside others.
         for factor in options.mr_factors if split == "train" else ():
             pair = _mr_pair(series, split, hq, KSpaceTruncation(factor))
-            yield replace(pair, item=replace(pair.item, name=f"{series.name}-x{factor:g}"))
+            name = f"{series.name}-x{factor:g}"
+            yield replace(pair, item=replace(pair.item, name=name, weight=_FURTHER_FACTOR))
     elif series.task is RestorationTask.PET_SYNTHESIS:
         for name in _draws(series.name, split, options):
             yield _pet_pair(series, name, split, hq, work)

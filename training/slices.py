@@ -301,10 +301,10 @@ def _is_background(hq: Stored, task: RestorationTask) -> bool:
 
 
 def _weight(item: Item, patch: int) -> float:
-    """Patches that cover the item once, times the weights of its contrast and origin."""
+    """Patches that cover the item once, times its weight and those of its contrast and origin."""
     slices, rows, columns = item.shape
     area = min(rows, patch) * min(columns, patch) / patch**2
-    weight = SIMULATED_WEIGHT if item.simulated else 1.0
+    weight = item.weight * (SIMULATED_WEIGHT if item.simulated else 1.0)
     return slices * area * weight * CONTRAST_WEIGHTS.get(item.contrast or "", 1.0)
 
 

@@ -18,7 +18,7 @@ MUTANTS ?= 5000
 SERIES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit soak kill-test bench fuzz fuzz-derived input-table lint check format docs reference lock clean
+.PHONY: help setup run test unit soak kill-test kill-test-pipeline bench fuzz fuzz-derived input-table lint check format docs reference lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ soak: setup  ## MINUTES of traffic, faults and rude peers; memory must stay
 
 kill-test: setup  ## kill the receive process KILLS times under senders; nothing may be lost
 	DICOM_NODE_TEST_KILLS=$(KILLS) $(BIN)/python -m pytest tests/integration/test_receive_killed.py $(ARGS)
+
+kill-test-pipeline: setup  ## kill any role KILLS times while series pass through; the end stays the same
+	DICOM_NODE_TEST_PIPELINE_KILLS=$(KILLS) \
+	  $(BIN)/python -m pytest tests/integration/test_end_to_end_killed.py $(ARGS)
 
 bench: setup  ## C-STORE receivers side by side; ARGS=--quick takes three minutes
 	$(BIN)/python -m benchmarks.bench_receive $(ARGS)

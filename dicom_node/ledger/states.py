@@ -77,6 +77,29 @@ class ItemState(State):
     DEAD = "dead", "Refused for good."
 
 
+class BreakerState(State):
+    """Whether results of one modality may pass without a person."""
+
+    CLOSED = "closed", "The rate of failed gates is inside its band."
+    OPEN = "open", "It was not; every result waits for a person until an operator resets it."
+
+
+class Verdict(State):
+    """What gates and policy say of one result for one destination, mildest first."""
+
+    PASS = "pass", "It is sent."
+    WARN = "warn", "It is sent with a warning in description and report."
+    HOLD = "hold", "It waits for a person."
+    REFUSE = "refuse", "It is never sent."
+
+
+class Decision(State):
+    """What a person did with a result that was held."""
+
+    RELEASED = "released", "It is sent as it was reviewed."
+    REJECTED = "rejected", "It is never sent."
+
+
 class Entity(enum.StrEnum):
     """What an event of the history is about."""
 
@@ -84,6 +107,7 @@ class Entity(enum.StrEnum):
     SERIES = "series"
     JOB = "job"
     DELIVERY = "delivery"
+    BREAKER = "breaker"
 
 
 STATES: Mapping[Entity, type[State]] = MappingProxyType(
@@ -92,6 +116,7 @@ STATES: Mapping[Entity, type[State]] = MappingProxyType(
         Entity.SERIES: SeriesState,
         Entity.JOB: JobState,
         Entity.DELIVERY: DeliveryState,
+        Entity.BREAKER: BreakerState,
     }
 )
 """The states that a row of each kind may have."""
@@ -129,7 +154,8 @@ STEPS: Mapping[Entity, Steps] = MappingProxyType(
             (JobState.RUNNING, JobState.REFUSED): "outside policy, domain or a gate",
             (JobState.RUNNING, JobState.FAILED): "a fault that stays, or tried too often",
             (JobState.RUNNING, JobState.CANCELLED): "an operator cancels it",
-            (JobState.HELD, JobState.QUEUED): "an operator releases it",
+            (JobState.HELD, JobState.QUEUED): "an operator releases what was not restored yet",
+            (JobState.HELD, JobState.DONE): "an operator releases what a gate held",
             (JobState.HELD, JobState.REJECTED): "an operator rejects it",
             (JobState.HELD, JobState.CANCELLED): "an operator cancels it",
             (JobState.REFUSED, JobState.QUEUED): "an operator retries it",
@@ -155,6 +181,10 @@ STEPS: Mapping[Entity, Steps] = MappingProxyType(
             ),
             (DeliveryState.COMMITTED, DeliveryState.QUEUED): "a rejection note joins it",
             (DeliveryState.DEAD, DeliveryState.QUEUED): "an operator retries it",
+        },
+        Entity.BREAKER: {
+            (BreakerState.CLOSED, BreakerState.OPEN): "the rate of failed gates left its band",
+            (BreakerState.OPEN, BreakerState.CLOSED): "an operator resets it",
         },
     }
 )

@@ -245,11 +245,62 @@ events = Table(
     Index(None, "entity", "entity_id"),
 )
 
+# What the gates said of a job's result; how each stands to each destination is in `verdicts`.
+judgements = Table(
+    "judgements",
+    metadata,
+    Column("job_id", Integer, ForeignKey("jobs.id"), primary_key=True),
+    Column("modality", String(16), nullable=False),
+    Column("model_sha256", String(64), nullable=False),
+    Column("failed", Boolean, nullable=False),
+    Column("review", String),
+    Column("at", Double, nullable=False),
+    Index(None, "modality", "at"),
+)
+
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("job_id", Integer, ForeignKey("jobs.id"), primary_key=True),
+    Column("destination", String, primary_key=True),  # "" where the job has none
+    Column("verdict", String(16), nullable=False),
+    Column("reason", String),
+    Column("decision", String(16)),
+    Column("operator", String),
+    Column("decision_reason", String),
+    Column("decided_at", Double),
+)
+
+gate_readings = Table(
+    "gate_readings",
+    metadata,
+    Column("job_id", Integer, ForeignKey("jobs.id"), primary_key=True),
+    Column("place", Integer, primary_key=True),
+    Column("gate", String(64), nullable=False),
+    Column("level", String(16), nullable=False),
+    Column("unit", String(16), nullable=False),
+    Column("worst_slice", Integer),
+    Column("reason", String),
+    Column("measured", JSON, nullable=False),  # values, slices, levels, warn, fail
+)
+
+breakers = Table(
+    "breakers",
+    metadata,
+    Column("modality", String(16), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("reason", String),
+    Column("counts_from", Double, nullable=False),  # the last reset
+    Column("opened_at", Double),
+    Column("operator", String),  # of the last reset
+)
+
 _TABLES: Mapping[Entity, Table] = {
     Entity.INSTANCE: instances,
     Entity.SERIES: series,
     Entity.JOB: jobs,
     Entity.DELIVERY: deliveries,
+    Entity.BREAKER: breakers,
 }
 
 

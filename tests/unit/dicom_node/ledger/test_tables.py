@@ -184,12 +184,13 @@ ALLOWED = {
     " complete>receiving incomplete>receiving ignored>receiving",
     "job": "queued>running queued>held queued>cancelled"
     " running>queued running>held running>done running>refused running>failed running>cancelled"
-    " held>queued held>rejected held>cancelled"
+    " held>queued held>done held>rejected held>cancelled"
     " refused>queued failed>queued failed>cancelled cancelled>queued",
     "delivery": "queued>sending queued>dead"
     " sending>queued sending>waiting sending>delivered sending>dead"
     " waiting>queued waiting>sending waiting>dead"
     " delivered>committed delivered>queued committed>queued dead>queued",
+    "breaker": "closed>open open>closed",
 }
 _PAIRS = [
     pytest.param(entity, before, after, id=f"{entity}-{before}-{after}")
@@ -215,6 +216,7 @@ def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> Engine:
         connection.execute(insert(tables.instances).values(state="", assigned=False, received_at=0))
         connection.execute(insert(tables.jobs).values(**uid, **job, state=""))
         connection.execute(insert(tables.deliveries).values(**delivery, state=""))
+        connection.execute(insert(tables.breakers).values(modality="1", state="", counts_from=0))
     return engine
 
 
@@ -223,7 +225,7 @@ def test_a_state_follows_another_only_as_the_table_says(
     one_of_each: Engine, entity: Entity, before: str, after: str
 ) -> None:
     table = tables._TABLES[entity]
-    key: int | str = "1" if entity is Entity.SERIES else 1
+    key: int | str = "1" if entity in (Entity.SERIES, Entity.BREAKER) else 1
     with writing(one_of_each) as connection:
         connection.execute(update(table).values(state=before))
         moved = move(connection, entity, key, after, reason="test", now=5)

@@ -116,6 +116,7 @@ class RestoreWorker:
             created=datetime.fromtimestamp(job.created, UTC),
             note=job.note,
             scale=earlier.get("intensity_scale"),
+            strength=job.strength,
             progress=lambda done, total: self._beat(job),
         )
         started = time.perf_counter()
@@ -146,7 +147,7 @@ class RestoreWorker:
         headers = [read_header(self._spool.resolve(path)) for _, path in job.paths]
         if text(headers[0], "Modality") == "PT":
             return [path for _, path in job.paths]
-        series = result_series_uid(headers[0], job.task, self._engine, self._settings)
+        series = result_series_uid(headers[0], job.task, self._engine, self._settings, job.strength)
         root = self._settings.identity.uid_root
         results = [derived.derived_sop_uid(header, series, root) for header in headers]
         made = queue.already_made(self._ledger, results)

@@ -33,7 +33,7 @@ from dicom_node.inference import (
 )
 from dicom_node.settings import NodeSettings
 
-STRENGTH = 1.0
+FULL_STRENGTH = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,14 @@ def restore_series(
     created: datetime,
     note: str | None = None,
     scale: float | None = None,
+    strength: float = FULL_STRENGTH,
     progress: Progress | None = None,
 ) -> RestoredSeries:
     """Restore the images of one job; used by the worker and by ``dicom-node restore``.
 
     *created* is the time that the result will bear; the same arguments make the same bytes.
-    *scale* is the MR intensity scale of the volume that late slices belong to.
+    *scale* is the MR intensity scale of the volume that late slices belong to, *strength* how much
+    of the change is applied: source + strength · (restored - source), 0 < strength ≤ 1.
 
     Raises:
         RefusedError: outside what may be restored, by policy or by the bundle's domain.
@@ -84,27 +86,29 @@ def restore_series(
     """
     if task not in engine.tasks:
         raise RefusedError(f"the model {engine.model.name} cannot do {task}")
-    done = _restore_volumes(paths, task, engine, settings, scale, progress)
+    done = _restore_volumes(paths, task, engine, settings, scale, strength, progress)
     warnings = tuple(dict.fromkeys([*([note] if note else []), *done.warnings]))
-    steered = parameters_hash(task, engine.parameters(task))
+    steered = parameters_hash(task, engine.parameters(task), strength)
     made = derived.build(
         done.restored,
         task=task,
         model=engine.model,
         identity=settings.identity,
         warnings=warnings,
-        strength=STRENGTH,
+        strength=strength,
         created=created,
         parameters_hash=steered,
     )
-    restoration = Restoration(task, engine.model, steered, created, STRENGTH, warnings)
+    restoration = Restoration(task, engine.model, steered, created, strength, warnings)
     frames = [frame for each in done.restored for frame in each.frames]
     quantities: dict[str, Any] = {"clamped": sum(each.clamped for each in done.restored)}
     if len(done.scales) == 1:
         quantities["intensity_scale"] = done.scales[0]
     return RestoredSeries(
         tuple(done.restored),
-        _series_uid([f.header for f in frames], task, engine, settings, frames[0].resampling),
+        _series_uid(
+            [f.header for f in frames], task, engine, settings, frames[0].resampling, strength
+        ),
         warnings,
         {"load": done.load_s, "restore": done.restore_s},
         quantities,
@@ -120,6 +124,7 @@ def _restore_volumes(
     engine: Engine,
     settings: NodeSettings,
     scale: float | None,
+    strength: float,
     progress: Progress | None,
 ) -> _Volumes:
     """Load, restore and quantise one volume after the other: one is held in physical units."""
@@ -137,7 +142,7 @@ def _restore_volumes(
             task=task,
             spacing=series.spacing,
             seeds=seeds(series.headers, engine.model, series.frames),
-            strength=STRENGTH,
+            strength=strength,
             scale=scale,
             upsample=verdict.upsample,
         )
@@ -197,11 +202,17 @@ def gate_values(result: RestorationResult, slices: int, first: int = 0) -> list[
     return values
 
 
-def result_series_uid(header: Dataset, task: str, engine: Engine, settings: NodeSettings) -> str:
+def result_series_uid(
+    header: Dataset,
+    task: str,
+    engine: Engine,
+    settings: NodeSettings,
+    strength: float = FULL_STRENGTH,
+) -> str:
     """The series that the result of a CT or MR volume goes to, from the header of any slice."""
     place = division.representative([header])
     factor = judge_domain(place, task, engine, settings).upsample
-    return _series_uid([place], task, engine, settings, Resampling(factor))
+    return _series_uid([place], task, engine, settings, Resampling(factor), strength)
 
 
 def _series_uid(
@@ -210,14 +221,15 @@ def _series_uid(
     engine: Engine,
     settings: NodeSettings,
     resampling: Resampling,
+    strength: float,
 ) -> str:
     return derived.derived_series_uid(
         headers[0],
         task=task,
         model=engine.model,
         identity=settings.identity,
-        strength=STRENGTH,
-        parameters_hash=parameters_hash(task, engine.parameters(task)),
+        strength=strength,
+        parameters_hash=parameters_hash(task, engine.parameters(task), strength),
         source_set=derived.source_set_hash(headers),
         resampling=resampling,
     )
@@ -237,11 +249,13 @@ def seeds(
     return tuple(int.from_bytes(digest[:8], "big") >> 1 for digest in digests)
 
 
-def parameters_hash(task: str, model_parameters: Mapping[str, Any]) -> str:
+def parameters_hash(
+    task: str, model_parameters: Mapping[str, Any], strength: float = FULL_STRENGTH
+) -> str:
     """SHA-256 of what steers a restoration beside the weights and the source."""
     parameters = {
         "task": task,
-        "strength": STRENGTH,
+        "strength": strength,
         "seeds": "source SOP Instance UID, 1",
         "model": dict(model_parameters),
     }

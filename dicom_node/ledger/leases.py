@@ -52,6 +52,8 @@ class Job:
     note: str | None
     #: (SOP Instance UID, path in the spool) in the order of `NewJob.instance_uids`.
     paths: tuple[tuple[str, str], ...]
+    #: How much of the change is applied, 0 < strength ≤ 1.
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -331,4 +333,5 @@ def _job(connection: Connection, row: Row[Any]) -> Job:
         created=row.created_at,
         note=row.note,
         paths=tuple((uid, path) for uid, path in paths),
+        strength=row.strength,
     )

@@ -7,10 +7,10 @@ each with its source and key path.
 
 from __future__ import annotations
 
+from dicom_node.settings.assembly import AssemblySettings, Source, SourceQuery
 from dicom_node.settings.base import AETitle, Section
 from dicom_node.settings.models import (
     AccessRule,
-    AssemblySettings,
     AssociationSettings,
     AuditSettings,
     DeliverySettings,
@@ -52,6 +52,8 @@ __all__ = [
     "PolicySettings",
     "ReportSettings",
     "Section",
+    "Source",
+    "SourceQuery",
     "SpoolSettings",
     "TLSSettings",
     "default_toml",

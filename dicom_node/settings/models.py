@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from dicom_node.settings.assembly import AssemblySettings, Source
 from dicom_node.settings.base import (
     AETitle,
     DestinationName,
@@ -50,6 +51,12 @@ class SpoolSettings(Section):
     )
     min_free_percent: float = Field(
         default=5.0, ge=0, le=100, description="… or when less than this share of the disk is free"
+    )
+    resume_factor: float = Field(
+        default=1.25,
+        ge=1,
+        description="once closed, accept again when so many times that is free; below it the janitor"
+        " makes room",
     )
 
 
@@ -242,24 +249,6 @@ class AuditSettings(Section):
     )
 
 
-class AssemblySettings(Section):
-    """When a series counts as complete."""
-
-    quiet_s: Seconds = Field(
-        default=10.0,
-        description="complete after so long without an instance or an open association",
-    )
-    quiet_by_modality_s: dict[Modality, Seconds] = Field(
-        default={}, description="other quiet times by modality, as { PT = 60.0 }"
-    )
-    tick_s: Seconds = Field(default=1.0, description="time between two looks at the open series")
-
-    def quiet_for(self, modality: str) -> float:
-        """Return the quiet time of a modality in seconds."""
-        special = {str(known): seconds for known, seconds in self.quiet_by_modality_s.items()}
-        return special.get(modality, self.quiet_s)
-
-
 class EngineSettings(Section):
     """The restoration model and where it runs."""
 
@@ -410,17 +399,6 @@ class PolicySettings(Section):
     )
 
 
-class JanitorSettings(Section):
-    """What is tidied up, and when."""
-
-    interval_s: Seconds = Field(
-        default=10.0, description="time between two looks at expired leases"
-    )
-    stale_file_s: Seconds = Field(
-        default=3600.0, description="temporary files older than this are removed at start"
-    )
-
-
 class LogSettings(Section):
     """What is logged; patient data never are."""
 
@@ -449,12 +427,16 @@ class NodeSettings(Section):
     limits: LimitSettings = Field(default=LimitSettings())
     audit: AuditSettings = Field(default=AuditSettings())
     assembly: AssemblySettings = Field(default=AssemblySettings())
+    sources: dict[DestinationName, Source] = Field(
+        default={}, description="senders whose habits are known, each a table of its own"
+    )
     engine: EngineSettings = Field(default=EngineSettings())
     delivery: DeliverySettings = Field(default=DeliverySettings())
     identity: IdentitySettings = Field(default=IdentitySettings())
     report: ReportSettings = Field(default=ReportSettings())
     policy: PolicySettings = Field(default=PolicySettings())
     janitor: JanitorSettings = Field(default=JanitorSettings())
+    retention: RetentionSettings = Field(default=RetentionSettings())
     log: LogSettings = Field(default=LogSettings())
 
     @model_validator(mode="after")

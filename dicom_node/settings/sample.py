@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from dicom_node.settings.assembly import Source
 from dicom_node.settings.models import Destination, NodeSettings, submodel
 
 
@@ -22,9 +24,8 @@ def render_toml(changes: Mapping[str, Any]) -> str:
     """Return a `node.toml` with every key, where `changes` (nested by table) replace defaults."""
     head = "# Settings of the node. What is commented out is unset.\n"
     body = _render(NodeSettings, changes, prefix="")
-    given = changes.get("destinations", {})
-    tables = [_render(Destination, each, f"destinations.{name}") for name, each in given.items()]
-    return "\n".join([head, body, *(tables or [_example_destination()])])
+    tables = [text for name, example in _NAMED.items() for text in _named(name, example, changes)]
+    return "\n".join([head, body, *tables])
 
 
 def _render(model: type[BaseModel], changes: Mapping[str, Any], prefix: str) -> str:
@@ -35,7 +36,7 @@ def _render(model: type[BaseModel], changes: Mapping[str, Any], prefix: str) -> 
         changed = changes.get(name)
         if inner is not None:
             tables.append(_render(inner, changed or {}, f"{prefix}.{name}".lstrip(".")))
-        elif name != "destinations":
+        elif name not in _NAMED:
             plain += [f"# {field.description}", _key_line(name, field, changed)]
     title = [f"# {_first_line(model)}", f"[{prefix}]"] if prefix else []
     return "\n".join([*title, *plain, "", *tables])
@@ -65,7 +66,28 @@ def _toml(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _example_destination() -> str:
-    example = {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": 4242}
-    lines = _render(Destination, example, "destinations.pacs").rstrip().splitlines()
-    return "\n".join(line if line.startswith("#") else f"#{line}" for line in lines) + "\n"
+def _named(name: str, example: _Example, changes: Mapping[str, Any]) -> list[str]:
+    """The tables `[name.X]` that are given; without any, one as a comment."""
+    given = changes.get(name, {})
+    if given:
+        return [_render(example.model, each, f"{name}.{key}") for key, each in given.items()]
+    rendered = _render(example.model, example.values, f"{name}.{example.name}")
+    lines = rendered.rstrip().splitlines()
+    return ["\n".join(line if line.startswith("#") else f"#{line}" for line in lines) + "\n"]
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A table that a node may have several of, by names that the site gives."""
+
+    model: type[BaseModel]
+    name: str
+    values: Mapping[str, Any]
+
+
+_NAMED: Mapping[str, _Example] = {
+    "destinations": _Example(
+        Destination, "pacs", {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": 4242}
+    ),
+    "sources": _Example(Source, "ct1", {"calling_ae": "CT1", "quiet_s": 30.0}),
+}

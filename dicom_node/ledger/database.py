@@ -26,7 +26,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from dicom_node.errors import ConfigurationError, LedgerError, NodeError
 
 #: The Alembic revision this code reads and writes.
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 _WRITES = "dicom_node_writes"
 # Any constant: the PostgreSQL lock under which one process at a time migrates.
 _MIGRATION_LOCK = 0x0D1C0

@@ -206,8 +206,12 @@ deliveries = Table(
     Column("created_at", Double, nullable=False),
     Column("first_attempt_at", Double),
     Column("finished_at", Double),
+    # When Storage Commitment is asked for next; NULL where it is not, or no longer.
+    Column("commitment_due", Double),
+    Column("commitment_asks", Integer, nullable=False, server_default=text("0")),
     UniqueConstraint("job_id", "destination"),
     Index(None, "state", "not_before"),
+    Index(None, "commitment_due"),
 )
 
 delivery_items = Table(
@@ -230,6 +234,84 @@ commitments = Table(
     Column("reported_at", Double),
     Column("failed", Integer),
     Index(None, "delivery_id"),
+)
+
+# What holds for a destination as a whole; one that was never in trouble has no row.
+destination_states = Table(
+    "destination_states",
+    metadata,
+    Column("destination", String, primary_key=True),
+    Column("paused_at", Double),  # by a person; NULL: not paused
+    Column("paused_reason", String),
+    # Nothing is sent before: it is down or out of resources.
+    Column("held_until", Double),
+    Column("held_reason", String),
+    Column("failures", Integer, nullable=False),  # in a row
+)
+
+# What people are told by webhook and e-mail: an outbox, written with the state that it is about.
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("event", JSON, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("told", JSON, nullable=False),  # the channels that have taken it
+    Column("finished_at", Double),
+    Column("outcome", String),
+    Index(None, "finished_at", "not_before"),
+)
+
+# Storage Commitment as SCP: what peers have asked us to answer for (PS3.4 J.3.2).
+custody_requests = Table(
+    "custody_requests",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("transaction_uid", String(64), nullable=False),
+    Column("requestor", String(64), nullable=False),  # its AE title
+    Column("received_at", Double, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("asks", Integer, nullable=False),  # of the archives
+    Column("concluded_at", Double),  # the verdict on each instance is final
+    Column("report_attempts", Integer, nullable=False),
+    Column("reported_at", Double),  # the requestor has taken the report
+    Column("given_up_at", Double),  # … or never did
+    UniqueConstraint("transaction_uid", "requestor"),
+    Index(None, "reported_at", "given_up_at", "not_before"),
+)
+
+custody_items = Table(
+    "custody_items",
+    metadata,
+    Column("request_id", Integer, ForeignKey("custody_requests.id"), primary_key=True),
+    Column("sop_instance_uid", String(64), primary_key=True),
+    Column("sop_class_uid", String(64), nullable=False),
+    Column("committed", Boolean, nullable=False),
+    Column("failure", Integer),  # Failure Reason (PS3.3 C.14.1.1), once it is final
+    Index(None, "sop_instance_uid"),
+)
+
+# The originals that an archive has committed to keep.
+archived_originals = Table(
+    "archived_originals",
+    metadata,
+    Column("sop_instance_uid", String(64), primary_key=True),
+    Column("archive", String, primary_key=True),
+    Column("committed_at", Double, nullable=False),
+)
+
+# Our requests to archives about originals.
+custody_inquiries = Table(
+    "custody_inquiries",
+    metadata,
+    Column("transaction_uid", String(64), primary_key=True),
+    Column("request_id", Integer, ForeignKey("custody_requests.id"), nullable=False),
+    Column("archive", String, nullable=False),
+    Column("asked_at", Double, nullable=False),
+    Column("reported_at", Double),
+    Index(None, "request_id"),
 )
 
 events = Table(

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from dicom_node.settings.assembly import Source
-from dicom_node.settings.models import Destination, NodeSettings, submodel
+from dicom_node.settings.delivery import Destination, WebDestination
+from dicom_node.settings.models import NodeSettings, submodel
 
 
 def default_toml() -> str:
@@ -89,5 +90,6 @@ _NAMED: Mapping[str, _Example] = {
     "destinations": _Example(
         Destination, "pacs", {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": 4242}
     ),
+    "stow": _Example(WebDestination, "web", {"url": "https://pacs.hospital.example/dicom-web"}),
     "sources": _Example(Source, "ct1", {"calling_ae": "CT1", "quiet_s": 30.0}),
 }

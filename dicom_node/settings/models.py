@@ -21,6 +21,15 @@ from dicom_node.settings.base import (
     Task,
     UIDRoot,
 )
+from dicom_node.settings.delivery import (
+    CommitmentSCPSettings,
+    DeliverySettings,
+    Destination,
+    NotifySettings,
+    WebDestination,
+)
+from dicom_node.settings.gates import BreakerSettings, GateSettings, ReviewSettings
+from dicom_node.settings.janitor import JanitorSettings, RetentionSettings
 
 
 class NodeSection(Section):
@@ -68,29 +77,6 @@ class LedgerSettings(Section):
         repr=False,
         pattern=r"^(sqlite:///.+|postgresql\+psycopg://.+)$",
         description="sqlite:///FILE (relative to data_dir) or postgresql+psycopg://USER@HOST/NAME",
-    )
-
-
-class Destination(Section):
-    """A peer that restored series are sent to."""
-
-    ae_title: AETitle = Field(description="AE title of the peer")
-    host: str = Field(min_length=1, description="host name or address of the peer")
-    port: Port = Field(description="TCP port of the peer")
-    calling_ae_title: AETitle | None = Field(
-        default=None,
-        description="call with this AE title instead of the node's",
-        examples=["DIFFCODE"],
-    )
-    connect_timeout_s: Seconds = Field(
-        default=10.0, description="longest wait for the TCP connection"
-    )
-    timeout_s: Seconds = Field(default=60.0, description="longest wait for an answer of the peer")
-    tls: bool = Field(default=False, description="call over TLS, with the files of [tls]")
-    server_name: str | None = Field(
-        default=None,
-        description="name that the peer's certificate must bear; unset: host",
-        examples=["pacs.hospital.example"],
     )
 
 
@@ -273,25 +259,6 @@ class EngineSettings(Section):
     )
 
 
-class DeliverySettings(Section):
-    """How restored series are sent, and how long the node keeps trying."""
-
-    first_s: Seconds = Field(default=10.0, description="wait after the first failed attempt")
-    factor: float = Field(default=2.0, ge=1, description="each further wait is so much longer")
-    max_s: Seconds = Field(default=3600.0, description="longest wait between two attempts")
-    give_up_after_s: Seconds = Field(
-        default=259_200.0, description="a delivery that fails for so long is dead"
-    )
-    lease_s: Seconds = Field(
-        default=120.0,
-        description="a delivery whose worker is silent for so long goes to another worker",
-    )
-    commitment: bool = Field(default=False, description="ask destinations for Storage Commitment")
-    idle_poll_s: Seconds = Field(
-        default=0.5, description="wait before the worker asks for work again"
-    )
-
-
 class Equipment(Section):
     """How the node names itself in what it writes (PS3.3 C.7.5.1, C.12.1)."""
 
@@ -422,6 +389,9 @@ class NodeSettings(Section):
     destinations: dict[DestinationName, Destination] = Field(
         default={}, description="peers that restored series are sent to, each a table of its own"
     )
+    stow: dict[DestinationName, WebDestination] = Field(
+        default={}, description="DICOMweb servers that restored series are stored on, likewise"
+    )
     association: AssociationSettings = Field(default=AssociationSettings())
     tls: TLSSettings = Field(default=TLSSettings())
     limits: LimitSettings = Field(default=LimitSettings())
@@ -432,17 +402,36 @@ class NodeSettings(Section):
     )
     engine: EngineSettings = Field(default=EngineSettings())
     delivery: DeliverySettings = Field(default=DeliverySettings())
+    commitment_scp: CommitmentSCPSettings = Field(default=CommitmentSCPSettings())
+    notify: NotifySettings = Field(default=NotifySettings())
     identity: IdentitySettings = Field(default=IdentitySettings())
     report: ReportSettings = Field(default=ReportSettings())
     policy: PolicySettings = Field(default=PolicySettings())
+    gates: GateSettings = Field(default=GateSettings())
+    breaker: BreakerSettings = Field(default=BreakerSettings())
+    review: ReviewSettings = Field(default=ReviewSettings())
     janitor: JanitorSettings = Field(default=JanitorSettings())
     retention: RetentionSettings = Field(default=RetentionSettings())
     log: LogSettings = Field(default=LogSettings())
 
+    @property
+    def destination_names(self) -> tuple[str, ...]:
+        """What a route may name: DICOM and DICOMweb destinations."""
+        return (*self.destinations, *self.stow)
+
     @model_validator(mode="after")
-    def _retries_grow(self) -> Self:
-        if self.delivery.max_s < self.delivery.first_s:
-            raise ValueError("delivery.max_s is smaller than delivery.first_s")
+    def _destinations_are_known(self) -> Self:
+        if twice := set(self.destinations) & set(self.stow):
+            raise ValueError(f"destinations.{min(twice)} and stow.{min(twice)} have the same name")
+        if unknown := set(self.commitment_scp.archives) - set(self.destinations):
+            raise ValueError(f"commitment_scp.archives: {min(unknown)!r} is not in [destinations]")
+        return self
+
+    @model_validator(mode="after")
+    def _gates_name_destinations(self) -> Self:
+        unknown = set(self.gates.by_destination) - set(self.destinations) - set(self.stow)
+        if unknown:
+            raise ValueError(f"gates.by_destination names no destination: {min(unknown)}")
         return self
 
     @model_validator(mode="after")
@@ -450,6 +439,12 @@ class NodeSettings(Section):
         secure = [name for name, peer in self.destinations.items() if peer.tls]
         if secure and self.tls.ca is None:
             raise ValueError(f"destinations.{secure[0]}.tls needs tls.ca")
+        shown = [name for name, server in self.stow.items() if server.client_certificate]
+        if shown and self.tls.certificate is None:
+            raise ValueError(f"stow.{shown[0]}.client_certificate needs tls.certificate")
+        called = self.commitment_scp.requestors
+        if any(each.tls for each in called) and self.tls.ca is None:
+            raise ValueError("commitment_scp.requestors over TLS needs tls.ca")
         if (self.audit.syslog or "").startswith("tls:") and self.tls.ca is None:
             raise ValueError("audit.syslog over TLS needs tls.ca")
         needs = [rule.certificate for rule in self.association.allow if rule.certificate]

@@ -26,8 +26,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from dicom_node.errors import ConfigurationError, LedgerError, NodeError
 
 #: The Alembic revision this code reads and writes.
-SCHEMA_REVISION = "0006"
-_WRITES = "dicom_node_writes"
+SCHEMA_REVISION = "0007"
+#: The execution option of a connection whose transactions write.
+WRITES = "dicom_node_writes"
 # Any constant: the PostgreSQL lock under which one process at a time migrates.
 _MIGRATION_LOCK = 0x0D1C0
 
@@ -58,21 +59,22 @@ def open_ledger(url: str) -> Engine:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that sees one state of the ledger; raises LedgerError."""
-    with _ledger_errors(), engine.connect() as connection, connection.begin():
+    with ledger_errors(), engine.connect() as connection, connection.begin():
         yield connection
 
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that commits as a whole or not at all; raises LedgerError."""
-    with _ledger_errors(), engine.connect() as plain:
-        connection = plain.execution_options(**{_WRITES: True})
+    with ledger_errors(), engine.connect() as plain:
+        connection = plain.execution_options(**{WRITES: True})
         with connection.begin():
             yield connection
 
 
 @contextmanager
-def _ledger_errors() -> Iterator[None]:
+def ledger_errors() -> Iterator[None]:
+    """Raise LedgerError for an error of the database."""
     try:
         yield
     except SQLAlchemyError as error:
@@ -108,7 +110,7 @@ def _sqlite(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(_WRITES, False)
+        writes = connection.get_execution_options().get(WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine

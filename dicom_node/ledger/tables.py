@@ -117,6 +117,7 @@ instances = Table(
     Column("reason", String),
     Column("assigned", Boolean, nullable=False),
     Column("received_at", Double, nullable=False),
+    Column("purged_at", Double),  # its file has left the spool
     # One valid row per SOP Instance; what was set aside may be there any number of times.
     Index(
         "uq_instances_valid_sop_instance_uid",
@@ -128,6 +129,14 @@ instances = Table(
     Index(None, "series_instance_uid", "state"),
     Index(None, "association_id"),
     Index(None, "received_at"),
+    # What the janitor looks through: the ledger grows, the spool does not.
+    Index(
+        "ix_instances_kept",
+        "state",
+        "received_at",
+        sqlite_where=text("purged_at IS NULL"),
+        postgresql_where=text("purged_at IS NULL"),
+    ),
 )
 
 jobs = Table(
@@ -162,9 +171,10 @@ jobs = Table(
     # Held or refused only because instances are missing: those that come are joined with these.
     Column("awaits_rest", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("series_instance_uid", "volume_key", "task", "revision"),
-    Index(None, "state", "priority", "id"),
     Index(None, "derived_series_instance_uid"),
 )
+# The order of claims, so that a long queue takes no longer than a short one.
+Index("ix_jobs_due", jobs.c.state, jobs.c.priority.desc(), jobs.c.id)
 
 job_instances = Table(
     "job_instances",
@@ -187,8 +197,15 @@ outputs = Table(
     Column("path", String, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("size", BigInteger, nullable=False),
+    Column("purged_at", Double),  # its file has left the spool
     Index(None, "job_id"),
     Index(None, "source_sop_instance_uid"),
+    Index(
+        "ix_outputs_kept",
+        "job_id",
+        sqlite_where=text("purged_at IS NULL"),
+        postgresql_where=text("purged_at IS NULL"),
+    ),
 )
 
 deliveries = Table(

@@ -64,8 +64,8 @@ class SpoolSettings(Section):
     resume_factor: float = Field(
         default=1.25,
         ge=1,
-        description="once closed, accept again when so many times that is free; below it the janitor"
-        " makes room",
+        description="once closed, accept again when so many times that is free; below that the"
+        " janitor makes room",
     )
 
 

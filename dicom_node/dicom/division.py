@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.dicom import geometry, multiframe
-from dicom_node.dicom.acceptance import check, gap_note
+from dicom_node.dicom.acceptance import check
+from dicom_node.dicom.expected import Evidence, ranges, slice_count, slice_gaps
 from dicom_node.dicom.geometry import SliceFrame
 from dicom_node.dicom.header import number, text, texts
 from dicom_node.errors import RefusedError
@@ -28,11 +29,16 @@ WHOLE = "whole"
 
 @dataclass(frozen=True)
 class VolumeGroup:
-    """Instances that make one volume, in slice order; note says what is missing beside them."""
+    """Instances that make one volume, in slice order, and what says whether it is whole."""
 
     key: str
     sop_instance_uids: tuple[str, ...]
-    note: str | None = None
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def note(self) -> str | None:
+        """What is missing beside them, in words."""
+        return "; ".join(each.words for each in self.evidence if each.verdict == "short") or None
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Part:
     key: str
     frames: tuple[int, ...]
     headers: tuple[Dataset, ...]  # flat, one for each frame
-    note: str | None
+    gaps: Evidence | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def judge(headers: Sequence[Dataset], *, task: str, policy: PolicySettings) -> J
     if not parts:
         raise RefusedError("; ".join(refused))
     for reason, frames in refused.items():
-        warnings[f"frames {_ranges(frames)} left out: {reason}"] = None
+        warnings[f"frames {ranges(frames)} left out: {reason}"] = None
     return Judgement(tuple(parts), tuple(warnings))
 
 
@@ -86,17 +92,6 @@ def _warnings_of(headers: Sequence[Dataset], task: str, policy: PolicySettings) 
     if against:
         raise RefusedError("; ".join(against))
     return tuple(finding.reason for finding in findings)
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """1, 2, 3, 7 as '1-3, 7'."""
-    runs: list[list[int]] = []
-    for value in sorted(numbers):
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def representative(headers: Sequence[Dataset]) -> Dataset:
@@ -139,8 +134,8 @@ def _object_group(header: Dataset, split_by: Sequence[str]) -> VolumeGroup:
         parts = _parts(multiframe.frame_headers(header), split_by)
     except RefusedError:
         parts = []
-    note = "; ".join(dict.fromkeys(part.note for part in parts if part.note))
-    return VolumeGroup(f"object={uid}", (uid,), note or None)
+    gaps = dict.fromkeys(part.gaps for part in parts if part.gaps)
+    return VolumeGroup(f"object={uid}", (uid,), tuple(gaps))
 
 
 def _classic_groups(headers: Sequence[Dataset], split_by: Sequence[str]) -> list[VolumeGroup]:
@@ -160,9 +155,9 @@ def _classic_groups(headers: Sequence[Dataset], split_by: Sequence[str]) -> list
         VolumeGroup(
             WHOLE if whole else ",".join(key),
             tuple(text(headers[i], "SOPInstanceUID") for i in members),
-            note or _announced(headers, members),
+            _evidence(gaps, [headers[i] for i in members]),
         )
-        for key, members, note in volumes
+        for key, members, gaps in volumes
     ]
 
 
@@ -226,9 +221,9 @@ def _parts(headers: Sequence[Dataset], split_by: Sequence[str]) -> list[Part]:
         if frames is None:  # for `judge` to refuse
             parts.append(Part(",".join(key), tuple(i + 1 for i in members), tuple(own), None))
             continue
-        for names, places, note in _by_position(key, list(range(len(own))), frames, own):
+        for names, places, gaps in _by_position(key, list(range(len(own))), frames, own):
             chosen = tuple(members[place] + 1 for place in places)
-            parts.append(Part(",".join(names), chosen, tuple(own[place] for place in places), note))
+            parts.append(Part(",".join(names), chosen, tuple(own[place] for place in places), gaps))
     return parts
 
 
@@ -247,12 +242,11 @@ def _by_attributes(
 
 def _by_position(
     key: Key, members: Members, frames: Sequence[SliceFrame], headers: Sequence[Dataset]
-) -> Iterator[tuple[Key, Members, str | None]]:
+) -> Iterator[tuple[Key, Members, Evidence | None]]:
     """Divide one group where positions repeat."""
     along = geometry.positions(frames)
     for name, copy in _apart(members, along, headers):
-        note = gap_note([len(run) for run in geometry.contiguous_runs(along[copy])])
-        yield ((*key, name) if name else key), copy, note
+        yield ((*key, name) if name else key), copy, slice_gaps(along[copy])
 
 
 def _apart(
@@ -313,9 +307,5 @@ def _acquired(header: Dataset) -> tuple[float, str, str, float, str]:
     )
 
 
-def _announced(headers: Sequence[Dataset], members: Members) -> str | None:
-    # PS3.3 C.8.9.1.1.4: Number of Slices is that of one volume of the series.
-    announced = max(number(headers[i], "NumberOfSlices") or 0.0 for i in members)
-    if len(members) >= announced:
-        return None
-    return f"{len(members)} of the {announced:.0f} slices that Number of Slices announces"
+def _evidence(gaps: Evidence | None, headers: Sequence[Dataset]) -> tuple[Evidence, ...]:
+    return tuple(each for each in (gaps, slice_count(headers)) if each is not None)

@@ -32,7 +32,7 @@ def low_frequency_change(x: Volume, y: Volume, sigma: Sequence[float]) -> Volume
         raise ValueError(f"'sigma' must be three widths in voxels, not {tuple(sigma)}.")
     difference = (x - y).astype(np.float64)
     through, rows, columns = (
-        _smoothing(size, float(width)) for size, width in zip(x.shape, sigma, strict=True)
+        smoothing_matrix(size, float(width)) for size, width in zip(x.shape, sigma, strict=True)
     )
     # Plane by plane: a slice's bytes must not depend on how many others come with it.
     for plane in difference:
@@ -43,7 +43,7 @@ def low_frequency_change(x: Volume, y: Volume, sigma: Sequence[float]) -> Volume
 
 
 @functools.lru_cache(maxsize=32)
-def _smoothing(size: int, sigma: float) -> Matrix:
+def smoothing_matrix(size: int, sigma: float) -> Matrix:
     """The Gaussian along an axis as a (size, size) matrix, mirrored at both ends.
 
     It is symmetric with rows that sum to 1, hence so do its columns: totals are kept.

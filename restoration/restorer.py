@@ -34,6 +34,7 @@ from restoration.bundle import (
 )
 from restoration.diffcode import DiffCode
 from restoration.domain import TaskDomain, missing, outside
+from restoration.fidelity.verdicts import Fidelity, Verdict
 from restoration.kspace import (
     SAME_GRID,
     GridChange,
@@ -45,11 +46,12 @@ from restoration.kspace import (
     zero_filled_support,
 )
 from restoration.lowpass import low_frequency_change
+from restoration.network import Limits, Network, Pass
 from restoration.tasks import RestorationTask, intensity_scale, normalise, spec
-from restoration.tiling import Window, pad_to_multiple, restore_tiled
 
 __all__ = [
     "BundleError",
+    "Fidelity",
     "Limits",
     "Manifest",
     "Restoration",
@@ -58,6 +60,7 @@ __all__ = [
     "RestorationTask",
     "Restorer",
     "TaskDomain",
+    "Verdict",
     "builtin",
     "missing",
     "outside",
@@ -89,16 +92,6 @@ class RestorationMemoryError(RestorationError):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much goes through the network at once; results differ by rounding only."""
-
-    batch_pixels: int = 512 * 512
-    whole_slice_pixels: int = 1024 * 1024  #: larger slices are restored in tiles
-    tile: int = 512  #: a multiple of 8, as is the overlap
-    overlap: int = 64
-
-
-@dataclass(frozen=True)
 class Restoration:
     """A restored volume and what was noticed on the way; per-slice lists are in slice order."""
 
@@ -122,15 +115,6 @@ class _Job:
     wide: bool = False  #: `support` is wider than that of the training
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """One pass of the network: restored (B, 1, H, W) and per-slice values, None without a part."""
-
-    restored: Tensor
-    latent_distance: Tensor | None  #: (B,)
-    class_logits: Tensor | None  #: (B, tasks)
-
-
 class Restorer:
     """A model on a device. Not for use by several threads at once."""
 
@@ -143,9 +127,7 @@ class Restorer:
     ) -> None:
         self.manifest = manifest
         self.device = torch.device(device)
-        self.limits = limits or Limits()
-        self._model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self._model.use_local_pooling(True)
+        self.network = Network(model, self.device, limits or Limits())
 
     @classmethod
     def open(
@@ -306,11 +288,11 @@ class Restorer:
 
     def _restore_slices(
         self, x: Volume, y: Volume, job: _Job, progress: Progress | None
-    ) -> list[_Pass]:
+    ) -> list[Pass]:
         """Fill `y` batch by batch; a batch that does not fit is tried again at half the size."""
         total = len(x)
-        size = max(1, self.limits.batch_pixels // (x.shape[1] * x.shape[2]))
-        passes: list[_Pass] = []
+        size = max(1, self.network.limits.batch_pixels // (x.shape[1] * x.shape[2]))
+        passes: list[Pass] = []
         start = 0
         while start < total:
             batch = slice(start, min(start + size, total))
@@ -341,7 +323,7 @@ class Restorer:
         inside = (scaled >= low) & (scaled <= high)
         np.add(y, low_frequency_change(x, y, sigma), out=y, where=inside)
 
-    def _try(self, x: Volume, y: Volume, batch: slice, job: _Job) -> _Pass | None:
+    def _try(self, x: Volume, y: Volume, batch: slice, job: _Job) -> Pass | None:
         try:
             return self._restore_batch(x, y, batch, job)
         except torch.OutOfMemoryError:
@@ -351,7 +333,7 @@ class Restorer:
             torch.cuda.empty_cache()
         return None
 
-    def _restore_batch(self, x: Volume, y: Volume, batch: slice, job: _Job) -> _Pass:
+    def _restore_batch(self, x: Volume, y: Volume, batch: slice, job: _Job) -> Pass:
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(
@@ -362,7 +344,7 @@ class Restorer:
             low, high = spec(job.task).window
             scaled = physical * job.scale
             lq = normalise(scaled.clamp(low, high), job.task)
-            done = self._network(lq, job.task, job.seeds[batch])
+            done = self.network.run(lq, job.task, job.seeds[batch])
             restored = done.restored
             if job.support is not None:
                 restored = data_consistency(lq, restored, job.support, job.weight)
@@ -373,44 +355,6 @@ class Restorer:
             _require_finite(result, batch.start)
             y[batch] = result[:, 0].numpy()
         return done
-
-    def _network(self, lq: Tensor, task: RestorationTask, seeds: Sequence[int]) -> _Pass:
-        """Normalised slices (B, 1, H, W) of any size through the network, back on the CPU."""
-        factor = self._model.config.factor
-        # The task classifier needs more than one latent position along each axis.
-        padded, crop = pad_to_multiple(lq, factor, least=2 * factor)
-        noise = _noise(seeds, self._model.noise_shape(padded)[1:])
-        padded, noise = padded.to(self.device), noise.to(self.device)
-        if padded.shape[-2] * padded.shape[-1] > self.limits.whole_slice_pixels:
-            done = self._tiles(padded, task, noise)
-        else:
-            done = self._forward(padded, task, noise)
-        return _Pass(done.restored.cpu()[crop], done.latent_distance, done.class_logits)
-
-    def _tiles(self, x: Tensor, task: RestorationTask, noise: Tensor) -> _Pass:
-        factor = self._model.config.factor
-        parts: list[_Pass] = []
-
-        def tile(part: Tensor, window: Window) -> Tensor:
-            rows, columns = _latent(window.rows, factor), _latent(window.columns, factor)
-            parts.append(self._forward(part, task, noise[..., rows, columns]))
-            return parts[-1].restored
-
-        restored = restore_tiled(tile, x, self.limits.tile, self.limits.overlap)
-        return _Pass(
-            restored,
-            _mean([part.latent_distance for part in parts]),
-            _mean([part.class_logits for part in parts]),
-        )
-
-    def _forward(self, x: Tensor, task: RestorationTask, noise: Tensor) -> _Pass:
-        out = self._model(x.contiguous(memory_format=torch.channels_last), task.index, noise)
-        distance = None
-        if out.latent is not None and out.quantised is not None:
-            apart = (out.latent - out.quantised).flatten(1).norm(dim=1)
-            distance = (apart / out.latent.flatten(1).norm(dim=1).clamp(min=1e-12)).cpu()
-        logits = None if out.class_logits is None else out.class_logits.cpu()
-        return _Pass(out.restored, distance, logits)
 
 
 def default_seed(sha256: str, index: int) -> int:
@@ -473,22 +417,6 @@ def _require_finite(result: Tensor, start: int) -> None:
         )
 
 
-def _noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Gaussian noise (B, *shape), each slice from its own seed, drawn on the CPU on any device."""
-    return torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    )
-
-
-def _latent(pixels: slice, factor: int) -> slice:
-    return slice(pixels.start // factor, pixels.stop // factor)
-
-
-def _mean(parts: list[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.stack(present).mean(dim=0) if present else None
-
-
 def _floor(task: RestorationTask, scale: float) -> float:
     low, high = spec(task).window
     return _FLAT * (high - low) / scale
@@ -515,11 +443,12 @@ def _support_values(support: Support | None) -> dict[str, float | list[float]]:
     return {"support_rows": float(support.rows), "support_columns": float(support.columns)}
 
 
-def _pass_values(passes: list[_Pass]) -> dict[str, float | list[float]]:
+def _pass_values(passes: list[Pass]) -> dict[str, float | list[float]]:
     values: dict[str, float | list[float]] = {}
-    distances = [part.latent_distance for part in passes if part.latent_distance is not None]
-    if distances:
-        values["latent_distance"] = torch.cat(distances).tolist()
+    for name in ("latent_distance", "reference_distance"):
+        distances = [getattr(part, name) for part in passes if getattr(part, name) is not None]
+        if distances:
+            values[name] = torch.cat(distances).tolist()
     logits = [part.class_logits for part in passes if part.class_logits is not None]
     if logits:
         stacked = torch.cat(logits)

@@ -55,7 +55,7 @@ def idle(idle_bundle: Path) -> Restorer:
 def changed(restorer: Restorer, **changes: Any) -> Restorer:
     """The same model under a manifest with other entries."""
     manifest = replace(restorer.manifest, **changes)
-    return Restorer(manifest, restorer._model, restorer.device, restorer.limits)
+    return Restorer(manifest, restorer.network.model, restorer.device, restorer.network.limits)
 
 
 class Faulty(DiffCode):
@@ -162,7 +162,7 @@ def test_the_batch_size_changes_nothing_beyond_rounding(restorer: Restorer) -> N
     x = ct(8)
     outputs = []
     for pixels in (1, 8 * 40 * 33):
-        restorer.limits = Limits(batch_pixels=pixels)
+        restorer.network.limits = Limits(batch_pixels=pixels)
         outputs.append(restorer.restore(x, "ct_denoise").volume)
     # 1e-5 of the window of 4095 HU.
     assert np.abs(outputs[0] - outputs[1]).max() <= 1e-5 * 4095
@@ -171,7 +171,7 @@ def test_the_batch_size_changes_nothing_beyond_rounding(restorer: Restorer) -> N
 def test_tiles_give_nearly_what_the_whole_slice_gives(restorer: Restorer) -> None:
     x = truncated_like_ct(200, 168)
     whole = restorer.restore(x, "ct_denoise")
-    restorer.limits = Limits(whole_slice_pixels=1, tile=128, overlap=64)
+    restorer.network.limits = Limits(whole_slice_pixels=1, tile=128, overlap=64)
     tiled = restorer.restore(x, "ct_denoise")
     change = np.abs(whole.volume - x).mean()
     assert np.abs(tiled.volume - whole.volume).mean() < 0.05 * change
@@ -354,7 +354,7 @@ def test_a_model_of_another_degradation_takes_no_low_matrix(restorer: Restorer) 
 
 def test_a_drift_of_the_mean_is_flagged(idle: Restorer) -> None:
     with torch.no_grad():
-        idle._model.backbone.emit.bias.fill_(6 / 4095)
+        idle.network.model.backbone.emit.bias.fill_(6 / 4095)
     result = idle.restore(ct(), "ct_denoise")
     assert result.flags == ("mean_drift",)
     assert result.diagnostics["mean_drift"] == pytest.approx([6, 6, 6], rel=1e-2)
@@ -368,7 +368,7 @@ def test_the_drift_of_mr_and_pet_is_relative(idle: Restorer, task: RestorationTa
     low, high = restoration.tasks.spec(task).window
     scale = restoration.tasks.intensity_scale(x, task)
     with torch.no_grad():
-        idle._model.backbone.emit.bias.fill_(0.2 * float(x.mean()) * scale / (high - low))
+        idle.network.model.backbone.emit.bias.fill_(0.2 * float(x.mean()) * scale / (high - low))
     drift = idle.restore(x, task).diagnostics["mean_drift"]
     assert drift == pytest.approx([0.2, 0.2, 0.2], rel=0.05)
 
@@ -393,7 +393,7 @@ def test_a_spacing_outside_the_domain_is_flagged(idle: Restorer) -> None:
 
 
 def test_progress_is_told_after_each_batch(restorer: Restorer) -> None:
-    restorer.limits = Limits(batch_pixels=2 * 40 * 33)
+    restorer.network.limits = Limits(batch_pixels=2 * 40 * 33)
     seen: list[tuple[int, int]] = []
     restorer.restore(ct(5), "ct_denoise", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(2, 5), (4, 5), (5, 5)]
@@ -521,7 +521,7 @@ def test_threads_bound_the_process(bundle: Path) -> None:
 def test_pooling_is_local_at_inference(bundle: Path) -> None:
     _, model = load_bundle(bundle)
     restorer = Restorer(restoration.read_manifest(bundle), model)
-    windows = {m.window for m in restoration.blocks.channel_attentions(restorer._model)}
+    windows = {m.window for m in restoration.blocks.channel_attentions(restorer.network.model)}
     assert windows == {48, 24, 12, 6}
 
 

@@ -1,0 +1,298 @@
+"""All gates over one restored series: measure, then judge by the levels of the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from restoration.domain import TaskDomain, outside
+from restoration.fidelity import measures, series, uptake
+from restoration.fidelity.calibration import Calibration, InputModel
+from restoration.fidelity.catalogue import CT, GATES, MR, PET, GateSpec
+from restoration.fidelity.verdicts import Fidelity, Gate
+from restoration.kspace import Support, empty_band
+from restoration.tasks import RestorationTask, intensity_scale
+
+Volume = npt.NDArray[np.float32]
+# Slices measured at once; more only takes memory.
+_CHUNK_PIXELS = {"cpu": 4 * 512 * 512, "cuda": 64 * 512 * 512}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The values of one gate: of `slices`, or one of the series where that is empty."""
+
+    values: tuple[float | None, ...]
+    slices: tuple[int, ...] = ()
+    reason: str = ""  #: why there is none, or what the number means
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known beside the two images; None is unknown, and the gates that need it say so."""
+
+    spacing_mm: tuple[float, float, float] | None = None  #: (z, y, x)
+    facts: Mapping[str, Any] | None = None  #: of the acquisition: restoration.domain.FACTS
+    domain: TaskDomain | None = None
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)  #: of Restoration
+    support: Support | None = None  #: the acquired k-space of MR; None: look for it
+    probes: Mapping[str, Measured] = field(default_factory=dict)  #: runs of the network
+    intact: bool | None = None  #: whether the weights in memory are those that were loaded
+
+
+def assess(
+    before: Volume,
+    after: Volume,
+    task: RestorationTask | str,
+    *,
+    evidence: Evidence | None = None,
+    calibration: Calibration | None = None,
+    device: torch.device | str = "cpu",
+) -> Fidelity:
+    """Judge `after` beside `before`, both (slices, rows, columns) in HU, SUV or MR units.
+
+    Raises ValueError for shapes that differ or an input that is not finite; an output that is not
+    finite fails. A gate that had nothing to judge is NOT_APPLICABLE and says why.
+    """
+    task = RestorationTask(task)
+    found = measure(
+        before,
+        after,
+        task,
+        evidence=evidence,
+        inputs=None if calibration is None else calibration.inputs,
+        device=device,
+    )
+    return judge(found, task, len(before), calibration)
+
+
+def judge(
+    found: Mapping[str, Measured],
+    task: RestorationTask,
+    slices: int,
+    calibration: Calibration | None = None,
+) -> Fidelity:
+    """The verdicts on what was measured; levels that the model does not bring are the program's."""
+    learnt = {} if calibration is None else calibration.levels
+    gates = tuple(
+        Gate(
+            name=spec.name,
+            unit=_unit(spec, task),
+            values=found[spec.name].values,
+            slices=found[spec.name].slices,
+            levels=learnt.get(spec.name, spec.level(task)),
+            reason=found[spec.name].reason,
+        )
+        for spec in GATES
+        if task in spec.tasks
+    )
+    return Fidelity(task.value, slices, gates, calibrated=calibration is not None)
+
+
+def measure(
+    before: Volume,
+    after: Volume,
+    task: RestorationTask | str,
+    *,
+    evidence: Evidence | None = None,
+    inputs: InputModel | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, Measured]:
+    """The values of every gate of a task, without a verdict."""
+    task = RestorationTask(task)
+    evidence = evidence or Evidence()
+    before, after = _checked(before, after)
+    known = np.nan_to_num(after, nan=0.0, posinf=0.0, neginf=0.0)
+    support = evidence.support
+    if task is MR and support is None:
+        support = empty_band(torch.from_numpy(before))
+    scale = float(evidence.diagnostics.get("intensity_scale", intensity_scale(before, task)))
+    found = _slices(before, known, task, scale, support, inputs, torch.device(device))
+    found["finite"] = _per_slice((~np.isfinite(after)).sum(axis=(1, 2)).astype(float))
+    found["domain"] = _domain(evidence)
+    found["weights"] = _weights(evidence.intact)
+    found |= _network(evidence, task, len(before))
+    if task is PET:
+        found |= _pet(before, known, evidence)
+    if task is MR:
+        found["empty_band"] = _empty_band(support, before)
+        if support is None:
+            found["data_consistency"] = Measured((), reason="no empty band of k-space was found")
+    if inputs is None:
+        found["likeness"] = Measured((), reason="the model brings no statistics of its inputs")
+    return found
+
+
+def _slices(
+    before: Volume,
+    after: Volume,
+    task: RestorationTask,
+    scale: float,
+    support: Support | None,
+    inputs: InputModel | None,
+    device: torch.device,
+) -> dict[str, Measured]:
+    """What each slice says, some slices at a time, and what neighbours say about each other."""
+    model = None if inputs is None else _tensors(inputs, device)
+    size = max(1, _CHUNK_PIXELS.get(device.type, 0) // (before.shape[1] * before.shape[2]))
+    parts: list[measures.Measures] = []
+    thumbnails: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(before), size):
+        x, y = (
+            torch.from_numpy(volume[start : start + size]).to(device) * scale
+            for volume in (before, after)
+        )
+        part = measures.slice_measures(measures.Slices(x, y, task, support))
+        if model is not None:
+            features = measures.input_features(x, part["noise_level"])
+            part["likeness"] = measures.likeness(features, model)
+        parts.append({name: values.cpu() for name, values in part.items()})
+        thumbnails.append((series.thumbnail(x).cpu(), series.thumbnail(y).cpu()))
+    found = {
+        name: _per_slice(torch.cat([part[name] for part in parts]).numpy()) for name in parts[0]
+    }
+    x, y = (torch.cat(stack) for stack in zip(*thumbnails, strict=True))
+    found["slice_order"] = _of_neighbours(series.slice_order(x, y))
+    found["continuity"] = _of_neighbours(series.continuity(x, y))
+    return found
+
+
+def _checked(before: Volume, after: Volume) -> tuple[Volume, Volume]:
+    if before.shape != after.shape or before.ndim != 3 or 0 in before.shape:
+        raise ValueError(
+            f"input and output must be volumes of one shape, not {before.shape} and {after.shape}"
+        )
+    if min(before.shape[1:]) < 16:
+        raise ValueError(f"slices of {before.shape[1]}x{before.shape[2]} pixels are too small")
+    if not np.isfinite(before).all():
+        raise ValueError("the input holds values that are not finite")
+    return (
+        np.require(before, np.float32, ["C", "W"]),
+        np.require(after, np.float32, ["C", "W"]),
+    )
+
+
+def _per_slice(values: npt.NDArray[np.floating[Any]], reason: str = "") -> Measured:
+    plain = tuple(None if math.isnan(value) else float(value) for value in values)
+    if not reason and all(value is None for value in plain):
+        reason = "nothing to measure in any slice"
+    return Measured(plain, tuple(range(len(plain))), reason)
+
+
+def _of_neighbours(values: Tensor) -> Measured:
+    found = _per_slice(values.numpy())
+    unknown = all(value is None for value in found.values)
+    return Measured(
+        found.values, found.slices, "needs neighbouring slices that differ" if unknown else ""
+    )
+
+
+def _domain(evidence: Evidence) -> Measured:
+    if evidence.domain is None:
+        return Measured((), reason="the model states no domain")
+    facts = dict(evidence.facts or {})
+    if evidence.spacing_mm is not None:
+        facts.setdefault("pixel_spacing_mm", evidence.spacing_mm[1:])
+    if not facts:
+        return Measured((), reason="nothing is known of the acquisition")
+    reasons = outside(evidence.domain, facts)
+    return Measured((float(len(reasons)),), reason="; ".join(reasons))
+
+
+def _weights(intact: bool | None) -> Measured:
+    if intact is None:
+        return Measured((), reason="there is no network to look at")
+    changed = "" if intact else "the weights in memory are not those that were loaded"
+    return Measured((0.0 if intact else 1.0,), reason=changed)
+
+
+def _network(evidence: Evidence, task: RestorationTask, slices: int) -> dict[str, Measured]:
+    """What the network said about its own pass, and the probes that were made of it."""
+    said = evidence.diagnostics
+    found = {}
+    for gate, key, missing in (
+        ("network_drift", "mean_drift", "no diagnostics of the network"),
+        ("network_energy", "residual_ratio", "no diagnostics of the network"),
+        ("latent", "latent_distance", "this model has no latent"),
+        ("reference", "reference_distance", "this model has no reference image"),
+    ):
+        values = said.get(key)
+        reason = missing if said else "no diagnostics of the network"
+        found[gate] = Measured((), reason=reason) if values is None else _listed(values, slices)
+    found["routing"] = _routing(said, task, slices)
+    for probe in ("idempotence", "perturbation"):
+        unrun = Measured((), reason="the network was not run again")
+        found[probe] = evidence.probes.get(probe, unrun)
+    return found
+
+
+def _routing(said: Mapping[str, Any], task: RestorationTask, slices: int) -> Measured:
+    """By how much the classifier prefers the task of the route to the next best one."""
+    keys = {other: f"class_logit_{other.value}" for other in RestorationTask}
+    if any(key not in said for key in keys.values()):
+        reason = "this model has no task classifier" if said else "no diagnostics of the network"
+        return Measured((), reason=reason)
+    others = np.max([said[key] for other, key in keys.items() if other is not task], axis=0)
+    return _listed(np.asarray(said[keys[task]]) - others, slices)
+
+
+def _listed(values: Sequence[float] | npt.NDArray[np.floating[Any]], slices: int) -> Measured:
+    if len(values) != slices:
+        raise ValueError(f"diagnostics of {len(values)} slices for a series of {slices}")
+    return _per_slice(np.asarray(values, np.float64))
+
+
+def _pet(before: Volume, after: Volume, evidence: Evidence) -> dict[str, Measured]:
+    change = uptake.activity_change(before, after)
+    found = {
+        "activity": Measured((), reason="there is no activity")
+        if change is None
+        else Measured((change,))
+    }
+    if evidence.spacing_mm is None:
+        unknown = Measured((), reason="the size of a voxel is not known")
+        return found | dict.fromkeys(("hot_suv", "hot_suv_small", "hot_peak"), unknown)
+    regions = uptake.hot_regions(before, after, evidence.spacing_mm)
+    total = len(before)
+    large = [region for region in regions if region.volume_mm3 >= uptake.LARGE_MM3]
+    small = [region for region in regions if region.volume_mm3 < uptake.LARGE_MM3]
+    for name, changes, what in (
+        ("hot_suv", [(r, r.mean_change) for r in large], "5 ml"),
+        ("hot_suv_small", [(r, r.mean_change) for r in small], "1 to 5 ml"),
+        ("hot_peak", [(r, r.peak_change) for r in large], "5 ml"),
+    ):
+        reason = "" if changes else f"no region above {uptake.HOT_SUV:g} SUV of {what}"
+        values = uptake.worst_by_slice(changes, total)
+        found[name] = Measured(values, tuple(range(total)), reason)
+    return found
+
+
+def _empty_band(support: Support | None, before: Volume) -> Measured:
+    """The larger measured share of the two axes of k-space; 1 where all of it is full."""
+    if support is None:
+        return Measured((1.0,), reason="no empty band of k-space: nothing says it needs restoring")
+    half = [size / 2 for size in before.shape[1:]]
+    return Measured((max(support.rows / half[0], support.columns / half[1]),))
+
+
+def _tensors(model: InputModel, device: torch.device) -> dict[str, Tensor]:
+    return {
+        "mean": torch.tensor(model.mean, dtype=torch.float64, device=device),
+        "precision": torch.tensor(model.precision, dtype=torch.float64, device=device),
+    }
+
+
+def _unit(spec: GateSpec, task: RestorationTask) -> str:
+    """The unit of a task: HU comes first where there are several, then those of the others."""
+    units = [unit.strip() for unit in spec.unit.split("|")]
+    if len(units) == 1:
+        return units[0]
+    order = (CT, PET, MR) if len(units) == 3 else (CT, PET)
+    return units[order.index(task)] if task in order[: len(units)] else units[-1]

@@ -1,0 +1,105 @@
+"""The gates there are: names, units, what is too much by default, and how levels are learnt.
+
+The defaults are coarse and hold until a bundle brings levels of its own; they fail what no model
+should do and warn early. Names are stable: manifests, ledgers and policies refer to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from restoration.fidelity.verdicts import Bounds, Levels
+from restoration.tasks import RestorationTask
+
+CT, MR, PET = (
+    RestorationTask.CT_DENOISE,
+    RestorationTask.MRI_SR,
+    RestorationTask.PET_SYNTHESIS,
+)
+_ALL = (CT, MR, PET)
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    """One gate; `learn` says which tails calibration sets, and whether on a logarithmic scale."""
+
+    name: str
+    unit: str
+    default: Levels = field(default_factory=Levels)
+    learn: str = ""  #: "high", "low", "both", or "" for a level that no data can move
+    logarithmic: bool = False
+    tasks: tuple[RestorationTask, ...] = _ALL
+    by_task: Mapping[RestorationTask, Levels] = field(default_factory=dict)
+
+    def level(self, task: RestorationTask) -> Levels:
+        """The default of a task."""
+        return self.by_task.get(task, self.default)
+
+
+def _above(warn: float | None, fail: float | None) -> Levels:
+    return Levels(Bounds(high=warn), Bounds(high=fail))
+
+
+def _within(warn: float, fail: float) -> Levels:
+    return Levels(Bounds(-warn, warn), Bounds(-fail, fail))
+
+
+_NONE = _above(0.0, 0.0)
+
+GATES = (
+    GateSpec("finite", "pixels", _NONE),
+    GateSpec(
+        "range", "HU | SUV | a.u.", learn="high",
+        by_task={CT: _above(50, 100), PET: _above(0.5, 2), MR: _above(115, 575)},
+    ),
+    GateSpec(
+        "low_frequency", "HU | %", learn="high", logarithmic=True,
+        by_task={CT: _above(2, 5), PET: _above(2, 5), MR: _above(3, 6)},
+    ),
+    GateSpec("gain", "%", _within(2, 3), "both"),
+    *(
+        GateSpec(f"hu_bias_{tissue}", "HU", _within(3, 10), "both", tasks=(CT,))
+        for tissue in ("air", "lung", "fat", "soft", "bone")
+    ),
+    GateSpec("whiteness", "1", _within(0.15, 0.5), "both"),
+    GateSpec("edge_correlation", "1", _above(0.7, 0.9), "both"),
+    GateSpec(
+        "structure", "sd", learn="high", logarithmic=True,
+        by_task={CT: _above(10, 20), PET: _above(12, 25), MR: _above(25, 50)},
+    ),
+    GateSpec(
+        "residual_energy", "1", Levels(Bounds(0.3, 3.0), Bounds(0.1, 6.0)), "both", True
+    ),
+    GateSpec(
+        "network_drift", "HU | 1", learn="both",
+        by_task={CT: _within(3, 10), PET: _within(0.05, 0.2), MR: _within(0.03, 0.1)},
+    ),
+    GateSpec("network_energy", "1", _above(0.5, 1.0), "high", True),
+    GateSpec("activity", "%", _within(2, 10), "both", tasks=(PET,)),
+    GateSpec("hot_suv", "%", _within(8, 20), "both", tasks=(PET,)),
+    GateSpec("hot_suv_small", "%", _within(15, 40), "both", tasks=(PET,)),
+    GateSpec("hot_peak", "%", _within(20, 40), "both", tasks=(PET,)),
+    GateSpec("data_consistency", "%", _above(6, 15), "high", True, tasks=(MR,)),
+    GateSpec(
+        "noise_level", "HU | 1", learn="both", logarithmic=True,
+        by_task={CT: Levels(Bounds(4, 60), Bounds(1, 200))},
+    ),
+    GateSpec(
+        "intensity", "1 | SUV", learn="both", logarithmic=True,
+        by_task={CT: Levels(Bounds(0.2), Bounds(0.05))},
+    ),
+    GateSpec("empty_band", "of Nyquist", _above(0.35, None), tasks=(MR,)),
+    GateSpec("likeness", "sd", learn="high", logarithmic=True),
+    GateSpec("domain", "reasons", _NONE),
+    GateSpec("routing", "nats", Levels(Bounds(low=0.0), Bounds(low=0.0)), "low"),
+    GateSpec("latent", "1", learn="high", logarithmic=True),
+    GateSpec("reference", "1", learn="high", logarithmic=True),
+    GateSpec("continuity", "1", _above(1.5, 3), "high", True),
+    GateSpec("slice_order", "1", _above(0.9, 1.0), "high", True),
+    GateSpec("idempotence", "1", _above(0.8, 1.5), "high", True),
+    GateSpec("perturbation", "1", _above(1.2, 3), "high", True),
+    GateSpec("weights", "changes", _NONE),
+)  # fmt: skip
+
+BY_NAME = {spec.name: spec for spec in GATES}

@@ -1,0 +1,127 @@
+"""Filters and statistics of stacks of slices, the same on a CPU and an accelerator.
+
+A stack is float32 (slices, rows, columns). Statistics are one value for each slice, (slices,), NaN
+where a slice gives nothing to measure.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from restoration.lowpass import smoothing_matrix
+
+_PLANE = (-2, -1)
+# The median of |x| of a normal distribution of SD 1.
+_NORMAL_MEDIAN = 0.6745
+
+
+def gaussian(stack: Tensor, sigma: float) -> Tensor:
+    """Each slice smoothed by a Gaussian of `sigma` pixels, mirrored at the edges."""
+    rows, columns = (_matrix(size, sigma, stack.device) for size in stack.shape[-2:])
+    smooth: Tensor = rows @ stack @ columns
+    return smooth
+
+
+def gradient(stack: Tensor) -> Tensor:
+    """Magnitude of the central differences, per pixel; 0 across the edges."""
+    padded = F.pad(stack[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    along = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
+    down = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
+    return torch.hypot(along, down)
+
+
+def eroded(mask: Tensor) -> Tensor:
+    """The mask (slices, rows, columns) without what touches its outside; borders stay."""
+    outside = (~mask).float()[:, None]
+    return F.max_pool2d(outside, 3, stride=1, padding=1)[:, 0] == 0
+
+
+def masked_mean(stack: Tensor, mask: Tensor, least: int = 1) -> Tensor:
+    """Mean inside the mask; NaN where it has fewer than `least` pixels."""
+    count = mask.sum(_PLANE)
+    total = torch.where(mask, stack, 0.0).sum(_PLANE, dtype=torch.float64)
+    return torch.where(count >= max(1, least), total / count, torch.nan)
+
+
+def masked_median(stack: Tensor, mask: Tensor, least: int = 1) -> Tensor:
+    """Median inside the mask; NaN where it has fewer than `least` pixels."""
+    values = torch.where(mask, stack, torch.nan).flatten(1)
+    enough = mask.flatten(1).sum(1) >= max(1, least)
+    return torch.where(enough, values.nanmedian(dim=1).values, torch.nan).double()
+
+
+def rms(stack: Tensor) -> Tensor:
+    """Root of the mean square."""
+    return stack.square().mean(_PLANE, dtype=torch.float64).sqrt()
+
+
+def deviation(stack: Tensor) -> Tensor:
+    """Standard deviation."""
+    mean = stack.mean(_PLANE, keepdim=True, dtype=torch.float64)
+    return (stack - mean).square().mean(_PLANE).sqrt()
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, over all pixels; NaN where one of them is flat."""
+    a = a - a.mean(_PLANE, keepdim=True)
+    b = b - b.mean(_PLANE, keepdim=True)
+    cross = (a * b).mean(_PLANE, dtype=torch.float64)
+    spread = rms(a) * rms(b)
+    return torch.where(spread > 0, cross / spread, torch.nan)
+
+
+def slope(a: Tensor, b: Tensor) -> Tensor:
+    """Of the regression of `b` on `a` over all pixels; NaN where `a` is flat."""
+    a = a - a.mean(_PLANE, keepdim=True)
+    b = b - b.mean(_PLANE, keepdim=True)
+    variance = a.square().mean(_PLANE, dtype=torch.float64)
+    cross = (a * b).mean(_PLANE, dtype=torch.float64)
+    return torch.where(variance > 0, cross / variance, torch.nan)
+
+
+def noise(stack: Tensor, mask: Tensor) -> Tensor:
+    """Robust SD of the finest diagonal detail inside the mask: the median of |differences|.
+
+    White noise of SD s gives s; smooth structure and the few pixels of edges hardly count.
+    """
+    a, b = stack[:, :-1, :-1], stack[:, 1:, 1:]
+    c, d = stack[:, :-1, 1:], stack[:, 1:, :-1]
+    detail = ((a + b - c - d) / 2).abs()
+    step = 2 if min(stack.shape[-2:]) >= 128 else 1
+    found = masked_median(detail[:, ::step, ::step], mask[:, :-1:step, :-1:step], least=50)
+    return found / _NORMAL_MEDIAN
+
+
+def spectrum(stack: Tensor, rings: int) -> Tensor:
+    """Mean power in `rings` equal rings up to the Nyquist frequency: (slices, rings).
+
+    Slices are windowed (Hann), so that opposite borders make no cross; the first ring lacks 0.
+    """
+    height, width = stack.shape[-2:]
+    window, ring = _rings(height, width, rings, stack.device)
+    mean = stack.mean(_PLANE, keepdim=True)
+    power = torch.fft.rfft2((stack - mean) * window).abs().square().flatten(1)
+    sums: Tensor = power.new_zeros(len(stack), rings + 1).index_add_(1, ring, power)
+    counts = torch.bincount(ring, minlength=rings + 1).clamp(min=1)
+    means: Tensor = sums / counts
+    return means[:, :rings]
+
+
+@functools.lru_cache(maxsize=64)
+def _matrix(size: int, sigma: float, device: torch.device) -> Tensor:
+    return torch.from_numpy(smoothing_matrix(size, sigma)).float().to(device)
+
+
+@functools.lru_cache(maxsize=16)
+def _rings(height: int, width: int, rings: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    window = torch.outer(
+        torch.hann_window(height, periodic=False), torch.hann_window(width, periodic=False)
+    )
+    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    ring = (radius * 2 * rings).long().clamp(max=rings)
+    ring[0, 0] = rings  # the mean, and what lies beyond the circle, are in no ring
+    return window.to(device), ring.flatten().to(device)

@@ -1,0 +1,134 @@
+"""PET: whether total activity and the uptake of hot regions came through.
+
+Regions are drawn on the mean of input and output, so that neither's noise chooses them; SUVpeak is
+the largest mean over one millilitre.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from restoration.lowpass import smoothing_matrix
+
+Volume = npt.NDArray[np.float32]
+Voxels = npt.NDArray[np.int64]
+Spacing = tuple[float, float, float]
+
+HOT_SUV = 2.5
+LEAST_MM3 = 1000.0
+LARGE_MM3 = 5000.0  # from here on the mean of a region is hardly noise
+CONTOUR = 0.5  # of the region's maximum
+# The Gaussian with the second moment of a sphere of one millilitre (radius 6.2 mm): r / sqrt(5).
+_PEAK_MM = 6.2035 / np.sqrt(5)
+_DRAWN = 1.0  # voxels, smoothing of what regions are drawn on
+
+
+@dataclass(frozen=True)
+class HotRegion:
+    """A region above HOT_SUV, and how its uptake changed."""
+
+    slices: tuple[int, ...]
+    volume_mm3: float
+    mean_change: float  #: % of SUVmean within half of the maximum
+    peak_change: float  #: % of SUVpeak
+
+
+def activity_change(before: Volume, after: Volume) -> float | None:
+    """Change of the total activity in %; None for a volume without any."""
+    total = float(before.sum(dtype=np.float64))
+    return 100 * (float(after.sum(dtype=np.float64)) / total - 1) if total > 0 else None
+
+
+def hot_regions(before: Volume, after: Volume, spacing_mm: Spacing) -> list[HotRegion]:
+    """Connected regions above HOT_SUV and one millilitre of volumes (slices, rows, columns)."""
+    drawn = _smoothed((before + after) / np.float32(2), (_DRAWN,) * 3)
+    voxel = float(np.prod(spacing_mm))
+    widths = tuple(float(_PEAK_MM / size) for size in spacing_mm)
+    regions = [where for where in components(drawn > HOT_SUV) if len(where) * voxel >= LEAST_MM3]
+    if not regions:
+        return []
+    peaks = [_smoothed(volume, widths).ravel() for volume in (before, after)]
+    return [_changed(where, before, after, drawn, peaks, voxel) for where in regions]
+
+
+def worst_by_slice(
+    changes: Iterable[tuple[HotRegion, float]], slices: int
+) -> tuple[float | None, ...]:
+    """The change furthest from zero among the regions that each slice cuts; None without any."""
+    worst: list[float | None] = [None] * slices
+    for region, change in changes:
+        for index in region.slices:
+            old = worst[index]
+            worst[index] = change if old is None or abs(change) > abs(old) else old
+    return tuple(worst)
+
+
+def components(mask: npt.NDArray[np.bool_]) -> Iterator[Voxels]:
+    """Flat indices of each face-connected component of a mask (slices, rows, columns)."""
+    places = np.flatnonzero(mask)
+    if places.size == 0:
+        return
+    label = np.arange(len(places))
+    first, second = _neighbours(mask, places)
+    while True:
+        lowest = np.minimum(label[first], label[second])
+        merged = label.copy()
+        np.minimum.at(merged, label[first], lowest)
+        np.minimum.at(merged, label[second], lowest)
+        merged = merged[merged[merged]]
+        merged = np.minimum(merged, merged[label])
+        if np.array_equal(merged, label):
+            break
+        label = merged
+    order = np.argsort(label, kind="stable")
+    starts = np.flatnonzero(np.diff(label[order])) + 1
+    yield from np.split(places[order], starts)
+
+
+def _neighbours(mask: npt.NDArray[np.bool_], places: Voxels) -> tuple[Voxels, Voxels]:
+    """Pairs of neighbours as positions in `places`, each pair once."""
+    number = np.full(mask.size, -1)
+    number[places] = np.arange(len(places))
+    grid = number.reshape(mask.shape)
+    pairs = []
+    for axis in range(3):
+        a = grid.take(range(mask.shape[axis] - 1), axis).ravel()
+        b = grid.take(range(1, mask.shape[axis]), axis).ravel()
+        both = (a >= 0) & (b >= 0)
+        pairs.append((a[both], b[both]))
+    return np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs])
+
+
+def _changed(
+    where: Voxels,
+    before: Volume,
+    after: Volume,
+    drawn: Volume,
+    peaks: list[Volume],
+    voxel_mm3: float,
+) -> HotRegion:
+    level = drawn.ravel()[where]
+    inner = where[level >= CONTOUR * level.max()]
+    means = [float(volume.ravel()[inner].mean(dtype=np.float64)) for volume in (before, after)]
+    tops = [float(peak[where].max()) for peak in peaks]
+    slices = np.unique(where // (before.shape[1] * before.shape[2]))
+    return HotRegion(
+        tuple(int(index) for index in slices),
+        len(where) * voxel_mm3,
+        100 * (means[1] / means[0] - 1) if means[0] > 0 else float("nan"),
+        100 * (tops[1] / tops[0] - 1) if tops[0] > 0 else float("nan"),
+    )
+
+
+def _smoothed(volume: Volume, widths: tuple[float, ...]) -> Volume:
+    through, rows, columns = (
+        smoothing_matrix(size, width).astype(np.float32)
+        for size, width in zip(volume.shape, widths, strict=True)
+    )
+    planes = rows @ volume @ columns
+    smooth: Volume = np.tensordot(through, planes, axes=1).astype(np.float32)
+    return smooth

@@ -1,10 +1,10 @@
 """Connections until an association is asked for: accept, TLS, A-ASSOCIATE-RQ, admission.
 
 One thread watches every connection that has not asked for an association yet; none of them costs
-a thread, and none can hold up another.  Each has an absolute deadline for its TLS handshake and
-for its A-ASSOCIATE-RQ (the ARTIM timer of PS3.8 9.1.5), which bytes that trickle in do not move.
-Only a peer that has sent a whole request and is admitted reaches pynetdicom, on a thread of its
-own (:mod:`dicom_node.acceptor`).
+a thread, and none can hold up another (each is a :class:`dicom_node.pending.Pending`).  Each has
+an absolute deadline for its TLS handshake and for its A-ASSOCIATE-RQ (the ARTIM timer of PS3.8
+9.1.5), which bytes that trickle in do not move.  Only a peer that has sent a whole request and is
+admitted reaches pynetdicom, on a thread of its own (:mod:`dicom_node.acceptor`).
 
     listener = Listener(ports, policy, admit=…, serve=…, refused=…)
     listener.start()
@@ -21,46 +21,27 @@ from __future__ import annotations
 import errno
 import selectors
 import socket
-import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import Final
 
 from dicom_node import tls
-from dicom_node.access import (
-    ACCEPTED,
-    TOO_MANY,
-    Admission,
-    Requestor,
-    origin,
-    plain_address,
-    refuse,
-)
+from dicom_node.access import ACCEPTED, TOO_MANY, Admission, Requestor, origin, refuse
 from dicom_node.errors import ConfigurationError
 from dicom_node.observability import get_logger
-from dicom_node.request import (
-    HEADER_LENGTH,
-    AssociateRequest,
-    NotARequestError,
-    abort_pdu,
-    read_header,
-    read_request,
-    reject_pdu,
-)
+from dicom_node.pending import Over, Pending, Stage, hang_up, name
+from dicom_node.request import AssociateRequest, abort_pdu, reject_pdu
 from dicom_node.settings import NodeSettings
 
 #: Connections of one address that wait to be accepted by the kernel.
 BACKLOG: Final = 128
 
 _ACCEPTS_A_TURN = 64
-_PIECE = 1 << 16
 _LINGER_S = 2.0
-_DISCARDED = 1 << 18
 
 _log = get_logger(__name__)
 
@@ -122,34 +103,6 @@ class Refusal:
     authentication: bool = False
 
 
-class _Stage(Enum):
-    HANDSHAKE = "the TLS handshake"
-    REQUEST = "its association request"
-    CLOSING = "closing the connection"
-    GONE = "gone: handed over or closed"
-
-
-@dataclass(eq=False)
-class _Pending:
-    """A connection that has not become an association."""
-
-    socket: socket.socket
-    address: tuple[str, int]
-    who: str  # what caps count as one peer
-    local: tuple[str, int]
-    deadline: float
-    secure: bool
-    stage: _Stage
-    received: bytearray = field(default_factory=bytearray)
-    wanted: int = HEADER_LENGTH
-    discarded: int = 0
-
-    @property
-    def peer(self) -> str:
-        """The peer's address as people write it."""
-        return plain_address(self.address[0])
-
-
 def open_port(port: Port) -> socket.socket:
     """A listening socket; ConfigurationError where the address cannot be bound."""
     try:
@@ -190,7 +143,7 @@ class Listener:
         self._serve = serve
         self._refused = refused
         self._listening: list[tuple[socket.socket, Port]] = []
-        self._pending: dict[_Pending, None] = {}  # oldest first
+        self._pending: dict[Pending, None] = {}  # oldest first
         self._waiting: Counter[str] = Counter()
         self._serving: Counter[str] = Counter()
         self._lock = threading.Lock()  # of _serving
@@ -200,7 +153,7 @@ class Listener:
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Host and port of each port, in the order in which they were given."""
-        return [_name(listening.getsockname()) for listening, _ in self._listening]
+        return [name(listening.getsockname()) for listening, _ in self._listening]
 
     @property
     def pending(self) -> int:
@@ -256,7 +209,7 @@ class Listener:
         if isinstance(key.data, Port):
             assert isinstance(key.fileobj, socket.socket)
             self._accept(key.fileobj, key.data)
-        elif isinstance(key.data, _Pending) and key.data in self._pending:
+        elif isinstance(key.data, Pending) and key.data in self._pending:
             try:
                 self._advance(key.data)
             except Exception as error:  # one connection must not end the thread of all
@@ -279,7 +232,7 @@ class Listener:
                 self._on_accept_error(error)
                 return
             try:
-                self._greet(connection, _name(address), port)
+                self._greet(connection, name(address), port)
             except (OSError, ValueError):  # it was gone before it was greeted
                 connection.close()
 
@@ -293,25 +246,17 @@ class Listener:
             self._stopping.wait(0.1)
 
     def _greet(self, connection: socket.socket, address: tuple[str, int], port: Port) -> None:
-        who = origin(address[0])
-        self._make_room(who)
-        connection.setblocking(False)
-        # Nagle's algorithm and a delayed ACK would cost 40 ms an instance.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        local = _name(connection.getsockname())
-        wait, stage = self._policy.artim_s, _Stage.REQUEST
-        if port.credentials is not None:
-            context = port.credentials.context
-            connection = context.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
-            wait, stage = self._policy.handshake_s, _Stage.HANDSHAKE
-        deadline = time.monotonic() + wait
-        secure = port.credentials is not None
-        pending = _Pending(connection, address, who, local, deadline, secure, stage)
+        self._make_room(origin(address[0]))
+        pending = Pending.accepted(
+            connection,
+            address,
+            port.credentials,
+            artim_s=self._policy.artim_s,
+            handshake_s=self._policy.handshake_s,
+        )
         self._pending[pending] = None
-        self._waiting[who] += 1
-        self._selector.register(connection, selectors.EVENT_READ, pending)
+        self._waiting[pending.who] += 1
+        self._selector.register(pending.socket, pending.events, pending)
 
     def _make_room(self, who: str) -> None:
         """The oldest of the address gives way, or of the address that holds the most.
@@ -325,81 +270,41 @@ class Listener:
 
     def _evict(self, who: str) -> None:
         oldest = next(pending for pending in self._pending if pending.who == who)
-        if oldest.stage is not _Stage.CLOSING:
+        if oldest.stage is not Stage.CLOSING:
             why = "it had too many connections without an association; the oldest was closed"
             self._tell(Refusal(oldest.peer, why))
         self._drop(oldest)
 
-    def _advance(self, pending: _Pending) -> None:
-        if pending.stage is _Stage.HANDSHAKE:
-            self._shake_hands(pending)
-        elif pending.stage is _Stage.REQUEST:
-            self._read(pending)
-        else:
-            self._discard(pending)
+    def _advance(self, pending: Pending) -> None:
+        events = pending.events
+        come = pending.advance()
+        if pending.events != events:
+            self._selector.modify(pending.socket, pending.events, pending)
+        if isinstance(come, AssociateRequest):
+            self._on_request(pending, come)
+        elif come is not None:
+            self._on_over(pending, come)
 
-    def _shake_hands(self, pending: _Pending) -> None:
-        assert isinstance(pending.socket, ssl.SSLSocket)
-        try:
-            pending.socket.do_handshake()
-        except ssl.SSLWantReadError:
-            self._selector.modify(pending.socket, selectors.EVENT_READ, pending)
-        except ssl.SSLWantWriteError:
-            self._selector.modify(pending.socket, selectors.EVENT_WRITE, pending)
-        except OSError as error:
-            if not _just_left(error):
-                words = f"TLS: {tls.failure_words(error)}"
-                self._tell(Refusal(pending.peer, words, authentication=True))
+    def _on_over(self, pending: Pending, over: Over) -> None:
+        if over.why:
+            self._tell(Refusal(pending.peer, over.why, authentication=over.authentication))
+        if over.abort is None:
             self._drop(pending)
         else:
-            self._selector.modify(pending.socket, selectors.EVENT_READ, pending)
-            pending.stage = _Stage.REQUEST
-            pending.deadline = time.monotonic() + self._policy.artim_s
-            self._read(pending)  # what came with the last flight raises no event
+            pending.answer(abort_pdu(over.abort), self._linger_s)
 
-    def _read(self, pending: _Pending) -> None:
-        """Read no further than the end of the request: what follows is the association's."""
-        while pending.stage is _Stage.REQUEST:
-            try:
-                piece = pending.socket.recv(min(_PIECE, pending.wanted - len(pending.received)))
-            except (BlockingIOError, ssl.SSLWantReadError):
-                return
-            except OSError as error:
-                self._tell_of_tls_failure(pending, error)
-                self._drop(pending)
-                return
-            if not piece:
-                self._drop(pending)
-                return
-            pending.received += piece
-            if len(pending.received) == pending.wanted:
-                self._on_complete(pending)
-
-    def _tell_of_tls_failure(self, pending: _Pending, error: OSError) -> None:
-        # In TLS 1.3 a client hears of our certificate request, and we of its alert, only now.
-        if pending.secure and isinstance(error, ssl.SSLError) and not _just_left(error):
-            words = f"TLS: {tls.failure_words(error)}"
-            self._tell(Refusal(pending.peer, words, authentication=True))
-
-    def _on_complete(self, pending: _Pending) -> None:
-        try:
-            if pending.wanted == HEADER_LENGTH:
-                pending.wanted += read_header(bytes(pending.received))
-                return
-            request = read_request(bytes(pending.received))
-        except NotARequestError as error:
-            self._tell(Refusal(pending.peer, error.why))
-            self._answer(pending, abort_pdu(error.reason))
-            return
-        requestor = Requestor(
-            request.calling_ae, request.called_ae, pending.address[0], _names(pending)
-        )
+    def _on_request(self, pending: Pending, request: AssociateRequest) -> None:
+        requestor = pending.requestor(request)
         admission = self._judge(pending.who, request, requestor)
         if admission.accepted:
             self._hand_over(pending, requestor, request)
             return
         self._tell(Refusal(pending.peer, admission.why, request.calling_ae, admission))
-        self._answer(pending, reject_pdu(admission))
+        pending.answer(reject_pdu(admission), self._linger_s)
+
+    @property
+    def _linger_s(self) -> float:
+        return min(_LINGER_S, self._policy.artim_s)
 
     def _judge(self, who: str, request: AssociateRequest, requestor: Requestor) -> Admission:
         fault = request.fault()
@@ -416,9 +321,7 @@ class Listener:
                 return refuse(why, *TOO_MANY)
         return ACCEPTED
 
-    def _hand_over(
-        self, pending: _Pending, requestor: Requestor, request: AssociateRequest
-    ) -> None:
+    def _hand_over(self, pending: Pending, requestor: Requestor, request: AssociateRequest) -> None:
         self._forget(pending)
         connected = Connected(pending.socket, pending.address, pending.local, requestor, request)
         with self._lock:
@@ -446,34 +349,11 @@ class Listener:
             self._serving[who] -= 1
             if not self._serving[who]:
                 del self._serving[who]
-        _hang_up(connected.socket)
-
-    def _answer(self, pending: _Pending, pdu: bytes) -> None:
-        """State 13 of PS3.8 Table 9-5: send the last PDU and wait for the peer to close.
-
-        Closing at once, with bytes of the peer unread, would reset the connection and could take
-        the answer with it.
-        """
-        with suppress(OSError):
-            pending.socket.send(pdu)
-        pending.stage = _Stage.CLOSING
-        pending.deadline = time.monotonic() + min(_LINGER_S, self._policy.artim_s)
-        pending.received.clear()
-
-    def _discard(self, pending: _Pending) -> None:
-        try:
-            piece = pending.socket.recv(_PIECE)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return
-        except OSError:
-            piece = b""
-        pending.discarded += len(piece)
-        if not piece or pending.discarded > _DISCARDED:
-            self._drop(pending)
+        hang_up(connected.socket)
 
     def _expire(self, now: float) -> None:
         for pending in [each for each in self._pending if each.deadline <= now]:
-            if pending.stage is not _Stage.CLOSING:
+            if pending.stage is not Stage.CLOSING:
                 words = f"no end of {pending.stage.value} in time"
                 self._tell(Refusal(pending.peer, f"{words}; the connection was closed"))
             self._drop(pending)
@@ -484,18 +364,18 @@ class Listener:
         except Exception as error:
             _log.error("refusal not recorded", action="unexpected_error", error=_type(error))
 
-    def _forget(self, pending: _Pending) -> None:
-        pending.stage = _Stage.GONE
+    def _forget(self, pending: Pending) -> None:
+        pending.stage = Stage.GONE
         self._selector.unregister(pending.socket)
         del self._pending[pending]
         self._waiting[pending.who] -= 1
         if not self._waiting[pending.who]:
             del self._waiting[pending.who]
 
-    def _drop(self, pending: _Pending) -> None:
-        if pending.stage is not _Stage.GONE:
+    def _drop(self, pending: Pending) -> None:
+        if pending.stage is not Stage.GONE:
             self._forget(pending)
-            _hang_up(pending.socket)
+            hang_up(pending.socket)
 
     def _close_all(self) -> None:
         for pending in list(self._pending):
@@ -504,28 +384,6 @@ class Listener:
             listening.close()
         self._selector.close()
         self._woken.close()
-
-
-def _names(pending: _Pending) -> tuple[str, ...] | None:
-    if not isinstance(pending.socket, ssl.SSLSocket):
-        return None
-    return tls.certificate_names(pending.socket.getpeercert())
-
-
-def _just_left(error: OSError) -> bool:
-    """Whether the peer closed without a word: a probe of the port, not a failure to tell of."""
-    return isinstance(error, ssl.SSLEOFError | ConnectionError)
-
-
-def _hang_up(connection: socket.socket) -> None:
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-    with suppress(OSError):
-        connection.close()
-
-
-def _name(address: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str, int]:
-    return str(address[0]), int(address[1])
 
 
 def _type(error: BaseException) -> str:

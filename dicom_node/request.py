@@ -1,7 +1,9 @@
 """The A-ASSOCIATE-RQ as bytes: what must be known of it before anyone is served (PS3.8 9.3).
 
-Only what the answer depends on is read here; the presentation contexts and the user information
-are pynetdicom's.  Answers to those who are turned away are made here too.
+What the answer depends on is read here, and that all of it is well formed is made sure of: the
+presentation contexts and the user information are pynetdicom's to negotiate, and a request that it
+cannot decode would hold a place until the ACSE time-out.  Answers to those who are turned away are
+made here too.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 
 from dicom_node.access import Admission, normal_title, refuse
 
@@ -32,7 +36,13 @@ _HTTP = tuple(method[:6] for method in _METHODS)
 _KNOWN_TYPES = range(0x01, 0x08)
 _FIXED = struct.Struct(">BxLH2x16s16s32x")
 _ITEM = struct.Struct(">BxH")
-_APPLICATION_CONTEXT_ITEM, _PRESENTATION_CONTEXT_ITEM = 0x10, 0x20
+_APPLICATION_CONTEXT_ITEM, _PRESENTATION_CONTEXT_ITEM, _USER_INFORMATION_ITEM = 0x10, 0x20, 0x50
+_ABSTRACT_SYNTAX, _TRANSFER_SYNTAX = 0x30, 0x40
+# PS3.8 D.1, PS3.7 D.3.3: those that an A-ASSOCIATE-RQ may hold.
+_USER_SUB_ITEMS = range(0x51, 0x59)
+_MAXIMUM_LENGTH, _VERSION_NAME = 0x51, 0x55
+_LONGEST_NAME = 64  # PS3.8 F.1
+_LONGEST_VERSION = 16  # PS3.7 D.3.3.2
 _TLS_HANDSHAKE = 0x16
 
 
@@ -96,41 +106,118 @@ def _what_came(header: bytes, kind: int) -> str:
 def read_request(pdu: bytes) -> AssociateRequest:
     """The request in a whole PDU, repaired where a peer is careless and its meaning is plain.
 
-    NUL as padding of AE titles becomes space, bytes that no AE title may hold become ``?``, and
-    bits of the protocol version that are not ours are cleared.
-    Raises NotARequestError where the lengths of its items do not add up.
+    NUL as padding of AE titles becomes space, bytes that no AE title may hold become ``?``, bits
+    of the protocol version that are not ours are cleared, and items of unrecognized types are
+    skipped (PS3.8 9.3.1).
+    Raises NotARequestError where the request is not well formed.
     """
     _, _, version, called, calling = _FIXED.unpack_from(pdu)
-    context = ""
-    proposed = 0
+    application, user, contexts, parts = list[bytes](), list[bytes](), list[bytes](), []
     for kind, value in _items(pdu[_FIXED.size :]):
         if kind == _APPLICATION_CONTEXT_ITEM:
-            context = value.decode("ascii", "replace").strip(" \0")
-        proposed += kind == _PRESENTATION_CONTEXT_ITEM
-    if not proposed:
+            part = _item(kind, value)
+            application.append(value)
+        elif kind == _PRESENTATION_CONTEXT_ITEM:
+            part = _item(kind, _presentation_context(value))
+            contexts.append(part)
+        elif kind == _USER_INFORMATION_ITEM:
+            part = _item(kind, _user_information(value))
+            user.append(part)
+        else:
+            continue
+        parts.append(part)
+    if len(application) > 1 or len(user) != 1:
+        raise _malformed("one application context and one user information are wanted")
+    _check(contexts, user[0])
+    titles = _title(called), _title(calling)
+    body = b"".join(parts)
+    head = _head(version & 1, titles, len(body))
+    # The reserved fields are sent back as they came (PS3.8 9.3.3), so all else is left alone.
+    repaired = head[:42] + pdu[42 : _FIXED.size] + body
+    name = b"".join(application).decode("ascii", "replace").strip(" \0")
+    return AssociateRequest(version, *titles, name, repaired)
+
+
+def _malformed(what: str = "") -> NotARequestError:
+    why = "its association request is malformed" + (f": {what}" if what else "")
+    return NotARequestError(INVALID_PARAMETER, why)
+
+
+def _item(kind: int, value: bytes) -> bytes:
+    return _ITEM.pack(kind, len(value)) + value
+
+
+def _head(version: int, titles: tuple[str, str], length: int) -> bytes:
+    padded = (title.ljust(16).encode("ascii") for title in titles)
+    return _FIXED.pack(_ASSOCIATE_RQ, _FIXED.size - HEADER_LENGTH + length, version, *padded)
+
+
+def _presentation_context(value: bytes) -> bytes:
+    """A presentation context (PS3.8 9.3.2.2) without sub-items of unrecognized types."""
+    if len(value) < 4 or not value[0] & 1:
+        raise _malformed("a presentation context has no odd identifier")
+    names = [
+        (kind, _name(name))
+        for kind, name in _items(value[4:])
+        if kind in (_ABSTRACT_SYNTAX, _TRANSFER_SYNTAX)
+    ]
+    abstract = sum(kind == _ABSTRACT_SYNTAX for kind, _ in names)
+    if abstract != 1 or len(names) < 2:
+        raise _malformed("a presentation context without an abstract and a transfer syntax")
+    return value[:4] + b"".join(_item(kind, name) for kind, name in names)
+
+
+def _name(name: bytes) -> bytes:
+    # PS3.8 F.1: no padding; some pad all the same.
+    stripped = name.rstrip(b"\0 ")
+    if not 1 <= len(stripped) <= _LONGEST_NAME or not stripped.isascii():
+        raise _malformed("the name of a syntax")
+    return stripped
+
+
+def _user_information(value: bytes) -> bytes:
+    """The user information (PS3.8 9.3.2.3) without sub-items of unrecognized types.
+
+    What a peer calls its software means nothing to us, so an odd name does not turn it away.
+    """
+    found = [(kind, each) for kind, each in _items(value) if kind in _USER_SUB_ITEMS]
+    if _MAXIMUM_LENGTH not in (kind for kind, _ in found):
+        raise _malformed("it states no maximum length")
+    return b"".join(
+        _item(kind, _title(each)[:_LONGEST_VERSION].encode() if kind == _VERSION_NAME else each)
+        for kind, each in found
+    )
+
+
+def _check(contexts: list[bytes], user: bytes) -> None:
+    """Make sure that pynetdicom can take the request over.
+
+    It is asked itself, for a request with one context: of the others, of which there may be 128,
+    everything that could trouble it has been looked at.
+    """
+    if not contexts:
         why = "its association request proposes no presentation context"
         raise NotARequestError(INVALID_PARAMETER, why)
-    titles = _title(called), _title(calling)
-    head = _FIXED.pack(
-        _ASSOCIATE_RQ,
-        len(pdu) - HEADER_LENGTH,
-        version & 1,
-        *(title.ljust(16).encode("ascii") for title in titles),
-    )
-    # The reserved fields are sent back as they came (PS3.8 9.3.3), so all else is left alone.
-    repaired = head[:42] + pdu[42:]
-    return AssociateRequest(version, *titles, context, repaired)
+    if len({part[_ITEM.size] for part in contexts}) < len(contexts):
+        raise _malformed("two presentation contexts have one identifier")
+    body = _item(_APPLICATION_CONTEXT_ITEM, APPLICATION_CONTEXT.encode()) + contexts[0] + user
+    decoded = A_ASSOCIATE_RQ()
+    try:
+        decoded.decode(_head(1, ("ANY", "ANY"), len(body)) + body)
+        decoded.to_primitive()
+    except Exception:  # it names no errors of its own, and their text may quote a user's identity
+        raise _malformed("the user information") from None
 
 
 def _items(rest: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at < len(rest):
         if at + _ITEM.size > len(rest):
-            raise NotARequestError(INVALID_PARAMETER, "its association request is malformed")
+            raise _malformed()
         kind, length = _ITEM.unpack_from(rest, at)
         at += _ITEM.size
         if at + length > len(rest):
-            raise NotARequestError(INVALID_PARAMETER, "its association request is malformed")
+            raise _malformed()
         yield kind, rest[at : at + length]
         at += length
 

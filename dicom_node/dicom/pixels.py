@@ -42,6 +42,10 @@ Mask = NDArray[np.bool_]
 # circle with -2000 or -3024 HU and often declare no Pixel Padding Value.
 _UNDECLARED_PADDING_HU = -1500.0
 
+_MOST_BITS, _FLOAT32_STEPS = 16, 1 << 24
+# With the factor of SUV on top, steps of this size are still far from float32's limits.
+_SMALLEST = 1e-20
+
 # What pyo3 raises where a decoder in Rust panics, which that of RLE does over a segment that is
 # longer than its plane; it is no Exception, so that it would end the process, and has no module.
 _PANIC = "PanicException"
@@ -126,8 +130,8 @@ def decode(dataset: Dataset, frame: int = 1) -> Stored:
 def rescale(header: Dataset) -> Rescale:
     """The slope and intercept of a slice, 1 and 0 where it states none.
 
-    Raises RefusedError for a slope of zero or one that is no number, and for a lookup table,
-    which is no straight line and cannot be inverted.
+    Raises RefusedError for a slope of zero or one that is no number, for a lookup table, which is
+    no straight line and cannot be inverted, and for values that float32 cannot tell apart.
     """
     if header.get("ModalityLUTSequence"):
         raise RefusedError("a Modality LUT in place of a rescale slope cannot be inverted")
@@ -135,6 +139,11 @@ def rescale(header: Dataset) -> Rescale:
     intercept = _stated(header, "RescaleIntercept", 0.0)
     if slope == 0.0:
         raise RefusedError("RescaleSlope is zero")
+    # Volumes are float32, of 24 bits: where the intercept takes so many of them that less than a
+    # quarter of a stored step is left, a step would be rounded to another.
+    steps = abs(intercept / slope) + (1 << _MOST_BITS)
+    if steps > _FLOAT32_STEPS / 4 or not _SMALLEST < abs(slope) < 1 / _SMALLEST:
+        raise RefusedError("RescaleSlope and RescaleIntercept leave no room for single steps")
     return Rescale(slope, intercept)
 
 

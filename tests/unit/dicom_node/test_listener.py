@@ -130,6 +130,22 @@ def test_noise_is_answered_by_an_abort_and_told_in_words(
     assert words in door.why()[0]
 
 
+def test_a_malformed_request_is_aborted_at_once_and_never_served(open_door: OpenDoor) -> None:
+    # Sound outside, its user information cut short inside; pynetdicom would wait with it.
+    door = open_door(artim_s=60.0)
+    cut = request_pdu()
+    cut = cut[:-5] + b"\x03" + cut[-4:]
+    with peer(door.address) as connection:
+        connection.sendall(cut)
+        answer = read_pdu(connection)
+        # PS3.8 Table 9-26: the service provider, invalid-PDU-parameter value.
+        assert (answer[0], answer[8], answer[9]) == (ABORT, 2, 6)
+        assert door.listener.serving == 0
+    assert "malformed" in door.why()[0]
+    assert door.served == []
+    until(lambda: door.listener.pending == 0)
+
+
 def test_a_silent_peer_is_closed_at_its_deadline(open_door: OpenDoor) -> None:
     door = open_door(artim_s=0.05)
     with peer(door.address) as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from contextlib import suppress
 
 import pytest
@@ -12,6 +13,7 @@ from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, MaximumLengthNotification
 
 from dicom_node.access import DIAGNOSTICS, Admission
+from dicom_node.association import configure_protocol
 from dicom_node.request import (
     APPLICATION_CONTEXT,
     HEADER_LENGTH,
@@ -27,6 +29,8 @@ from dicom_node.request import (
 )
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
+
+configure_protocol()
 
 
 def request_pdu(*, calling: bytes = b"CT1", called: bytes = b"DIFFCODE", version: int = 1) -> bytes:
@@ -130,7 +134,116 @@ def test_items_whose_lengths_do_not_add_up_are_malformed(cut: int) -> None:
 
 def test_a_request_without_presentation_contexts_is_malformed() -> None:
     with pytest.raises(NotARequestError, match="no presentation context"):
-        read_request(request_pdu()[:74])
+        read_request(request_of(APPLICATION, USER))
+
+
+HEAD = request_pdu()[:74]
+
+
+def item(kind: int, value: bytes) -> bytes:
+    """An item or sub-item (PS3.8 9.3.1)."""
+    return struct.pack(">BxH", kind, len(value)) + value
+
+
+def request_of(*items: bytes) -> bytes:
+    """A request that holds these items and nothing else."""
+    body = b"".join(items)
+    return HEAD[:2] + struct.pack(">L", 68 + len(body)) + HEAD[6:] + body
+
+
+def context_item(number: int = 1, *sub_items: bytes) -> bytes:
+    return item(0x20, bytes((number, 0, 0, 0)) + b"".join(sub_items or (ABSTRACT, TRANSFER)))
+
+
+APPLICATION = item(0x10, APPLICATION_CONTEXT.encode())
+ABSTRACT, TRANSFER = item(0x30, CT.encode()), item(0x40, b"1.2.840.10008.1.2.1")
+LENGTH, CLASS = item(0x51, bytes(4)), item(0x52, b"1.2.3.4")
+USER = item(0x50, LENGTH + CLASS)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        (context_item(2), USER),
+        (context_item(1, ABSTRACT), USER),
+        (context_item(1, TRANSFER), USER),
+        (context_item(1, ABSTRACT, ABSTRACT, TRANSFER), USER),
+        (context_item(1, ABSTRACT, TRANSFER[:-3]), USER),
+        (context_item(1, item(0x30, b""), TRANSFER), USER),
+        (context_item(1, item(0x30, b"1" * 65), TRANSFER), USER),
+        (context_item(1, item(0x30, b"1.2\xff"), TRANSFER), USER),
+        (context_item(1), context_item(1), USER),
+        (item(0x20, b"\1"), USER),
+        (context_item(1),),
+        (context_item(1), USER, USER),
+        (APPLICATION, context_item(1), USER),
+        (context_item(1), item(0x50, CLASS)),
+        (context_item(1), item(0x50, LENGTH + CLASS[:-1])),
+        (context_item(1), item(0x50, item(0x51, b"\0\0"))),
+        (context_item(1), item(0x50, LENGTH + item(0x52, b"1" * 65))),
+        (context_item(1), item(0x50, LENGTH + item(0x54, b"\0\1" + b"1" + b"\7\7"))),
+        (context_item(1), item(0x50, LENGTH + item(0x58, b"\x09\0\0\1a\0\0"))),
+    ],
+)
+def test_a_request_whose_items_are_malformed_inside_is_told_before_anyone_serves_it(
+    items: tuple[bytes, ...],
+) -> None:
+    with pytest.raises(NotARequestError, match="malformed") as caught:
+        read_request(request_of(APPLICATION, *items))
+    assert caught.value.reason == INVALID_PARAMETER
+
+
+def test_items_of_unrecognized_types_are_skipped_wherever_they_stand() -> None:
+    # PS3.8 9.3.1; pynetdicom takes them for an error.
+    plain = request_of(APPLICATION, context_item(1, ABSTRACT, TRANSFER), USER)
+    strange = item(0x77, b"abc")
+    odd = request_of(
+        strange,
+        APPLICATION,
+        context_item(1, ABSTRACT, strange, TRANSFER),
+        item(0x50, strange + LENGTH + CLASS),
+    )
+    assert read_request(odd).pdu == read_request(plain).pdu == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [(b"V" * 20, b"V" * 16), (b"V\xfc\\1", b"V??1"), (b"", b"")]
+)
+def test_an_odd_name_of_the_peer_s_software_does_not_turn_it_away(name: bytes, kept: bytes) -> None:
+    request = request_of(APPLICATION, context_item(), item(0x50, LENGTH + item(0x55, name)))
+    assert read_request(request).pdu.endswith(item(0x55, kept))
+
+
+def test_padding_of_a_syntax_s_name_is_taken_away() -> None:
+    padded = context_item(1, item(0x30, CT.encode() + b"\0"), TRANSFER)
+    plain = request_of(APPLICATION, context_item(), USER)
+    assert read_request(request_of(APPLICATION, padded, USER)).pdu == plain
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0x10, 0x20, 0x30, 0x40, *range(0x50, 0x5A)]), st.binary(max_size=24)
+        ),
+        max_size=6,
+    ),
+    st.sampled_from(["item", "context", "user"]),
+)
+def test_what_is_read_as_a_request_the_protocol_library_can_always_take(
+    drawn: list[tuple[int, bytes]], place: str
+) -> None:
+    inside = b"".join(item(*each) for each in drawn)
+    parts = {
+        "item": (APPLICATION, context_item(), USER, inside),
+        "context": (APPLICATION, context_item(1, ABSTRACT, TRANSFER, inside), USER),
+        "user": (APPLICATION, context_item(), item(0x50, LENGTH + CLASS + inside)),
+    }
+    with suppress(NotARequestError):
+        request = read_request(request_of(*parts[place]))
+        if request.fault() is None:
+            decoded = A_ASSOCIATE_RQ()
+            decoded.decode(request.pdu)
+            decoded.to_primitive()
 
 
 @pytest.mark.parametrize(("source", "diagnostic"), DIAGNOSTICS)
@@ -159,7 +272,8 @@ def test_any_six_octets_are_a_request_or_told_why_not(octets: bytes) -> None:
 def test_any_rest_of_a_request_is_read_or_told_why_not(rest: bytes) -> None:
     with suppress(NotARequestError):
         request = read_request(request_pdu()[:74] + rest)
-        assert len(request.pdu) == 74 + len(rest)
+        assert len(request.pdu) <= 74 + len(rest)
+        assert struct.unpack_from(">L", request.pdu, 2) == (len(request.pdu) - 6,)
 
 
 @given(st.binary(min_size=16, max_size=16))

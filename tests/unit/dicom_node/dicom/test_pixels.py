@@ -135,6 +135,36 @@ def test_a_slope_that_cannot_be_inverted_is_refused(slope: str) -> None:
         pixels.rescale(dataset)
 
 
+@pytest.mark.parametrize(
+    ("slope", "intercept"),
+    [("1", "999999999999"), ("1e-7", "-1024"), ("1e-30", "0"), ("1e30", "0")],
+)
+def test_a_scale_whose_steps_float32_cannot_tell_apart_is_refused(
+    slope: str, intercept: str
+) -> None:
+    dataset = make_series("CT", slices=1)[0]
+    dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+    with pytest.raises(RefusedError, match="no room for single steps"):
+        pixels.rescale(dataset)
+
+
+@given(
+    slope=st.floats(1e-18, 1e18),
+    offset=st.floats(-4e6, 4e6),
+    steps=st.lists(st.integers(-32768, 32767), min_size=4, max_size=4),
+)
+def test_whatever_scale_is_taken_every_stored_step_survives_float32(
+    slope: float, offset: float, steps: list[int]
+) -> None:
+    dataset = make_series("CT", slices=1)[0]
+    dataset.RescaleSlope, dataset.RescaleIntercept = f"{slope:.9g}", f"{offset * slope:.9g}"
+    by = pixels.rescale(dataset)
+    stored = np.array(steps, dtype=np.int16).reshape(2, 2)
+    carried = pixels.to_physical(stored, by).astype(np.float32).astype(np.float64)
+    back = pixels.quantise(carried, by, SIGNED, source=stored, mask=NOTHING, padding=None)
+    np.testing.assert_array_equal(back.stored, stored)
+
+
 def quantise(
     physical: list[list[float]],
     by: Rescale,

@@ -1,4 +1,4 @@
-"""Deliveries of restored series: claim, per-instance status, conclusion, commitment."""
+"""Deliveries of restored series: claim, per-instance status, conclusion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    Select,
     func,
     insert,
     literal,
@@ -17,13 +18,14 @@ from sqlalchemy import (
     update,
 )
 
+from dicom_node.ledger import destinations, notices
 from dicom_node.ledger.tables import (
     DeliveryState,
     Entity,
     ItemState,
-    commitments,
     deliveries,
     delivery_items,
+    jobs,
     move,
     outputs,
     reading,
@@ -56,6 +58,8 @@ class Delivery:
     #: When it was first claimed; `delivery.give_up_after_s` counts from here.
     first_attempt: float
     items: tuple[DeliveryItem, ...]
+    #: How many attempts in a row, of any series, did not reach the destination.
+    failures: int = 0
 
 
 def make_delivery(connection: Connection, job_id: int, destination: str, now: float) -> int:
@@ -87,37 +91,78 @@ def make_delivery(connection: Connection, job_id: int, destination: str, now: fl
     return delivery_id
 
 
-def claim_delivery(engine: Engine, worker: str, *, lease_s: float, now: float) -> Delivery | None:
-    """Take the delivery that has been due longest, or None."""
-    due = (
-        select(deliveries.c.id)
+def claim_delivery(
+    engine: Engine,
+    worker: str,
+    *,
+    lease_s: float,
+    now: float,
+    limits: Mapping[str, int] | None = None,
+) -> Delivery | None:
+    """Take the due delivery of the highest priority, then the longest due, or None.
+
+    Left alone is what goes to a destination that is paused, held, or has as many deliveries under
+    way as *limits* allow it (default 1).
+    """
+    with reading(engine) as connection:
+        # An idle worker must not take the write lock twice a second.
+        shut = destinations.closed(connection, limits or {}, now)
+        if connection.execute(_due(now, shut)).first() is None:
+            return None
+    with writing(engine) as connection:
+        shut = destinations.closed(connection, limits or {}, now)
+        found = connection.execute(
+            _due(now, shut).with_for_update(skip_locked=True, of=deliveries)
+        ).first()
+        if found is None:
+            return None
+        destinations.lock(connection, found.destination)
+        if found.destination in destinations.closed(connection, limits or {}, now):
+            return None  # another process was faster
+        return _take(connection, found.id, worker, lease_s, now)
+
+
+def is_due(engine: Engine, destination: str, now: float) -> bool:
+    """Whether another series waits for this destination and may go now, but for its limit."""
+    with reading(engine) as connection:
+        state = destinations.states_of(connection).get(destination)
+        if state is not None and state.why_closed(now):
+            return False
+        return connection.execute(_due(now, only=destination)).first() is not None
+
+
+def _due(now: float, shut: Sequence[str] = (), only: str | None = None) -> Select[tuple[int, str]]:
+    query = (
+        select(deliveries.c.id, deliveries.c.destination)
+        .join(jobs, jobs.c.id == deliveries.c.job_id)
         .where(
             deliveries.c.state.in_([DeliveryState.QUEUED, DeliveryState.WAITING]),
             deliveries.c.not_before <= now,
         )
-        .order_by(deliveries.c.not_before, deliveries.c.id)
+        .order_by(jobs.c.priority.desc(), deliveries.c.not_before, deliveries.c.id)
         .limit(1)
     )
-    with reading(engine) as connection:
-        # An idle worker must not take the write lock twice a second.
-        if connection.execute(due).first() is None:
-            return None
-    with writing(engine) as connection:
-        delivery_id = connection.scalar(due.with_for_update(skip_locked=True))
-        if delivery_id is None or not move(
-            connection,
-            Entity.DELIVERY,
-            delivery_id,
-            DeliveryState.SENDING,
-            reason=None,
-            now=now,
-            worker=worker,
-            lease_until=now + lease_s,
-            attempts=deliveries.c.attempts + 1,
-            first_attempt_at=func.coalesce(deliveries.c.first_attempt_at, now),
-        ):
-            return None
-        return _delivery(connection, delivery_id)
+    if only is not None:
+        return query.where(deliveries.c.destination == only)
+    return query.where(deliveries.c.destination.not_in(shut)) if shut else query
+
+
+def _take(
+    connection: Connection, delivery_id: int, worker: str, lease_s: float, now: float
+) -> Delivery | None:
+    moved = move(
+        connection,
+        Entity.DELIVERY,
+        delivery_id,
+        DeliveryState.SENDING,
+        reason=None,
+        now=now,
+        worker=worker,
+        lease_until=now + lease_s,
+        attempts=deliveries.c.attempts + 1,
+        first_attempt_at=func.coalesce(deliveries.c.first_attempt_at, now),
+    )
+    return _delivery(connection, delivery_id) if moved else None
 
 
 def heartbeat_delivery(
@@ -151,7 +196,7 @@ def record_sent(
         connection.execute(
             update(delivery_items)
             .where(
-                _items_of(delivery_id, [sop_instance_uid]),
+                items_of(delivery_id, [sop_instance_uid]),
                 delivery_items.c.state.in_([ItemState.PENDING, ItemState.DEAD]),
             )
             .values(state=state, status=status, at=now)
@@ -168,14 +213,60 @@ def conclude_delivery(
     next_attempt: float | None,
     now: float,
 ) -> bool:
+    """Conclude without asking for more: `conclude_and_follow`; False when the lease was lost."""
+    concluded, _ = conclude_and_follow(
+        engine,
+        delivery_id,
+        worker,
+        state=state,
+        reason=reason,
+        next_attempt=next_attempt,
+        now=now,
+    )
+    return concluded
+
+
+@dataclass(frozen=True)
+class Following:
+    """Asks for the next delivery to the same destination, in the transaction of a conclusion."""
+
+    lease_s: float
+
+
+def conclude_and_follow(
+    engine: Engine,
+    delivery_id: int,
+    worker: str,
+    *,
+    state: DeliveryState,
+    reason: str | None,
+    next_attempt: float | None,
+    now: float,
+    told: str | None = None,
+    wants_commitment: bool = False,
+    following: Following | None = None,
+) -> tuple[bool, Delivery | None]:
     """Give the delivery back as delivered, waiting (until `next_attempt`) or dead.
 
+    Args:
+        engine: The ledger.
+        delivery_id: The delivery.
+        worker: Who holds its lease.
+        state: What it comes to.
+        reason: Why, for the ledger; may hold words of the peer.
+        next_attempt: When it is due again; None: now.
+        now: Seconds since 1970 UTC.
+        told: Why, for those who are told of a dead delivery: in our own words.
+        wants_commitment: A delivered series is due for a Storage Commitment request.
+        following: Take the next delivery to the same destination, without another in between.
+
     Returns:
-        False when the lease was lost.
+        Whether the lease was still this worker's, and what *following* asked for.
     """
     is_over = state in (DeliveryState.DELIVERED, DeliveryState.DEAD)
+    is_asked = wants_commitment and state is DeliveryState.DELIVERED
     with writing(engine) as connection:
-        return move(
+        concluded = move(
             connection,
             Entity.DELIVERY,
             delivery_id,
@@ -185,8 +276,72 @@ def conclude_delivery(
             only=_held_by(worker),
             not_before=now if next_attempt is None else next_attempt,
             finished_at=now if is_over else None,
+            commitment_due=now if is_asked else None,
             **_NO_LEASE,
         )
+        if not concluded:
+            return False, None
+        if state is DeliveryState.DEAD:
+            tell_of_death(connection, delivery_id, told or "", now)
+        if is_asked:
+            # A person may have asked to send again what a late report has committed.
+            commit_if_all_are(connection, delivery_id, now)
+        return True, _follow(connection, delivery_id, worker, following, now)
+
+
+def commit_if_all_are(connection: Connection, delivery_id: int, now: float) -> bool:
+    """Conclude a delivery as committed, once each of its instances is."""
+    open_items = select(delivery_items.c.output_id).where(
+        delivery_items.c.delivery_id == delivery_id,
+        delivery_items.c.state != ItemState.COMMITTED,
+    )
+    if connection.execute(open_items).first() is not None:
+        return False
+    state = DeliveryState.COMMITTED
+    values: dict[str, Any] = {"commitment_due": None, "finished_at": now}
+    return move(connection, Entity.DELIVERY, delivery_id, state, reason=None, now=now, **values)
+
+
+def _follow(
+    connection: Connection, delivery_id: int, worker: str, following: Following | None, now: float
+) -> Delivery | None:
+    if following is None:
+        return None
+    destination = connection.scalar(
+        select(deliveries.c.destination).where(deliveries.c.id == delivery_id)
+    )
+    found = connection.execute(
+        _due(now, only=destination).with_for_update(skip_locked=True, of=deliveries)
+    ).first()
+    if found is None:
+        return None
+    return _take(connection, found.id, worker, following.lease_s, now)
+
+
+def tell_of_death(connection: Connection, delivery_id: int, told: str, now: float) -> None:
+    """Put the notice of a dead delivery in the outbox: no UID, no word of a peer is in it."""
+    row = connection.execute(
+        select(deliveries.c.job_id, deliveries.c.destination).where(deliveries.c.id == delivery_id)
+    ).one()
+    counts = (
+        select(delivery_items.c.state, func.count())
+        .where(delivery_items.c.delivery_id == delivery_id)
+        .group_by(delivery_items.c.state)
+    )
+    by_state: dict[str, int] = dict(connection.execute(counts).tuples().all())
+    arrived = by_state.get(ItemState.DELIVERED, 0) + by_state.get(ItemState.COMMITTED, 0)
+    event = {
+        "event": "delivery_dead",
+        "delivery": delivery_id,
+        "job": row.job_id,
+        "destination": row.destination,
+        "reason": told,
+        "stored": arrived,
+        "committed": by_state.get(ItemState.COMMITTED, 0),
+        "instances": sum(by_state.values()),
+        "at": now,
+    }
+    notices.write(connection, event, now)
 
 
 def retry_delivery(engine: Engine, delivery_id: int, *, reason: str, now: float) -> bool:
@@ -200,7 +355,8 @@ def retry_delivery(engine: Engine, delivery_id: int, *, reason: str, now: float)
             reason=reason,
             now=now,
             only=deliveries.c.state.in_([DeliveryState.WAITING, DeliveryState.DEAD]),
-            **_restarted(now),
+            **restarted(now),
+            commitment_asks=0,
         )
         if resumed:
             connection.execute(
@@ -224,81 +380,8 @@ def release_delivery_leases(engine: Engine, worker: str, now: float) -> int:
     return _take_back(engine, deliveries.c.worker == worker, now)
 
 
-def request_commitment(
-    engine: Engine, delivery_id: int, *, transaction_uid: str, now: float
-) -> bool:
-    """Record a Storage Commitment request; False when the series is not delivered."""
-    with writing(engine) as connection:
-        state = connection.scalar(select(deliveries.c.state).where(deliveries.c.id == delivery_id))
-        if state != DeliveryState.DELIVERED:
-            return False
-        connection.execute(
-            insert(commitments).values(
-                transaction_uid=transaction_uid, delivery_id=delivery_id, requested_at=now
-            )
-        )
-        return True
-
-
-def report_commitment(
-    engine: Engine,
-    transaction_uid: str,
-    *,
-    committed: Sequence[str],
-    failed: Mapping[str, int],
-    now: float,
-) -> bool:
-    """Record the answer to a request (PS3.4 J.3.3).
-
-    Instances in `failed` (SOP Instance UID to Failure Reason) are sent once more; when all are
-    committed, so is the delivery.
-
-    Returns:
-        False when there is no such request or it has been answered.
-    """
-    with writing(engine) as connection:
-        delivery_id = connection.scalar(
-            update(commitments)
-            .where(
-                commitments.c.transaction_uid == transaction_uid,
-                commitments.c.reported_at.is_(None),
-            )
-            .values(reported_at=now, failed=len(failed))
-            .returning(commitments.c.delivery_id)
-        )
-        if delivery_id is None:
-            return False
-        _set_items(connection, delivery_id, list(committed), ItemState.COMMITTED, now)
-        _set_items(connection, delivery_id, list(failed), ItemState.PENDING, now)
-        _follow_commitment(connection, delivery_id, len(failed), now)
-        return True
-
-
-def _follow_commitment(connection: Connection, delivery_id: int, failed: int, now: float) -> None:
-    if failed:
-        reason = f"the destination did not commit {failed} instances"
-        queued = DeliveryState.QUEUED
-        values = _restarted(now)
-        move(connection, Entity.DELIVERY, delivery_id, queued, reason=reason, now=now, **values)
-        return
-    open_items = select(delivery_items.c.output_id).where(
-        delivery_items.c.delivery_id == delivery_id,
-        delivery_items.c.state != ItemState.COMMITTED,
-    )
-    if connection.execute(open_items).first() is None:
-        state = DeliveryState.COMMITTED
-        move(connection, Entity.DELIVERY, delivery_id, state, reason=None, now=now)
-
-
-def _set_items(
-    connection: Connection, delivery_id: int, uids: list[str], state: ItemState, now: float
-) -> None:
-    connection.execute(
-        update(delivery_items).where(_items_of(delivery_id, uids)).values(state=state, at=now)
-    )
-
-
-def _items_of(delivery_id: int, sop_instance_uids: Sequence[str]) -> ColumnElement[bool]:
+def items_of(delivery_id: int, sop_instance_uids: Sequence[str]) -> ColumnElement[bool]:
+    """Condition on `delivery_items`: these instances of this delivery."""
     ids = select(outputs.c.id).where(outputs.c.sop_instance_uid.in_(sop_instance_uids))
     return (delivery_items.c.delivery_id == delivery_id) & delivery_items.c.output_id.in_(ids)
 
@@ -307,7 +390,7 @@ def _held_by(worker: str) -> ColumnElement[bool]:
     return (deliveries.c.state == DeliveryState.SENDING) & (deliveries.c.worker == worker)
 
 
-def _restarted(now: float) -> dict[str, Any]:
+def restarted(now: float) -> dict[str, Any]:
     """Return the columns of a delivery that begins its patience anew."""
     return {"not_before": now, "first_attempt_at": None, "finished_at": None}
 
@@ -357,4 +440,5 @@ def _delivery(connection: Connection, delivery_id: int) -> Delivery:
         attempts=row.attempts,
         first_attempt=row.first_attempt_at,
         items=tuple(DeliveryItem(*item) for item in items),
+        failures=destinations.failures(connection, row.destination),
     )

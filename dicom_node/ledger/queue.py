@@ -37,8 +37,6 @@ from dicom_node.ledger.outbox import (
     heartbeat_delivery,
     record_sent,
     release_delivery_leases,
-    report_commitment,
-    request_commitment,
     retry_delivery,
 )
 from dicom_node.ledger.tables import (
@@ -85,8 +83,6 @@ __all__ = [
     "release",
     "release_delivery_leases",
     "release_leases",
-    "report_commitment",
-    "request_commitment",
     "retry",
     "retry_delivery",
     "retry_later",

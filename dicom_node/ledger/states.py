@@ -176,11 +176,15 @@ STEPS: Mapping[Entity, Steps] = MappingProxyType(
             (DeliveryState.DELIVERED, DeliveryState.COMMITTED): (
                 "the destination committed to keep every instance"
             ),
+            (DeliveryState.DELIVERED, DeliveryState.DEAD): (
+                "the destination does not commit to keep it, for good or for too long"
+            ),
             (DeliveryState.DELIVERED, DeliveryState.QUEUED): (
                 "an instance was not committed, or a rejection note joins it"
             ),
             (DeliveryState.COMMITTED, DeliveryState.QUEUED): "a rejection note joins it",
             (DeliveryState.DEAD, DeliveryState.QUEUED): "an operator retries it",
+            (DeliveryState.DEAD, DeliveryState.COMMITTED): "a late report commits every instance",
         },
         Entity.BREAKER: {
             (BreakerState.CLOSED, BreakerState.OPEN): "the rate of failed gates left its band",

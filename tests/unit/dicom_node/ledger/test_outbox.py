@@ -2,10 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 from sqlalchemy import Engine
 
-from dicom_node.ledger import queue, reports
+from dicom_node.ledger import destinations, outbox, queue, reports
 from dicom_node.ledger.tables import DeliveryState
 from tests.unit.dicom_node.ledger.examples import NOW
 
@@ -136,48 +135,123 @@ def test_a_restarted_worker_gives_its_own_deliveries_back_at_once(
     assert queue.release_delivery_leases(engine, "mine", NOW + 11) == 0
 
 
-def test_a_destination_that_commits_to_all_ends_the_delivery(
+def test_a_destination_that_is_held_is_left_alone_until_then(
+    engine: Engine, finish_job: FinishJob
+) -> None:
+    finish_job("pacs", "backup")
+    destinations.hold(engine, "pacs", until=NOW + 60, reason="out of resources")
+    assert _claimed(engine, NOW + 10).destination == "backup"
+    assert queue.claim_delivery(engine, "w", lease_s=60, now=NOW + 59) is None
+    delivery = _claimed(engine, NOW + 60)
+    assert (delivery.destination, delivery.failures) == ("pacs", 1)
+
+
+def test_a_destination_that_answers_is_no_longer_held(
     engine: Engine, finish_job: FinishJob
 ) -> None:
     finish_job()
-    delivery = _delivered(engine)
-    assert queue.request_commitment(engine, delivery.id, transaction_uid="1.9", now=NOW + 30)
-    report = {"committed": ["2.25.1", "2.25.2"], "failed": {}, "now": NOW + 40}
-    assert queue.report_commitment(engine, "1.9", **report)
-    assert not queue.report_commitment(engine, "1.9", **report)
-    found = reports.delivery(engine, delivery.id)
-    assert (found["state"], found["sent"]) == ("committed", 2)
+    destinations.hold(engine, "pacs", until=NOW + 60, reason="down")
+    destinations.answers(engine, "pacs")
+    assert _claimed(engine, NOW + 10).failures == 0
 
 
-def test_an_instance_that_is_not_committed_is_sent_once_more(
+def test_nothing_goes_to_a_paused_destination_until_it_is_resumed(
     engine: Engine, finish_job: FinishJob
 ) -> None:
     finish_job()
-    delivery = _delivered(engine)
-    queue.request_commitment(engine, delivery.id, transaction_uid="1.9", now=NOW + 30)
-    assert queue.report_commitment(
-        engine, "1.9", committed=["2.25.1"], failed={"2.25.2": 0x0112}, now=NOW + 40
-    )
-    again = _claimed(engine, NOW + 40)
-    assert [item.sop_instance_uid for item in again.items] == ["2.25.2"]
+    assert destinations.pause(engine, "pacs", reason="it is moved", now=NOW)
+    assert not destinations.pause(engine, "pacs", reason="again", now=NOW)
+    assert destinations.states(engine)["pacs"].why_closed(NOW) == "paused: it is moved"
+    assert queue.claim_delivery(engine, "w", lease_s=60, now=NOW + 9e9) is None
+    assert not outbox.is_due(engine, "pacs", NOW + 10)
+    assert destinations.resume(engine, "pacs", now=NOW + 20)
+    assert not destinations.resume(engine, "pacs", now=NOW + 20)
+    assert _claimed(engine, NOW + 20).destination == "pacs"
 
 
-def test_a_report_on_some_instances_leaves_the_delivery_delivered(
-    engine: Engine, finish_job: FinishJob
-) -> None:
-    finish_job()
-    delivery = _delivered(engine)
-    queue.request_commitment(engine, delivery.id, transaction_uid="1.9", now=NOW + 30)
-    assert queue.report_commitment(engine, "1.9", committed=["2.25.1"], failed={}, now=NOW)
-    assert reports.delivery(engine, delivery.id)["state"] == "delivered"
-
-
-@pytest.mark.parametrize("state", [DeliveryState.WAITING, DeliveryState.DEAD])
-def test_commitment_is_asked_for_delivered_series_only(
-    engine: Engine, finish_job: FinishJob, state: DeliveryState
-) -> None:
+def test_to_resume_makes_due_what_waits_there(engine: Engine, finish_job: FinishJob) -> None:
     finish_job()
     delivery = _claimed(engine)
-    _conclude(engine, delivery, state, next_attempt=NOW)
-    assert not queue.request_commitment(engine, delivery.id, transaction_uid="1.9", now=NOW)
-    assert not queue.report_commitment(engine, "1.9", committed=[], failed={}, now=NOW)
+    _conclude(engine, delivery, DeliveryState.WAITING, next_attempt=NOW + 3600)
+    destinations.hold(engine, "pacs", until=NOW + 3600, reason="down")
+    assert destinations.resume(engine, "pacs", now=NOW + 60)
+    assert _claimed(engine, NOW + 60).id == delivery.id
+
+
+def test_a_destination_takes_as_many_deliveries_at_once_as_its_limit(
+    engine: Engine, make_jobs: Callable[..., list[int]]
+) -> None:
+    from tests.unit.dicom_node.ledger.examples import new_job, output
+
+    first, second = make_jobs(new_job(), new_job((1, 2), volume_key="other"))
+    for number, job_id in enumerate((first, second)):
+        assert queue.claim(engine, "worker", lease_s=60, now=NOW) is not None
+        assert queue.finish(
+            engine, job_id, "worker", outputs=[output(number + 1)],
+            derived_series_instance_uid=f"2.25.{number}", model_sha256="a", seconds={},
+            note=None, now=NOW,
+        )  # fmt: skip
+    claim = {"lease_s": 60, "now": NOW + 1}
+    one = queue.claim_delivery(engine, "a", **claim)
+    assert one is not None
+    assert queue.claim_delivery(engine, "b", **claim) is None
+    other = queue.claim_delivery(engine, "b", limits={"pacs": 2}, **claim)
+    assert other is not None
+    assert other.id != one.id
+    _, following = outbox.conclude_and_follow(
+        engine, one.id, "a", state=DeliveryState.DELIVERED, reason=None, next_attempt=None,
+        now=NOW + 2, following=outbox.Following(60),
+    )  # fmt: skip
+    assert following is None, "the other has it"
+
+
+def test_the_next_delivery_there_is_taken_with_the_conclusion_of_the_last(
+    engine: Engine, make_jobs: Callable[..., list[int]]
+) -> None:
+    from tests.unit.dicom_node.ledger.examples import new_job, output
+
+    for number, job_id in enumerate(make_jobs(new_job(), new_job(volume_key="other"))):
+        assert queue.claim(engine, "worker", lease_s=60, now=NOW) is not None
+        assert queue.finish(
+            engine, job_id, "worker", outputs=[output(number + 1)],
+            derived_series_instance_uid=f"2.25.{number}", model_sha256="a", seconds={},
+            note=None, now=NOW,
+        )  # fmt: skip
+    one = _claimed(engine)
+    assert outbox.is_due(engine, "pacs", NOW + 10)
+    concluded, following = outbox.conclude_and_follow(
+        engine, one.id, "sender", state=DeliveryState.DELIVERED, reason=None, next_attempt=None,
+        now=NOW + 2, following=outbox.Following(60),
+    )  # fmt: skip
+    assert concluded
+    assert following is not None
+    assert reports.delivery(engine, following.id)["state"] == "sending"
+    assert not outbox.is_due(engine, "pacs", NOW + 10)
+
+
+def test_a_dead_delivery_leaves_a_notice_without_a_word_of_the_peer(
+    engine: Engine, finish_job: FinishJob
+) -> None:
+    from dicom_node.ledger import notices
+
+    job_id = finish_job()
+    delivery = _claimed(engine)
+    outbox.record_sent(engine, delivery.id, "2.25.1", 0, "delivered", NOW + 11)
+    outbox.conclude_and_follow(
+        engine, delivery.id, "sender", state=DeliveryState.DEAD, next_attempt=None, now=NOW + 12,
+        reason="1 refused: answered 0xC000 (Doe^John is unknown)", told="1 refused: 0xC000",
+    )  # fmt: skip
+    notice = notices.claim(engine, lease_s=60, now=NOW + 12)
+    assert notice is not None
+    assert notice.event == {
+        "event": "delivery_dead", "delivery": delivery.id, "job": job_id, "destination": "pacs",
+        "reason": "1 refused: 0xC000", "stored": 1, "committed": 0, "instances": 2, "at": NOW + 12,
+    }  # fmt: skip
+    assert notices.claim(engine, lease_s=60, now=NOW + 12) is None
+    notices.told(engine, notice, ["mail"])
+    notices.postpone(engine, notice, NOW + 100, "the webhook is down")
+    again = notices.claim(engine, lease_s=60, now=NOW + 100)
+    assert again is not None
+    assert (again.told, again.attempts) == (("mail",), 2)
+    notices.finish(engine, again, "told", NOW + 101)
+    assert notices.claim(engine, lease_s=60, now=NOW + 9e9) is None

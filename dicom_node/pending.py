@@ -27,6 +27,8 @@ from dicom_node.request import (
     read_request,
 )
 
+Connection = socket.socket
+
 _PIECE: Final = 1 << 16
 _DISCARDED: Final = 1 << 18
 
@@ -58,7 +60,7 @@ class Over:
 class Pending:
     """A connection that has not become an association."""
 
-    socket: socket.socket
+    socket: Connection
     address: tuple[str, int]
     local: tuple[str, int]
     #: Until when the present stage may last, by the monotonic clock.
@@ -75,7 +77,7 @@ class Pending:
     @classmethod
     def accepted(
         cls,
-        connection: socket.socket,
+        connection: Connection,
         address: tuple[str, int],
         credentials: tls.ServerCredentials | None,
         *,
@@ -195,7 +197,7 @@ def _tls_failed(error: OSError) -> Over:
     return Over(f"TLS: {tls.failure_words(error)}", authentication=True)
 
 
-def hang_up(connection: socket.socket) -> None:
+def hang_up(connection: Connection) -> None:
     """Close a connection, whatever state it is in."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

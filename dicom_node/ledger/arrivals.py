@@ -230,7 +230,9 @@ def _instance_values(
 
 
 _COLUMNS: dict[str, BindParameter[Any]] = {
-    column.name: bindparam(column.name) for column in instances.c if column.name != "id"
+    column.name: bindparam(column.name)
+    for column in instances.c
+    if column.name not in ("id", "purged_at")
 }
 _INSERT = Prepared(
     lambda dialect: (

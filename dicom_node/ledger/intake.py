@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import Engine, Subquery, func, insert, select, update
+from sqlalchemy import Engine, Subquery, case, func, insert, select, update
 
 from dicom_node import observability
 from dicom_node.ledger.arrivals import ReceivedInstance, record_instance, record_instances
@@ -17,6 +18,7 @@ from dicom_node.ledger.tables import (
     instances,
     move,
     reading,
+    record_event,
     series,
     writing,
 )
@@ -25,19 +27,24 @@ __all__ = [
     "InstanceRow",
     "Outcome",
     "ReceivedInstance",
+    "Sender",
     "SeriesProgress",
     "close_association",
     "close_lost_associations",
     "force_series",
     "ignore_series",
+    "instances_kept",
     "known_paths",
+    "lost_association",
     "open_association",
+    "open_since",
     "quarantine_instance",
     "record_instance",
     "record_instances",
     "reject_instance",
     "series_instances",
     "series_progress",
+    "series_senders",
 ]
 
 Outcome = Literal["released", "aborted", "lost"]
@@ -60,6 +67,22 @@ class SeriesProgress:
     calling_ae: str
     called_ae: str
     address: str
+    #: Why it is open: a late instance, or the words of the person who forced it.
+    reason: str | None = None
+    first_received: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sender:
+    """An association that brought instances of a series, or was the last to send one again."""
+
+    calling_ae: str
+    called_ae: str
+    address: str
+    #: released, aborted or lost; None: it is open.
+    outcome: str | None
+    #: Instances of the series that it brought first.
+    instances: int
 
 
 @dataclass(frozen=True)
@@ -105,6 +128,18 @@ def close_lost_associations(engine: Engine, now: float) -> int:
             .where(associations.c.closed_at.is_(None))
             .values(closed_at=now, outcome="lost")
         ).rowcount
+
+
+def lost_association(engine: Engine, series_uid: str) -> int | None:
+    """The association by which a series came last, if its end is not recorded."""
+    query = (
+        select(associations.c.id)
+        .join(series, series.c.association_id == associations.c.id)
+        .where(series.c.series_instance_uid == series_uid, associations.c.closed_at.is_(None))
+    )
+    with reading(engine) as connection:
+        found: float | None = connection.scalar(query)
+        return found
 
 
 def reject_instance(
@@ -175,11 +210,18 @@ def series_progress(engine: Engine) -> list[SeriesProgress]:
             series.c.state,
             series.c.instances,
             series.c.last_received_at.label("last_received"),
-            func.coalesce(opened.c.open_associations, 0).label("open_associations"),
+            func.coalesce(
+                opened.c.open_associations,
+                # One that sends again what is known has brought no row.
+                case((associations.c.id.is_not(None) & associations.c.closed_at.is_(None), 1)),
+                0,
+            ).label("open_associations"),
             series.c.forced,
             func.coalesce(associations.c.calling_ae, "").label("calling_ae"),
             func.coalesce(associations.c.called_ae, "").label("called_ae"),
             func.coalesce(associations.c.address, "").label("address"),
+            series.c.reason,
+            series.c.first_received_at.label("first_received"),
         )
         .outerjoin(associations, associations.c.id == series.c.association_id)
         .outerjoin(opened, opened.c.series_instance_uid == series.c.series_instance_uid)
@@ -189,6 +231,58 @@ def series_progress(engine: Engine) -> list[SeriesProgress]:
     with reading(engine) as connection:
         rows = connection.execute(query).mappings().all()
     return [SeriesProgress(**{**row, "state": SeriesState(row["state"])}) for row in rows]
+
+
+def series_senders(engine: Engine, series_uid: str) -> list[Sender]:
+    """Return the associations that had to do with a series, in order of their opening."""
+    brought = (
+        select(instances.c.association_id, func.count().label("instances"))
+        .where(
+            instances.c.series_instance_uid == series_uid,
+            instances.c.state.in_([InstanceState.RECEIVED, InstanceState.IGNORED]),
+        )
+        .group_by(instances.c.association_id)
+        .subquery()
+    )
+    latest = select(series.c.association_id).where(series.c.series_instance_uid == series_uid)
+    query = (
+        select(
+            associations.c.calling_ae,
+            associations.c.called_ae,
+            associations.c.address,
+            associations.c.outcome,
+            func.coalesce(brought.c.instances, 0).label("instances"),
+        )
+        .outerjoin(brought, brought.c.association_id == associations.c.id)
+        .where(
+            brought.c.association_id.is_not(None) | (associations.c.id == latest.scalar_subquery())
+        )
+        .order_by(associations.c.id)
+    )
+    with reading(engine) as connection:
+        return [Sender(*row) for row in connection.execute(query)]
+
+
+def instances_kept(engine: Engine, series_uid: str) -> frozenset[str]:
+    """Return every SOP Instance UID of a series that the node has, ignored ones included."""
+    query = select(instances.c.sop_instance_uid).where(
+        instances.c.series_instance_uid == series_uid,
+        instances.c.state.in_([InstanceState.RECEIVED, InstanceState.IGNORED]),
+    )
+    with reading(engine) as connection:
+        return frozenset(connection.scalars(query))
+
+
+def open_since(engine: Engine, series_uid: str) -> float | None:
+    """Return when the first instance came that no conclusion has dealt with, if there is one."""
+    query = select(func.min(instances.c.received_at)).where(
+        instances.c.series_instance_uid == series_uid,
+        instances.c.state == InstanceState.RECEIVED,
+        instances.c.assigned.is_(False),
+    )
+    with reading(engine) as connection:
+        found: float | None = connection.scalar(query)
+        return found
 
 
 def series_instances(
@@ -222,6 +316,7 @@ def ignore_series(
     now: float,
     *,
     instances_seen: int | None = None,
+    evidence: Sequence[Mapping[str, Any]] = (),
 ) -> bool:
     """Close a receiving series without a job.
 
@@ -238,6 +333,7 @@ def ignore_series(
             now=now,
             only=None if instances_seen is None else series.c.instances == instances_seen,
             forced=False,
+            evidence=list(evidence),
         )
 
 
@@ -247,11 +343,16 @@ def force_series(engine: Engine, series_uid: str, *, reason: str, now: float) ->
     A closed series is opened again, so that it is judged anew by the rules of today.
     """
     with writing(engine) as connection:
-        forced = connection.execute(
-            update(series).where(series.c.series_instance_uid == series_uid).values(forced=True)
+        own = series.c.series_instance_uid == series_uid
+        state = connection.scalar(
+            update(series).where(own).values(forced=True, reason=reason).returning(series.c.state)
         )
-        move(connection, Entity.SERIES, series_uid, SeriesState.RECEIVING, reason=reason, now=now)
-        return forced.rowcount == 1
+        opened = SeriesState.RECEIVING
+        if state == opened:
+            record_event(connection, Entity.SERIES, series_uid, opened, opened, reason, now)
+        elif state is not None:
+            move(connection, Entity.SERIES, series_uid, opened, reason=reason, now=now)
+        return state is not None
 
 
 def known_paths(engine: Engine) -> set[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, exists, insert, or_, select, update
 
 from dicom_node import observability
 from dicom_node.ledger.outbox import make_delivery
@@ -70,10 +70,14 @@ class Output:
 
 
 def claim(engine: Engine, worker: str, *, lease_s: float, now: float) -> Job | None:
-    """Take the next job (highest priority, then oldest), or None."""
+    """Take the next job (highest priority, then oldest), or None.
+
+    A job whose volume another worker restores at the moment waits for that: late slices are brought
+    into the window by the scale that it finds.
+    """
     due = (
         select(jobs.c.id)
-        .where(jobs.c.state == JobState.QUEUED, jobs.c.not_before <= now)
+        .where(jobs.c.state == JobState.QUEUED, jobs.c.not_before <= now, ~_volume_is_running())
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(1)
     )
@@ -248,6 +252,22 @@ def retry_later(
             not_before=now + delay_s,
             **_NO_LEASE,
         )
+
+
+def _volume_is_running() -> ColumnElement[bool]:
+    """Whether a job of the same volume, or of the undivided series, is being worked on."""
+    other = jobs.alias("other")
+    same = or_(other.c.volume_key == jobs.c.volume_key, other.c.volume_key == "whole")
+    return exists(
+        select(other.c.id)
+        .where(
+            other.c.series_instance_uid == jobs.c.series_instance_uid,
+            other.c.task == jobs.c.task,
+            other.c.state == JobState.RUNNING,
+            same,
+        )
+        .correlate(jobs)
+    )
 
 
 def _held_by(worker: str) -> ColumnElement[bool]:

@@ -88,6 +88,8 @@ def _job(row: Row[Any], sent: list[Report]) -> Report:
         "finished": _iso(row.finished_at),
         "seconds": {step: row.seconds.get(step) for step in _STEPS} | row.seconds,
         "quantities": row.quantities,
+        "strength": row.strength,
+        "evidence": row.evidence,
         "deliveries": sent,
     }
 
@@ -178,6 +180,7 @@ def series_rows(
             "state": row.state,
             "reason": row.reason,
             "instances": row.instances,
+            "evidence": row.evidence,
             "calling_ae": row.calling_ae,
             "called_ae": row.called_ae,
             "first_received": _iso(row.first_received_at),

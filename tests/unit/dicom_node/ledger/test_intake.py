@@ -40,6 +40,7 @@ def test_the_first_instance_opens_its_series(engine: Engine) -> None:
         calling_ae="SCANNER",
         called_ae="DIFFCODE",
         address="10.0.0.5",
+        first_received=NOW,
     )
 
 

@@ -132,8 +132,8 @@ def test_a_refused_or_held_job_is_made_as_such(engine: Engine, make_jobs: MakeJo
 def test_claims_go_by_priority_then_age(engine: Engine, make_jobs: MakeJobs) -> None:
     first, urgent, second = make_jobs(
         new_job((1,), volume_key="a"),
-        new_job((1,), volume_key="b", priority=5),
-        new_job((1,), volume_key="c"),
+        new_job((2,), volume_key="b", priority=5),
+        new_job((1, 2), volume_key="c"),
     )
     claimed = [_claim(engine) for _ in range(4)]
     assert [job.id if job else None for job in claimed] == [urgent, first, second, None]

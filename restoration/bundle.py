@@ -28,6 +28,7 @@ from torch import Tensor
 
 from restoration.diffcode import DiffCode, DiffCodeConfig
 from restoration.domain import TaskDomain, refuse_unknown
+from restoration.fidelity import Calibration
 from restoration.tasks import RestorationTask, spec
 
 FORMAT_VERSION = 1
@@ -79,6 +80,7 @@ class Manifest:
         default_factory=dict
     )  #: per task: widths in voxels (z, y, x) of restoration.lowpass; a task without one is left
     guards: dict[str, dict[str, float]] = field(default_factory=dict)  #: per task: limits
+    calibration: dict[str, Calibration] = field(default_factory=dict)  #: per task: of the gates
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class Manifest:
         return {
             **values,
             "domain": domain,
+            "calibration": {task: made.to_dict() for task, made in self.calibration.items()},
             "tasks": list(self.tasks),
             "training_data": list(self.training_data),
         }
@@ -107,6 +110,10 @@ class Manifest:
                 "domain": {
                     task: limits if isinstance(limits, TaskDomain) else TaskDomain.from_dict(limits)
                     for task, limits in values.get("domain", {}).items()
+                },
+                "calibration": {
+                    task: made if isinstance(made, Calibration) else Calibration.from_dict(made)
+                    for task, made in values.get("calibration", {}).items()
                 },
                 "low_frequency": {
                     task: _widths(task, widths)
@@ -201,7 +208,14 @@ def _check_tasks(manifest: Manifest) -> None:
         # A model fed through another window would be wrong without any sign of it.
         if manifest.normalisation.get(task) != _normalisation(task):
             raise ValueError(f"normalisation of {task} is not {_normalisation(task)}")
-    for name in ("domain", "degradation", "data_consistency", "low_frequency", "guards"):
+    for name in (
+        "domain",
+        "degradation",
+        "data_consistency",
+        "low_frequency",
+        "guards",
+        "calibration",
+    ):
         refuse_unknown(getattr(manifest, name), manifest.tasks, name)
 
 

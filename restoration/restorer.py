@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,17 @@ from restoration.bundle import (
 )
 from restoration.diffcode import DiffCode
 from restoration.domain import TaskDomain, missing, outside
-from restoration.fidelity.verdicts import Fidelity, Verdict
+from restoration.fidelity import Evidence, Fidelity, Measured, Verdict, assess
+from restoration.guards import (
+    Diagnostics,
+    at_full_strength,
+    change_values,
+    pass_values,
+    scale_of,
+    support_of,
+    support_values,
+    tripped,
+)
 from restoration.kspace import (
     SAME_GRID,
     GridChange,
@@ -47,6 +58,7 @@ from restoration.kspace import (
 )
 from restoration.lowpass import low_frequency_change
 from restoration.network import Limits, Network, Pass
+from restoration.probes import disturbed, probed, relative
 from restoration.tasks import RestorationTask, intensity_scale, normalise, spec
 
 __all__ = [
@@ -68,23 +80,13 @@ __all__ = [
 ]
 
 Volume = npt.NDArray[np.float32]
-PerSlice = npt.NDArray[np.float64]
+Spacing = tuple[float, float, float]  # z, y, x in mm
 Progress = Callable[[int, int], None]
 
 # The operator of training.degrade whose inputs are zero-filled k-space.
 KSPACE_TRUNCATION = "kspace-truncation"
 # A band this much wider than the training's is another problem than the one that was learnt.
 _WIDE = 1.3
-
-# The fraction of the window below which a mean or a spread says nothing about the slice.
-_FLAT = 1e-3
-# Coarse nets for a network gone wrong; a manifest may tighten them. Drift is in HU for CT, else
-# relative to the slice mean; the ratio is sd(change) / sd(input).
-_GUARDS = {
-    RestorationTask.CT_DENOISE: {"mean_drift": 5.0, "residual_ratio": 0.5},
-    RestorationTask.MRI_SR: {"mean_drift": 0.05, "residual_ratio": 0.5},
-    RestorationTask.PET_SYNTHESIS: {"mean_drift": 0.1, "residual_ratio": 1.0},
-}
 
 
 class RestorationMemoryError(RestorationError):
@@ -98,7 +100,7 @@ class Restoration:
     volume: Volume  #: (slices, rows, columns), physical units; on the grid that `grid` tells
     flags: tuple[str, ...]  #: guards that did not hold: mean_drift, residual_ratio, …
     seconds: float
-    diagnostics: dict[str, float | list[float]]
+    diagnostics: Diagnostics
     grid: GridChange = SAME_GRID  #: of the result over that of the input
 
 
@@ -156,7 +158,7 @@ class Restorer:
         volume: npt.NDArray[np.generic],
         task: RestorationTask | str,
         *,
-        spacing: tuple[float, float, float] | None = None,
+        spacing: Spacing | None = None,
         seeds: Sequence[int] | None = None,
         strength: float = 1.0,
         scale: float | None = None,
@@ -187,30 +189,86 @@ class Restorer:
         if grid.factor > 1:
             x = _zero_filled(x, grid.factor)
         job = self._prepare(x, task, seeds, strength, data_consistency, scale, support)
-        y = np.empty_like(x)
-        passes = self._restore_slices(x, y, job, progress)
-        # Judged before the means are held: a network gone wrong must not be hidden by it.
-        drift = _drift(x, y, task, job.scale)
-        ratio = _residual_ratio(x, y, task, job.scale)
-        self._hold_low_frequencies(x, y, job)
-        limits = _GUARDS[task] | self.manifest.guards.get(task.value, {})
-        flags = [
-            name
-            for name, values in (("mean_drift", np.abs(drift)), ("residual_ratio", ratio))
-            if (values > limits[name]).any()
-        ]
+        y, diagnostics = self._run(x, job, progress)
+        flags = tripped(diagnostics, task, self.manifest.guards.get(task.value, {}))
         if spacing is not None and self._outside(task, spacing, grid.factor):
             flags.append("outside_domain")
         if job.wide:
             flags.append("wide_band")
-        diagnostics: dict[str, float | list[float]] = {
-            "intensity_scale": job.scale,
-            "mean_drift": drift.tolist(),
-            "residual_ratio": ratio.tolist(),
-            **_support_values(job.support),
-            **_pass_values(passes),
-        }
         return Restoration(y, tuple(flags), time.perf_counter() - started, diagnostics, grid)
+
+    def assess(
+        self,
+        volume: npt.NDArray[np.generic],
+        made: Restoration,
+        task: RestorationTask | str,
+        *,
+        spacing: Spacing | None = None,
+        facts: Mapping[str, Any] | None = None,
+        seeds: Sequence[int] | None = None,
+        strength: float = 1.0,
+    ) -> Fidelity:
+        """Judge what `restore` made of `volume`, by the levels of the manifest.
+
+        `seeds` and `strength` are those that `restore` was given; `facts` of the acquisition are
+        compared with the model's domain. Some slices go through the network again, and the weights
+        are looked at. What is judged is the restoration at full strength: a strength above 0 only
+        mixes it with the input. Raises ValueError for a result of another volume.
+        """
+        task = self._accepted(task)
+        x = _checked(volume)
+        if made.grid.factor > 1:
+            x = _zero_filled(x, made.grid.factor)
+            spacing = spacing and _finer(spacing, made.grid.factor)
+        y, said = made.volume, made.diagnostics
+        if 0 < strength < 1:
+            y, said = x + (y - x) / np.float32(strength), at_full_strength(said, strength)
+        job = self._prepare(x, task, seeds, 1.0, True, scale_of(said), support_of(said))
+        evidence = Evidence(
+            spacing_mm=spacing,
+            facts=facts,
+            domain=self.manifest.domain.get(task.value),
+            diagnostics=said,
+            support=job.support,
+            probes=self._probes(x, y, job) if strength > 0 else {},
+            intact=self.network.intact,
+        )
+        calibration = self.manifest.calibration.get(task.value)
+        return assess(x, y, task, evidence=evidence, calibration=calibration, device=self.device)
+
+    def _probes(self, x: Volume, y: Volume, job: _Job) -> dict[str, Measured]:
+        """What the network does to its own result, and to its input with a little more noise."""
+        chosen = probed(len(x), job.task)
+        seeds = [job.seeds[index] for index in chosen]
+        before, after = x[chosen], y[chosen]
+        again = replace(job, seeds=seeds)
+        noisy = disturbed(before, job.task, job.scale, seeds)
+        # A result has no empty band to be drawn back to; PET is held in its volume, so a slice
+        # alone is compared with itself alone.
+        alone = job.task is RestorationTask.PET_SYNTHESIS
+        result = self._run(before, again)[0] if alone else after
+        return {
+            "idempotence": relative(
+                self._run(after, replace(again, support=None))[0] - after, after - before, chosen
+            ),
+            "perturbation": relative(self._run(noisy, again)[0] - result, noisy - before, chosen),
+        }
+
+    def _run(
+        self, x: Volume, job: _Job, progress: Progress | None = None
+    ) -> tuple[Volume, Diagnostics]:
+        """Restore on the grid of `x`: the result, and what was noticed by slice."""
+        y = np.empty_like(x)
+        passes = self._restore_slices(x, y, job, progress)
+        # Judged before the means are held: a network gone wrong must not be hidden by it.
+        diagnostics = {
+            "intensity_scale": job.scale,
+            **change_values(x, y, job.task, job.scale),
+            **support_values(job.support),
+            **pass_values(passes),
+        }
+        self._hold_low_frequencies(x, y, job)
+        return y, diagnostics
 
     def _accepted(self, task: RestorationTask | str) -> RestorationTask:
         task = RestorationTask(task)
@@ -409,49 +467,13 @@ def _zero_filled(x: Volume, factor: int) -> Volume:
     return torch.stack(slices).numpy()
 
 
+def _finer(spacing: Spacing, factor: int) -> Spacing:
+    return spacing[0], spacing[1] / factor, spacing[2] / factor
+
+
 def _require_finite(result: Tensor, start: int) -> None:
     bad = torch.nonzero(~result.flatten(1).isfinite().all(dim=1))
     if len(bad):
         raise RestorationError(
             f"The network returned a value that is not finite in slice {start + int(bad[0])}."
         )
-
-
-def _floor(task: RestorationTask, scale: float) -> float:
-    low, high = spec(task).window
-    return _FLAT * (high - low) / scale
-
-
-def _drift(x: Volume, y: Volume, task: RestorationTask, scale: float) -> PerSlice:
-    """Change of each slice's mean: in HU for CT, relative to the mean for PET and MR."""
-    change: PerSlice = (y - x).mean(axis=(1, 2), dtype=np.float64)
-    if task is not RestorationTask.CT_DENOISE:
-        mean = np.abs(x.mean(axis=(1, 2), dtype=np.float64))
-        change = change / np.maximum(mean, _floor(task, scale))
-    return change
-
-
-def _residual_ratio(x: Volume, y: Volume, task: RestorationTask, scale: float) -> PerSlice:
-    spread: PerSlice = x.std(axis=(1, 2), dtype=np.float64)
-    change: PerSlice = (y - x).std(axis=(1, 2), dtype=np.float64)
-    return change / np.maximum(spread, _floor(task, scale))
-
-
-def _support_values(support: Support | None) -> dict[str, float | list[float]]:
-    if support is None:
-        return {}
-    return {"support_rows": float(support.rows), "support_columns": float(support.columns)}
-
-
-def _pass_values(passes: list[Pass]) -> dict[str, float | list[float]]:
-    values: dict[str, float | list[float]] = {}
-    for name in ("latent_distance", "reference_distance"):
-        distances = [getattr(part, name) for part in passes if getattr(part, name) is not None]
-        if distances:
-            values[name] = torch.cat(distances).tolist()
-    logits = [part.class_logits for part in passes if part.class_logits is not None]
-    if logits:
-        stacked = torch.cat(logits)
-        for task in RestorationTask:
-            values[f"class_logit_{task.value}"] = stacked[:, task.index].tolist()
-    return values

@@ -5,6 +5,25 @@ compare with. These gates compare input and output and say how unusual their rel
 levels are learnt from subjects the model was not trained on (`diffcode calibrate`).
 """
 
+from restoration.fidelity.assess import Evidence, Measured, assess, judge, measure
+from restoration.fidelity.calibration import Calibration, InputModel
+from restoration.fidelity.catalogue import GATES, GateSpec
 from restoration.fidelity.verdicts import Bounds, Fidelity, Gate, Levels, Verdict, worst
 
-__all__ = ["Bounds", "Fidelity", "Gate", "Levels", "Verdict", "worst"]
+__all__ = [
+    "GATES",
+    "Bounds",
+    "Calibration",
+    "Evidence",
+    "Fidelity",
+    "Gate",
+    "GateSpec",
+    "InputModel",
+    "Levels",
+    "Measured",
+    "Verdict",
+    "assess",
+    "judge",
+    "measure",
+    "worst",
+]

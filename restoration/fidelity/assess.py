@@ -15,7 +15,7 @@ from torch import Tensor
 from restoration.domain import TaskDomain, outside
 from restoration.fidelity import measures, series, uptake
 from restoration.fidelity.calibration import Calibration, InputModel
-from restoration.fidelity.catalogue import CT, GATES, MR, PET, GateSpec
+from restoration.fidelity.catalogue import GATES, MR, PET
 from restoration.fidelity.verdicts import Fidelity, Gate
 from restoration.kspace import Support, empty_band
 from restoration.tasks import RestorationTask, intensity_scale
@@ -84,7 +84,7 @@ def judge(
     gates = tuple(
         Gate(
             name=spec.name,
-            unit=_unit(spec, task),
+            unit=spec.unit_of(task),
             values=found[spec.name].values,
             slices=found[spec.name].slices,
             levels=learnt.get(spec.name, spec.level(task)),
@@ -287,12 +287,3 @@ def _tensors(model: InputModel, device: torch.device) -> dict[str, Tensor]:
         "mean": torch.tensor(model.mean, dtype=torch.float64, device=device),
         "precision": torch.tensor(model.precision, dtype=torch.float64, device=device),
     }
-
-
-def _unit(spec: GateSpec, task: RestorationTask) -> str:
-    """The unit of a task: HU comes first where there are several, then those of the others."""
-    units = [unit.strip() for unit in spec.unit.split("|")]
-    if len(units) == 1:
-        return units[0]
-    order = (CT, PET, MR) if len(units) == 3 else (CT, PET)
-    return units[order.index(task)] if task in order[: len(units)] else units[-1]

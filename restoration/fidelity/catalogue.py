@@ -17,7 +17,7 @@ CT, MR, PET = (
     RestorationTask.MRI_SR,
     RestorationTask.PET_SYNTHESIS,
 )
-_ALL = (CT, MR, PET)
+_ALL = (CT, PET, MR)
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,17 @@ class GateSpec:
     """One gate; `learn` says which tails calibration sets, and whether on a logarithmic scale."""
 
     name: str
-    unit: str
+    unit: str  #: of all tasks, or "CT | PET | MR"
     default: Levels = field(default_factory=Levels)
     learn: str = ""  #: "high", "low", "both", or "" for a level that no data can move
     logarithmic: bool = False
     tasks: tuple[RestorationTask, ...] = _ALL
     by_task: Mapping[RestorationTask, Levels] = field(default_factory=dict)
+
+    def unit_of(self, task: RestorationTask) -> str:
+        """The unit of a task."""
+        units = [unit.strip() for unit in self.unit.split("|")]
+        return units[0] if len(units) == 1 else units[_ALL.index(task)]
 
     def level(self, task: RestorationTask) -> Levels:
         """The default of a task."""
@@ -54,10 +59,13 @@ GATES = (
         by_task={CT: _above(50, 100), PET: _above(0.5, 2), MR: _above(115, 575)},
     ),
     GateSpec(
-        "low_frequency", "HU | %", learn="high", logarithmic=True,
+        "low_frequency", "HU | % | %", learn="high", logarithmic=True,
         by_task={CT: _above(2, 5), PET: _above(2, 5), MR: _above(3, 6)},
     ),
-    GateSpec("gain", "%", _within(2, 3), "both"),
+    GateSpec(
+        "gain", "%", learn="both",
+        by_task={CT: _within(1, 3), PET: _within(8, 20), MR: _within(2, 4)},
+    ),
     *(
         GateSpec(f"hu_bias_{tissue}", "HU", _within(3, 10), "both", tasks=(CT,))
         for tissue in ("air", "lung", "fat", "soft", "bone")
@@ -72,21 +80,21 @@ GATES = (
         "residual_energy", "1", Levels(Bounds(0.3, 3.0), Bounds(0.1, 6.0)), "both", True
     ),
     GateSpec(
-        "network_drift", "HU | 1", learn="both",
+        "network_drift", "HU | 1 | 1", learn="both",
         by_task={CT: _within(3, 10), PET: _within(0.05, 0.2), MR: _within(0.03, 0.1)},
     ),
-    GateSpec("network_energy", "1", _above(0.5, 1.0), "high", True),
+    GateSpec("network_energy", "1", _above(1.0, 1.5), "high", True),
     GateSpec("activity", "%", _within(2, 10), "both", tasks=(PET,)),
     GateSpec("hot_suv", "%", _within(8, 20), "both", tasks=(PET,)),
     GateSpec("hot_suv_small", "%", _within(15, 40), "both", tasks=(PET,)),
     GateSpec("hot_peak", "%", _within(20, 40), "both", tasks=(PET,)),
     GateSpec("data_consistency", "%", _above(6, 15), "high", True, tasks=(MR,)),
     GateSpec(
-        "noise_level", "HU | 1", learn="both", logarithmic=True,
+        "noise_level", "HU | 1 | 1", learn="both", logarithmic=True,
         by_task={CT: Levels(Bounds(4, 60), Bounds(1, 200))},
     ),
     GateSpec(
-        "intensity", "1 | SUV", learn="both", logarithmic=True,
+        "intensity", "1 | SUV | 1", learn="both", logarithmic=True,
         by_task={CT: Levels(Bounds(0.2), Bounds(0.05))},
     ),
     GateSpec("empty_band", "of Nyquist", _above(0.35, None), tasks=(MR,)),
@@ -97,7 +105,7 @@ GATES = (
     GateSpec("reference", "1", learn="high", logarithmic=True),
     GateSpec("continuity", "1", _above(1.5, 3), "high", True),
     GateSpec("slice_order", "1", _above(0.9, 1.0), "high", True),
-    GateSpec("idempotence", "1", _above(0.8, 1.5), "high", True),
+    GateSpec("idempotence", "1", _above(1.5, 3), "high", True),
     GateSpec("perturbation", "1", _above(1.2, 3), "high", True),
     GateSpec("weights", "changes", _NONE),
 )  # fmt: skip

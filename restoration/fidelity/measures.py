@@ -67,13 +67,12 @@ def slice_measures(given: Slices) -> Measures:
     """Name → (slices,) of everything that a slice says alone."""
     x, y, task = given.x, given.y, given.task
     change = y - x
-    smooth = images.gaussian(x, 1.0 if task is _PET else 2.0)
+    smooth = _smooth(x, task)
     body = smooth > _BODY[task]
     found = {
         "finite": (~y.isfinite()).sum(_PLANE).double(),
         "range": _overshoot(x, y),
-        "low_frequency": _low_frequency(given, change),
-        "gain": 100 * (images.slope(smooth, smooth + images.gaussian(change, 2.0)) - 1),
+        **_low_frequencies(given, change),
         "whiteness": _whiteness(change),
         "edge_correlation": images.correlation(change.abs(), images.gradient(smooth)),
         **_input_measures(given, body),
@@ -133,6 +132,15 @@ def input_features(x: Tensor, noise_level: Tensor) -> Tensor:
     return torch.cat([rings, noise_level.clamp(min=1e-6).log10()[:, None]], 1)
 
 
+def body_noise(x: Tensor, task: RestorationTask) -> Tensor:
+    """SD of the finest detail in the body (slices,), in the units of `x`; NaN without a body."""
+    return images.noise(x, _smooth(x, task) > _BODY[task])
+
+
+def _smooth(x: Tensor, task: RestorationTask) -> Tensor:
+    return images.gaussian(x, 1.0 if task is _PET else 2.0)
+
+
 def _input_measures(given: Slices, body: Tensor) -> Measures:
     """What the input says about itself: noise, and whether its values are those of its units."""
     x, task = given.x, given.task
@@ -155,13 +163,14 @@ def _overshoot(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(above, below).clamp(min=0).double()
 
 
-def _low_frequency(given: Slices, change: Tensor) -> Tensor:
-    """RMS of the smoothed change: HU for CT, else % of the RMS of the smoothed input."""
-    coarse = images.rms(images.gaussian(change, given.coarse))
-    if given.task is _CT:
-        return coarse
-    whole = images.rms(images.gaussian(given.x, given.coarse))
-    return torch.where(whole > 0, 100 * coarse / whole, torch.nan)
+def _low_frequencies(given: Slices, change: Tensor) -> Measures:
+    """RMS of the smoothed change (HU for CT, else % of that of the input), and its gain in %."""
+    x, coarse = (images.gaussian(stack, given.coarse) for stack in (given.x, change))
+    moved = images.rms(coarse)
+    if given.task is not _CT:
+        whole = images.rms(x)
+        moved = torch.where(whole > 0, 100 * moved / whole, torch.nan)
+    return {"low_frequency": moved, "gain": 100 * images.slope(x, coarse)}
 
 
 def _whiteness(change: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pydicom import dcmread
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
@@ -127,13 +128,21 @@ def read_header(source: Path | str | bytes, *, whole: bool = False) -> Dataset:
     return dataset
 
 
-def read_dataset(source: Path | str | bytes, *, pixels: bool = True) -> Dataset:
-    """Read a PS3.10 file, each element converted. Errors as for `read_header`."""
+def read_dataset(
+    source: Path | str | bytes, *, pixels: bool = True, decisive: Collection[str] = ()
+) -> Dataset:
+    """Read a PS3.10 file, each element converted or left out. Errors as for `read_header`.
+
+    Raises UnreadableInstanceError too where an attribute of *decisive* would be left out: without
+    it, the rest would mean something else.
+    """
     with _opened(source) as stream, quiet_pydicom():
         try:
             dataset = dcmread(stream, stop_before_pixels=not pixels)
             early = _ends_early(dataset)
-            convert_all(dataset)
+            convert_all(dataset, decisive)
+        except UnreadableInstanceError:
+            raise
         except Exception as error:
             # The text of the cause may quote the data set; its kind cannot.
             reason = f"the data set does not parse ({type(error).__name__})"
@@ -164,17 +173,23 @@ def _lacks_pixels(dataset: Dataset) -> bool:
     )
 
 
-def convert_all(dataset: Dataset) -> None:
-    """Convert every element now, while warnings are held; leave out what does not convert."""
+def convert_all(dataset: Dataset, decisive: Collection[str] = ()) -> None:
+    """Convert every element now, while warnings are held; leave out what does not convert.
+
+    Raises UnreadableInstanceError where that is an attribute of *decisive*, at any depth.
+    """
     for tag in list(dataset.keys()):
         try:
             element = dataset[tag]
         except Exception:
+            keyword = keyword_for_tag(tag)
+            if keyword in decisive:
+                raise UnreadableInstanceError(f"{keyword} has a value that is none") from None
             del dataset[tag]
             continue
         if isinstance(element.value, DicomSequence):
             for item in element.value:
-                convert_all(item)
+                convert_all(item, decisive)
 
 
 def _raw(dataset: Dataset, tag: BaseTag) -> Any:

@@ -30,6 +30,22 @@ __all__ = ["Scale", "SeriesVolume", "load", "load_volumes"]
 _SCALED_PEAK = 10.0
 _SCALED_QUANTILE = 0.999
 
+# What pixels mean and where they lie hangs on these: one that cannot be read is not one that is
+# absent, for which there are defaults.
+_DECISIVE = frozenset(
+    {
+        "NumberOfFrames",
+        "PixelRepresentation",
+        "PixelPaddingValue",
+        "PixelPaddingRangeLimit",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+    }
+)
+
 _UNITS = {"ct_denoise": "HU", "pet_synthesis": "SUV", "mri_sr": "a.u."}
 
 
@@ -84,7 +100,7 @@ def load_volumes(
     Raises RefusedError where no volume may be restored, UnreadableInstanceError where a file
     does not parse or its pixels do not decode.
     """
-    datasets = [read_dataset(path) for path in paths]
+    datasets = [read_dataset(path, decisive=_DECISIVE) for path in paths]
     if not datasets:
         raise RefusedError("no instance to restore")
     judged = judge(datasets, task=task, policy=policy)

@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread, dcmwrite
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import RLELossless
 
 from dicom_node.dicom import pixels, volume
-from dicom_node.dicom.volume import SeriesVolume
+from dicom_node.dicom.header import quiet_pydicom
+from dicom_node.dicom.volume import SeriesVolume, load_volumes
 from dicom_node.errors import RefusedError, UnreadableInstanceError
 from dicom_node.settings import PolicySettings
 from tests.factories import make_series, phantom, write_series
@@ -78,6 +83,24 @@ def test_a_refused_volume_says_every_reason(tmp_path: Path, policy: PolicySettin
         volume.load(paths, "ct_denoise", policy)
     with pytest.raises(RefusedError, match="no instance"):
         volume.load([], "ct_denoise", policy)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("RescaleSlope", b"1.0.0 "), ("NumberOfFrames", b"1e400 "), ("PixelPaddingValue", b"1")],
+)
+def test_a_decisive_value_that_cannot_be_read_is_not_taken_for_absent(
+    keyword: str, value: bytes, tmp_path: Path, policy: PolicySettings
+) -> None:
+    (path,) = write_series(make_series("CT", slices=1), tmp_path)
+    with quiet_pydicom():
+        dataset = dcmread(path)
+        kind = dictionary_VR(keyword).partition(" or ")[0]
+        raw = RawDataElement(Tag(keyword), kind, len(value), value, 0, False, True)
+        dataset._dict[Tag(keyword)] = raw
+        dcmwrite(path, dataset)
+    with pytest.raises(UnreadableInstanceError, match=f"{keyword} has a value that is none"):
+        next(load_volumes([path], "ct_denoise", policy))
 
 
 def test_pixels_that_end_early_are_unreadable(tmp_path: Path, policy: PolicySettings) -> None:

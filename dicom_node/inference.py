@@ -6,7 +6,7 @@ opened: the processes that receive or deliver never load torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dicom_node.dicom.geometry import SAME_GRID, Resampling
 from dicom_node.errors import ConfigurationError, EngineMemoryError, NodeError, PermanentError
+from dicom_node.readings import GateReading, Level
 
 if TYPE_CHECKING:
     from restoration.restorer import Restorer
@@ -52,6 +53,8 @@ class RestorationRequest:
     scale: float | None = None
     #: MR stored at its acquired matrix: how many times the rows and columns the result shall have.
     upsample: int = 1
+    #: What the header says of the acquisition, by the keys of `Engine.judge`.
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ class RestorationResult:
     seconds: float
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     resampling: Resampling = SAME_GRID
+    #: What the gates measured; a result without any is never sent unseen.
+    readings: tuple[GateReading, ...] = ()
+    #: Whether the levels of the gates were learnt for these weights.
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,23 @@ class LocalEngine:
             made.seconds,
             made.diagnostics,
             Resampling(made.grid.factor, made.grid.shift),
+            guard_readings(made.flags, made.diagnostics),
         )
+
+
+def guard_readings(flags: Sequence[str], diagnostics: Mapping[str, Any]) -> tuple[GateReading, ...]:
+    """The engine's own guards, which a network gone wrong trips, as a gate of the volume."""
+    tripped = [name for name in _GUARDS if name in flags]
+    worst = (max(abs(value) for value in diagnostics[name]) for name in tripped)
+    words = ", ".join(f"{name} {value:.3g}" for name, value in zip(tripped, worst, strict=True))
+    level = Level.FAIL if tripped else Level.PASS
+    none = (None, None)
+    return (
+        GateReading("guard", "1", (float(len(tripped)),), (), (level,), none, none, None, words),
+    )
+
+
+_GUARDS = ("mean_drift", "residual_ratio")
 
 
 def _finer(facts: Mapping[str, Any], factor: int) -> Mapping[str, Any]:

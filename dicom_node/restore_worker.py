@@ -23,11 +23,13 @@ from dicom_node.errors import (
     TransientError,
     UnreadableInstanceError,
 )
+from dicom_node.gates import breaker_rule
 from dicom_node.inference import Engine
 from dicom_node.ledger import intake, queue
-from dicom_node.ledger.queue import Job, Output
+from dicom_node.ledger.queue import Job, Judged, Output
 from dicom_node.observability import get_logger
 from dicom_node.restoring import RestoredSeries, restore_series, result_series_uid
+from dicom_node.review import is_wanted, rendered
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
 
@@ -114,20 +116,24 @@ class RestoreWorker:
             self._engine,
             self._settings,
             created=datetime.fromtimestamp(job.created, UTC),
+            destinations=job.destinations,
             note=job.note,
             scale=earlier.get("intensity_scale"),
             strength=job.strength,
             progress=lambda done, total: self._beat(job),
         )
         started = time.perf_counter()
-        outputs = self._store(job, made)
+        # A result that no destination may have is no file either.
+        outputs = self._store(job, made) if made.judgement.sendable else []
+        review = self._review(job, made)
         seconds = made.seconds | {"derive": time.perf_counter() - started}
         finished = queue.finish(
             self._ledger,
             job.id,
             self._name,
+            judged=self._judged(made, review),
             outputs=outputs,
-            derived_series_instance_uid=made.series_instance_uid,
+            derived_series_instance_uid=made.series_instance_uid if outputs else None,
             model_sha256=self._engine.model.sha256,
             seconds={key: round(value, 3) for key, value in seconds.items()},
             note="; ".join(made.warnings) or None,
@@ -136,7 +142,36 @@ class RestoreWorker:
         )
         if not finished:
             raise LeaseLostError
-        _log.info("job done", action="job_done", job=job.id, instances=len(outputs), **seconds)
+        verdict = str(made.judgement.worst)
+        _log.info(
+            "job judged",
+            action="job_judged",
+            job=job.id,
+            verdict=verdict,
+            instances=len(outputs),
+            **seconds,
+        )
+
+    def _judged(self, made: RestoredSeries, review: str | None) -> Judged:
+        judgement = made.judgement
+        return Judged(
+            modality=made.sheet.modality,
+            model_sha256=self._engine.model.sha256,
+            failed=judgement.failed,
+            verdicts=judgement.verdicts,
+            reason=judgement.reason,
+            readings=made.readings,
+            breaker=breaker_rule(self._settings),
+            review=review,
+        )
+
+    def _review(self, job: Job, made: RestoredSeries) -> str | None:
+        """Write the report for the reviewer, where the settings ask for one; its folder."""
+        if not is_wanted(made.judgement.worst, self._settings.review):
+            return None
+        self._beat(job)
+        files = rendered(made.sheet, job.id, self._settings.review)
+        return self._spool.write_review(job.id, files)
 
     def _fresh(self, job: Job) -> list[str]:
         """The files of the job that this model has not restored yet, in an earlier job.

@@ -20,9 +20,10 @@ from pydicom.dataset import Dataset
 from dicom_node.dicom import derived, division, volume
 from dicom_node.dicom.derived import DerivedInstance, RestoredVolume
 from dicom_node.dicom.geometry import Resampling
-from dicom_node.dicom.header import number, numbers, texts
+from dicom_node.dicom.header import number, numbers, text, texts
 from dicom_node.dicom.reports import GateValue, Restoration, with_reports
 from dicom_node.errors import RefusedError
+from dicom_node.gates import Judgement, gate_verdict, judge
 from dicom_node.inference import (
     DomainVerdict,
     Engine,
@@ -31,7 +32,10 @@ from dicom_node.inference import (
     RestorationRequest,
     RestorationResult,
 )
-from dicom_node.settings import NodeSettings
+from dicom_node.ledger.states import Verdict
+from dicom_node.readings import GateReading, Level
+from dicom_node.review import Picture, Sheet, pictures
+from dicom_node.settings import IdentitySettings, NodeSettings
 
 FULL_STRENGTH = 1.0
 
@@ -45,6 +49,9 @@ class RestoredSeries:
     warnings: tuple[str, ...]
     seconds: dict[str, float]
     quantities: dict[str, Any]  # clamped: pixels; intensity_scale: of MR
+    judgement: Judgement
+    readings: tuple[GateReading, ...]  # slices in the order of the result
+    sheet: Sheet  # what a reviewer is shown
     instances: Iterator[DerivedInstance]
 
 
@@ -55,7 +62,10 @@ class _Volumes:
     restored: list[RestoredVolume] = field(default_factory=list)
     upsample: int | None = None
     warnings: list[str] = field(default_factory=list)
-    gates: list[GateValue] = field(default_factory=list)
+    values: list[GateValue] = field(default_factory=list)
+    readings: list[GateReading] = field(default_factory=list)
+    calibrated: bool = True
+    pictures: list[Picture] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
     load_s: float = 0.0
     restore_s: float = 0.0
@@ -68,14 +78,16 @@ def restore_series(
     settings: NodeSettings,
     *,
     created: datetime,
+    destinations: Sequence[str] = (),
     note: str | None = None,
     scale: float | None = None,
     strength: float = FULL_STRENGTH,
     progress: Progress | None = None,
 ) -> RestoredSeries:
-    """Restore the images of one job; used by the worker and by ``dicom-node restore``.
+    """Restore and judge the images of one job; for the worker and for ``dicom-node restore``.
 
-    *created* is the time that the result will bear; the same arguments make the same bytes.
+    *created* is the time that the result will bear; the same arguments make the same bytes. What
+    the gates say for each of the *destinations* is the caller's to obey.
     *scale* is the MR intensity scale of the volume that late slices belong to, *strength* how much
     of the change is applied: source + strength · (restored - source), 0 < strength ≤ 1.
 
@@ -87,35 +99,73 @@ def restore_series(
     if task not in engine.tasks:
         raise RefusedError(f"the model {engine.model.name} cannot do {task}")
     done = _restore_volumes(paths, task, engine, settings, scale, strength, progress)
-    warnings = tuple(dict.fromkeys([*([note] if note else []), *done.warnings]))
+    readings = tuple(each.placed(_place(done)) for each in done.readings)
+    frames = [frame for each in done.restored for frame in each.frames]
+    headers = [frame.header for frame in frames]
+    judgement = judge(
+        readings,
+        calibrated=done.calibrated,
+        modality=text(headers[0], "Modality"),
+        destinations=destinations,
+        settings=settings,
+    )
+    noted = [note] if note else []
+    warnings = tuple(dict.fromkeys([*noted, *done.warnings, *judgement.reasons]))
     steered = parameters_hash(task, engine.parameters(task), strength)
     made = derived.build(
         done.restored,
         task=task,
         model=engine.model,
-        identity=settings.identity,
+        identity=_labelled(settings, task, judgement),
         warnings=warnings,
         strength=strength,
         created=created,
         parameters_hash=steered,
     )
     restoration = Restoration(task, engine.model, steered, created, strength, warnings)
-    frames = [frame for each in done.restored for frame in each.frames]
+    series_uid = _series_uid(headers, task, engine, settings, frames[0].resampling, strength)
+    return RestoredSeries(
+        tuple(done.restored),
+        series_uid,
+        warnings,
+        {"load": done.load_s, "restore": done.restore_s},
+        _quantities(done),
+        judgement,
+        readings,
+        Sheet(
+            restoration,
+            series_uid,
+            tuple(done.pictures),
+            len(frames),
+            tuple(done.readings),
+            judgement,
+            headers[0],
+        ),
+        with_reports(
+            made,
+            _reported(done, readings, judgement, settings),
+            restoration,
+            settings.identity,
+            settings.report,
+        ),
+    )
+
+
+def _labelled(settings: NodeSettings, task: str, judgement: Judgement) -> IdentitySettings:
+    """How the result is labelled: the task's suffix, and that of a warning where one is due."""
+    identity = settings.identity
+    if not judgement.suffix_due:
+        return identity
+    suffixes = {str(name): words for name, words in identity.description_suffixes.items()}
+    suffixes[task] = suffixes.get(task, "") + settings.gates.warning_suffix
+    return identity.model_copy(update={"description_suffixes": suffixes})
+
+
+def _quantities(done: _Volumes) -> dict[str, Any]:
     quantities: dict[str, Any] = {"clamped": sum(each.clamped for each in done.restored)}
     if len(done.scales) == 1:
         quantities["intensity_scale"] = done.scales[0]
-    return RestoredSeries(
-        tuple(done.restored),
-        _series_uid(
-            [f.header for f in frames], task, engine, settings, frames[0].resampling, strength
-        ),
-        warnings,
-        {"load": done.load_s, "restore": done.restore_s},
-        quantities,
-        with_reports(
-            made, _as_derived(done), restoration, settings.identity, settings.report
-        ),
-    )  # fmt: skip
+    return quantities
 
 
 def _restore_volumes(
@@ -145,12 +195,22 @@ def _restore_volumes(
             strength=strength,
             scale=scale,
             upsample=verdict.upsample,
+            facts=facts(series.headers[0]),
         )
         result = engine.restore(request, _onwards(progress, slices))
         # The domain was judged above, with all that the header says.
         guards = [flag for flag in result.flags if flag != "outside_domain"]
         gathered.warnings += [f"guard {guard} did not hold" for guard in guards]
-        gathered.gates += gate_values(result, len(series.array), first=slices)
+        gathered.values += gate_values(result, len(series.array), first=slices)
+        gathered.readings += [each.shifted(slices) for each in result.readings]
+        gathered.calibrated &= result.calibrated
+        gathered.pictures += pictures(
+            series.array,
+            result.array,
+            result.readings,
+            first=slices,
+            further=settings.review.slices,
+        )
         if "intensity_scale" in result.diagnostics and task == "mri_sr":
             gathered.scales.append(float(result.diagnostics["intensity_scale"]))
         gathered.restored.append(derived.quantise(series, result.array, result.resampling))
@@ -162,20 +222,17 @@ def _restore_volumes(
     return gathered
 
 
-def _as_derived(done: _Volumes) -> list[GateValue]:
-    """The values by the place of their slice in the result.
+def _place(done: _Volumes) -> list[int]:
+    """The place in the result of each slice.
 
     A multi-frame result has its frames in the order of the source's, not in that of space.
     """
-    if done.restored[0].source is None:
-        return done.gates
     numbers = [frame.number for each in done.restored for frame in each.frames]
+    if done.restored[0].source is None:
+        return list(range(len(numbers)))
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     place = {index: after for after, index in enumerate(order)}
-    return [
-        gate if gate.slice is None else replace(gate, slice=place[gate.slice])
-        for gate in done.gates
-    ]
+    return [place[index] for index in range(len(numbers))]
 
 
 def _onwards(progress: Progress | None, before: int) -> Progress | None:
@@ -196,10 +253,51 @@ def gate_values(result: RestorationResult, slices: int, first: int = 0) -> list[
             values.append(GateValue(name, float(measured)))
         elif isinstance(measured, Sequence) and len(measured) == slices:
             values += [GateValue(name, float(v), slice=first + i) for i, v in enumerate(measured)]
-            worst = max(measured, key=abs)
-            verdict = "warn" if name in result.flags else None
-            values.append(GateValue(name, float(worst), verdict))
+            values.append(GateValue(name, float(max(measured, key=abs))))
     return values
+
+
+def judged_values(reading: GateReading, verdict: Verdict) -> list[GateValue]:
+    """A reading for the report: its slices, and for the volume the worst with its *verdict*.
+
+    A slice inside the limits passes; one outside has the verdict of the gate.
+    """
+    unit = _UCUM.get(reading.unit, reading.unit)
+    by_level = {Level.PASS: "pass", Level.WARN: "warn", Level.FAIL: str(verdict)}
+    values = [
+        GateValue(reading.gate, value, by_level[level], index, unit)
+        for value, level, index in zip(
+            reading.values, reading.levels, reading.slices, strict=bool(reading.slices)
+        )
+        if value is not None and level in by_level
+    ]
+    if (value := reading.worst_value) is not None:
+        values.append(GateValue(reading.gate, value, str(verdict), unit=unit))
+    return values
+
+
+# UCUM of the units that the gates name; the curly ones are annotations of a plain number.
+_UCUM = {"HU": "[hnsf'U]", "sd": "{standard deviation}", "SUV": "{SUVbw}g/ml"}
+
+
+def _reported(
+    done: _Volumes,
+    readings: Sequence[GateReading],
+    judgement: Judgement,
+    settings: NodeSettings,
+) -> list[GateValue]:
+    """All that was measured, by the place of its slice in the result, with the gates' verdicts."""
+    place, modality = _place(done), text(done.restored[0].frames[0].header, "Modality")
+    plain = [
+        each if each.slice is None else replace(each, slice=place[each.slice])
+        for each in done.values
+    ]
+    judged = [
+        value
+        for each in readings
+        for value in judged_values(each, gate_verdict(each, modality, judgement, settings))
+    ]
+    return [*plain, *judged]
 
 
 def result_series_uid(

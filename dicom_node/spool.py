@@ -3,6 +3,7 @@
     incoming/<aa>/<sha256>.dcm         received bytes, named by their digest
     outgoing/<series>/<sop>.dcm        restored instances, named by their UIDs
     quarantine/<sha256>.dcm, .txt      what did not parse, and why
+    review/<job>/                      report.html and montage.png for who reviews the result
     temporary/                         files being written; never read
 
 A file appears under its name only when its bytes are on stable storage: written to
@@ -17,7 +18,7 @@ import itertools
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,7 +29,7 @@ from dicom_node.errors import NotFoundError, PermanentError, SpoolFullError
 
 # PS3.5 9.1 allows digits and dots only; nothing else may reach a path.
 _UID = re.compile(r"[0-9.]{1,64}")
-_AREAS = ("incoming", "outgoing", "quarantine", "temporary")
+_AREAS = ("incoming", "outgoing", "quarantine", "review", "temporary")
 # IOV_MAX of Linux is 1024.
 _GATHERED = 512
 
@@ -178,6 +179,13 @@ class Spool:
             if not _UID.fullmatch(uid) or not uid.strip("."):
                 raise PermanentError("not a UID: it may hold digits and dots only")
         return self._store(data, lambda _: self.root / f"outgoing/{series_uid}/{sop_uid}.dcm")
+
+    def write_review(self, job_id: int, files: Mapping[str, bytes]) -> str:
+        """Store the report on the result of a job, replacing an earlier one; its folder."""
+        folder = f"review/{job_id:d}"
+        for name, data in files.items():
+            self._store(data, lambda _, name=name: self.root / folder / name)  # type: ignore[misc]
+        return folder
 
     def quarantine(self, source: bytes | Draft | Path | str, reason: str) -> StoredFile:
         """Keep bytes or a draft, or move a file, out of the way with the reason beside it."""

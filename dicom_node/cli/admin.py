@@ -59,7 +59,7 @@ _REASON = click.option("--reason", default="asked by the operator", help="Kept i
 
 @click.group()
 def jobs() -> None:
-    """Restorations: list, show, retry, hold, release, cancel."""
+    """Restorations: list, show, retry, hold, release, reject, cancel."""
 
 
 @jobs.command("list")
@@ -110,16 +110,15 @@ def _job_action(name: str, help_text: str, done: str) -> None:
         def apply(job_id: int) -> bool:
             return change(engine, job_id, reason=reason, now=time.time())
 
-        _act("job", job_ids, apply, state_of, name=name, done=done)
+        to_each("job", job_ids, apply, state_of, name=name, done=done)
 
 
 _job_action("retry", "Queue failed, refused or cancelled jobs again.", "queued")
 _job_action("hold", "Keep queued jobs from being worked on.", "held")
-_job_action("release", "Queue held jobs.", "queued")
 _job_action("cancel", "Take back jobs that are not done.", "cancelled")
 
 
-def _act(
+def to_each(
     what: str,
     ids: tuple[int, ...],
     apply: Callable[[int], bool],
@@ -242,7 +241,7 @@ def retry_deliveries(delivery_ids: tuple[int, ...], reason: str, config: Path) -
     def state_of(delivery_id: int) -> str:
         return str(reports.delivery(engine, delivery_id)["state"])
 
-    _act("delivery", delivery_ids, apply, state_of, name="retry", done="queued")
+    to_each("delivery", delivery_ids, apply, state_of, name="retry", done="queued")
 
 
 @click.command()

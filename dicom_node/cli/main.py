@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dicom_node import __version__
-from dicom_node.cli import admin, common, local
+from dicom_node.cli import admin, common, decisions, local
 from dicom_node.cli.common import config_option, json_option
 from dicom_node.errors import ConfigurationError
 
@@ -201,6 +201,7 @@ cli.add_command(local.route)
 cli.add_command(admin.jobs)
 cli.add_command(admin.series)
 cli.add_command(admin.deliveries)
+cli.add_command(decisions.breakers)
 cli.add_command(admin.watch)
 
 

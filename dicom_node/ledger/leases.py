@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, exists, insert, or_, select, update
 
 from dicom_node import observability
-from dicom_node.ledger.outbox import make_delivery
+from dicom_node.ledger import verdicts
 from dicom_node.ledger.tables import (
     Entity,
     JobState,
@@ -27,6 +27,7 @@ from dicom_node.ledger.tables import (
     writing,
 )
 from dicom_node.ledger.tables import outputs as outputs_table
+from dicom_node.ledger.verdicts import Judged
 
 #: A job that was claimed so often without an end is failed.
 MAX_ATTEMPTS = 10
@@ -134,43 +135,47 @@ def finish(
     job_id: int,
     worker: str,
     *,
+    judged: Judged,
     outputs: Sequence[Output],
-    derived_series_instance_uid: str,
+    derived_series_instance_uid: str | None,
     model_sha256: str,
     seconds: Mapping[str, float],
     note: str | None,
     now: float,
     quantities: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Conclude a job and make one delivery per destination: all of it or nothing.
+    """Conclude a job by what was judged, and make the deliveries that this permits: all or nothing.
 
-    *quantities* is what the result rests on, as `earlier_quantities` gives it back.
+    The verdicts are written first, in the same transaction. The job is held where one destination
+    waits for a person, and refused where none may have it. *quantities* is what the result rests
+    on, as `earlier_quantities` gives it back.
 
     Returns:
         False, with nothing written, when the job is no longer this worker's.
     """
     with writing(engine) as connection:
-        done = _conclude(
+        own = select(jobs.c.task).where(jobs.c.id == job_id, _held_by(worker))
+        task = connection.scalar(own.with_for_update())
+        if task is None:
+            return False
+        recorded = verdicts.record(connection, job_id, judged, now)
+        _conclude(
             connection,
             job_id,
             worker,
-            JobState.DONE,
-            note,
+            recorded.state,
+            note if recorded.state is JobState.DONE else recorded.reason,
             now,
             derived_series_instance_uid=derived_series_instance_uid,
             model_sha256=model_sha256,
             seconds=dict(seconds),
             quantities=dict(quantities or {}),
         )
-        if not done:
-            return False
         for output in outputs:
             connection.execute(insert(outputs_table).values(**asdict(output), job_id=job_id))
-        job = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
-        for destination in dict.fromkeys(job.destinations):
-            make_delivery(connection, job_id, destination, now)
+        verdicts.settle(connection, job_id, recorded, now)
     for step, duration in seconds.items():
-        observability.JOB_SECONDS.labels(task=job.task, step=step).observe(duration)
+        observability.JOB_SECONDS.labels(task=task, step=step).observe(duration)
     return True
 
 
@@ -185,7 +190,8 @@ def earlier_quantities(engine: Engine, job: Job, model_sha256: str) -> Mapping[s
         .where(
             jobs.c.series_instance_uid == job.series_instance_uid,
             jobs.c.task == job.task,
-            jobs.c.state == JobState.DONE,
+            # What a gate held, or a person rejected, rested on the same.
+            jobs.c.state.in_([JobState.DONE, JobState.HELD, JobState.REJECTED]),
             jobs.c.model_sha256 == model_sha256,
             jobs.c.id != job.id,
         )
@@ -291,7 +297,7 @@ def _conclude(
         reason=reason,
         now=now,
         only=_held_by(worker),
-        finished_at=now,
+        finished_at=None if state is JobState.HELD else now,
         **_NO_LEASE,
         **values,
     )

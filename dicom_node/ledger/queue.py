@@ -38,6 +38,7 @@ from dicom_node.ledger.outbox import (
     release_delivery_leases,
     retry_delivery,
 )
+from dicom_node.ledger.states import Verdict
 from dicom_node.ledger.tables import (
     Entity,
     JobState,
@@ -47,6 +48,8 @@ from dicom_node.ledger.tables import (
 )
 from dicom_node.ledger.tables import jobs as jobs_table
 from dicom_node.ledger.tables import outputs as outputs_table
+from dicom_node.ledger.tables import verdicts as verdicts_table
+from dicom_node.ledger.verdicts import Judged, reject, release, reset_breaker
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -54,6 +57,7 @@ __all__ = [
     "DeliveryItem",
     "EarlierJob",
     "Job",
+    "Judged",
     "NewJob",
     "Output",
     "already_made",
@@ -77,6 +81,7 @@ __all__ = [
     "release",
     "release_delivery_leases",
     "release_leases",
+    "reset_breaker",
     "retry",
     "retry_delivery",
     "retry_later",
@@ -92,20 +97,13 @@ def hold(engine: Engine, job_id: int, *, reason: str, now: float) -> bool:
     return _decide(engine, job_id, JobState.HELD, reason, now)
 
 
-def release(engine: Engine, job_id: int, *, reason: str, now: float) -> bool:
-    """Queue a held job."""
-    only = jobs_table.c.state == JobState.HELD
-    return _decide(engine, job_id, JobState.QUEUED, reason, now, only=only, **_FRESH)
-
-
-def reject(engine: Engine, job_id: int, *, reason: str, now: float) -> bool:
-    """Decline a held job for good."""
-    return _decide(engine, job_id, JobState.REJECTED, reason, now, finished_at=now)
-
-
 def cancel(engine: Engine, job_id: int, *, reason: str, now: float) -> bool:
-    """Take back a job that is not done."""
-    return _decide(engine, job_id, JobState.CANCELLED, reason, now, finished_at=now)
+    """Take back a job that is not done; a result that a gate holds is released or rejected."""
+    judged = select(verdicts_table.c.job_id).where(
+        verdicts_table.c.job_id == job_id, verdicts_table.c.verdict == Verdict.HOLD
+    )
+    only = ~judged.exists()
+    return _decide(engine, job_id, JobState.CANCELLED, reason, now, only=only, finished_at=now)
 
 
 def retry(engine: Engine, job_id: int, *, reason: str, now: float) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, func, select
 
 from dicom_node.errors import NotFoundError
-from dicom_node.ledger import rows, tables
+from dicom_node.ledger import judged_rows, rows, tables
 from dicom_node.ledger.rows import Report
 from dicom_node.ledger.tables import (
     DeliveryState,
@@ -25,6 +25,7 @@ from dicom_node.ledger.tables import (
 __all__ = [
     "Report",
     "Transfer",
+    "breakers",
     "deliveries",
     "delivery",
     "instance",
@@ -60,7 +61,7 @@ def jobs(
 
 
 def job(engine: Engine, job_id: int) -> Report:
-    """Return one job with its `sources`, `outputs` and `history`.
+    """Return one job with its `sources`, `outputs`, `verdicts`, `gates` and `history`.
 
     Raises:
         NotFoundError: When there is none.
@@ -73,6 +74,7 @@ def job(engine: Engine, job_id: int) -> Report:
             **found[0],
             "sources": rows.source_uids(connection, job_id),
             "outputs": rows.output_rows(connection, tables.outputs.c.job_id == job_id),
+            **judged_rows.judgement(connection, job_id),
             "history": rows.history(connection, Entity.JOB, [job_id]),
         }
 
@@ -189,6 +191,12 @@ def instance(engine: Engine, sop_instance_uid: str) -> Report:
         }
 
 
+def breakers(engine: Engine, *, window: int) -> list[Report]:
+    """Return the circuit breakers, each with `failed` of the latest `judged` jobs."""
+    with reading(engine) as connection:
+        return judged_rows.breakers(connection, window)
+
+
 def stats(engine: Engine) -> Report:
     """Return counts by state of instances, series, jobs and deliveries, and what is oldest."""
     with reading(engine) as connection:
@@ -198,6 +206,8 @@ def stats(engine: Engine) -> Report:
             "series": rows.counts(connection, tables.series.c.state, SeriesState),
             "jobs": rows.counts(connection, tables.jobs.c.state, JobState),
             "deliveries": rows.counts(connection, tables.deliveries.c.state, DeliveryState),
+            "verdicts": judged_rows.verdict_counts(connection),
+            "breakers": judged_rows.breaker_states(connection),
             # PostgreSQL sums to a decimal, which is no number in JSON.
             "received_bytes": int(
                 connection.scalar(select(func.sum(tables.instances.c.size))) or 0

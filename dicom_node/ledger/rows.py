@@ -28,7 +28,8 @@ _STEPS = ("load", "restore", "derive")
 _SENT = (ItemState.DELIVERED, ItemState.COMMITTED)
 
 
-def _iso(at: float | None) -> str | None:
+def iso(at: float | None) -> str | None:
+    """A moment as ISO 8601 in UTC, to the millisecond."""
     if at is None:
         return None
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
@@ -84,8 +85,8 @@ def _job(row: Row[Any], sent: list[Report]) -> Report:
         "note": row.note,
         "instances": row.instances,
         "model_sha256": row.model_sha256,
-        "created": _iso(row.created_at),
-        "finished": _iso(row.finished_at),
+        "created": iso(row.created_at),
+        "finished": iso(row.finished_at),
         "seconds": {step: row.seconds.get(step) for step in _STEPS} | row.seconds,
         "quantities": row.quantities,
         "strength": row.strength,
@@ -156,9 +157,9 @@ def _delivery(row: Row[Any]) -> Report:
         "sent": row.sent,
         "total": row.total,
         "attempts": row.attempts,
-        "created": _iso(row.created_at),
-        "next_attempt": _iso(row.not_before) if is_waiting else None,
-        "finished": _iso(row.finished_at),
+        "created": iso(row.created_at),
+        "next_attempt": iso(row.not_before) if is_waiting else None,
+        "finished": iso(row.finished_at),
     }
 
 
@@ -183,8 +184,8 @@ def series_rows(
             "evidence": row.evidence,
             "calling_ae": row.calling_ae,
             "called_ae": row.called_ae,
-            "first_received": _iso(row.first_received_at),
-            "last_received": _iso(row.last_received_at),
+            "first_received": iso(row.first_received_at),
+            "last_received": iso(row.last_received_at),
         }
         for row in connection.execute(query)
     ]
@@ -218,7 +219,7 @@ def instance_rows(
             "size": row.size,
             "calling_ae": row.calling_ae,
             "called_ae": row.called_ae,
-            "received": _iso(row.received_at),
+            "received": iso(row.received_at),
         }
         for row in connection.execute(query)
     ]
@@ -272,7 +273,7 @@ def item_rows(connection: Connection, condition: ColumnElement[bool]) -> list[Re
             "destination": row.destination,
             "state": row.state,
             "status": None if row.status is None else f"0x{row.status:04X}",
-            "at": _iso(row.at),
+            "at": iso(row.at),
         }
         for row in connection.execute(query)
     ]
@@ -287,7 +288,7 @@ def history(connection: Connection, entity: Entity, keys: list[Any]) -> list[Rep
     )
     return [
         {
-            "at": _iso(row.at),
+            "at": iso(row.at),
             "from": row.from_state,
             "to": row.to_state,
             "reason": row.reason,
@@ -309,6 +310,4 @@ def open_associations(connection: Connection) -> int:
 
 
 def oldest(connection: Connection, table: Any, states: list[str]) -> str | None:
-    return _iso(
-        connection.scalar(select(func.min(table.created_at)).where(table.state.in_(states)))
-    )
+    return iso(connection.scalar(select(func.min(table.created_at)).where(table.state.in_(states))))

@@ -36,6 +36,7 @@ from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
 from dicom_node.storage_scp import StorageSCP
 from dicom_node.storage_scu import Sendable
+from tests.unit.dicom_node.ledger.examples import judged
 
 STORESCU = "/usr/bin/storescu"
 DCMSEND = "/usr/bin/dcmsend"
@@ -374,6 +375,7 @@ def outgoing_series(
         node.ledger,
         claimed.id,
         "test",
+        judged=judged(*destinations),
         outputs=outputs,
         derived_series_instance_uid=f"{ROOT}.2.{series}",
         model_sha256="0" * 64,

@@ -24,6 +24,7 @@ from dicom_node.inference import (
     RestorationResult,
 )
 from dicom_node.ledger import intake, reports
+from dicom_node.readings import GateReading, Level
 from dicom_node.restore_worker import RestoreWorker
 from dicom_node.routing import parse_routes
 from dicom_node.settings import NodeSettings
@@ -115,6 +116,11 @@ def uids(datasets: Sequence[Dataset]) -> set[str]:
     return {str(dataset.SOPInstanceUID) for dataset in datasets}
 
 
+def reading(gate: str, level: Level = Level.PASS, value: float = 0.0) -> GateReading:
+    """What a gate of the whole volume says."""
+    return GateReading(gate, "1", (value,), (), (level,), (None, 1.0), (None, 2.0))
+
+
 @dataclass
 class Gain:
     """An engine that adds a number to each pixel, and does what a test says before each slice."""
@@ -127,6 +133,8 @@ class Gain:
     facts: list[Mapping[str, Any]] = field(default_factory=list)
     requests: list[RestorationRequest] = field(default_factory=list)
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    readings: tuple[GateReading, ...] = (reading("finite"),)
+    calibrated: bool = True
 
     def judge(self, task: str, facts: Mapping[str, Any]) -> DomainVerdict:
         self.facts.append(facts)
@@ -147,5 +155,12 @@ class Gain:
             if progress is not None:
                 progress(number + 1, len(restored))
         return RestorationResult(
-            restored, self.model, (), 0.1, self.diagnostics, Resampling(request.upsample)
+            restored,
+            self.model,
+            (),
+            0.1,
+            self.diagnostics,
+            Resampling(request.upsample),
+            self.readings,
+            self.calibrated,
         )

@@ -101,11 +101,16 @@ def test_a_delivery_can_be_listed_shown_and_not_retried_while_queued(node: Bench
 
 def test_an_operator_holds_releases_and_cancels(node: Bench) -> None:
     for action, state in [("hold", "held"), ("release", "queued"), ("cancel", "cancelled")]:
-        done = run(node, "jobs", action, 1, "--reason", f"to {action}")
+        who = ["--operator", "Ann"] if action == "release" else []
+        done = run(node, "jobs", action, 1, "--reason", f"to {action}", *who)
         assert done.exit_code == 0, done.stderr
         assert reports.job(node.ledger, 1)["state"] == state
     history = listed(node, "jobs", "show", 1)["history"]
-    assert [event["reason"] for event in history][-3:] == ["to hold", "to release", "to cancel"]
+    assert [event["reason"] for event in history][-3:] == [
+        "to hold",
+        "released by Ann: to release",
+        "to cancel",
+    ]
 
 
 def test_a_failed_job_is_retried(node: Bench) -> None:
@@ -118,7 +123,7 @@ def test_a_failed_job_is_retried(node: Bench) -> None:
 
 def test_an_action_that_does_not_apply_is_refused_with_the_state(node: Bench) -> None:
     restore(node)
-    done = run(node, "jobs", "release", 1, 99)
+    done = run(node, "jobs", "release", 1, 99, "--operator", "Ann", "--reason", "seen")
     assert done.exit_code == 1
     assert "job 1 is done; release does not apply" in done.stderr
     assert "there is no job 99" in done.stderr

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 
 from dicom_node.ledger import intake, queue, tables
 from dicom_node.ledger.tables import SeriesState, open_ledger
-from tests.unit.dicom_node.ledger.examples import NOW, SERIES, instance, new_job, output
+from tests.unit.dicom_node.ledger.examples import NOW, SERIES, instance, judged, new_job, output
 
 _ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
 
@@ -128,6 +128,7 @@ def finish_job(engine: Engine, make_jobs: Callable[..., list[int]]) -> Callable[
             engine,
             job_id,
             "worker",
+            judged=judged(*(destinations or ("pacs",))),
             outputs=[output(1), output(2)],
             derived_series_instance_uid="2.25",
             model_sha256="a" * 64,

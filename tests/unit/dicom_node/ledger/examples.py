@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dicom_node.breaker import Rule
 from dicom_node.ledger import intake, queue
+from dicom_node.ledger.states import Verdict
+from dicom_node.ledger.verdicts import NOWHERE
 
 SERIES = "1.2.3"
 STUDY = "1.2"
@@ -52,3 +55,18 @@ def output(number: int) -> queue.Output:
         sha256=f"{number:064x}",
         size=1000,
     )
+
+
+def judged(*destinations: str, verdict: Verdict = Verdict.PASS, **changes: object) -> queue.Judged:
+    """The same verdict for each destination, of no reading."""
+    values: dict[str, object] = {
+        "modality": "CT",
+        "model_sha256": "a" * 64,
+        "failed": verdict in (Verdict.HOLD, Verdict.REFUSE),
+        "verdicts": dict.fromkeys(destinations or (NOWHERE,), verdict),
+        "reason": None if verdict is Verdict.PASS else f"a gate says {verdict}",
+        "readings": (),
+        "breaker": Rule(window=50, lowest=0.0, highest=0.05, significance=0.001),
+        **changes,
+    }
+    return queue.Judged(**values)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from sqlalchemy import Engine, insert, select
@@ -9,7 +10,7 @@ from sqlalchemy import Engine, insert, select
 from dicom_node.errors import LedgerError, NotFoundError
 from dicom_node.ledger import intake, queue, reports, tables
 from dicom_node.ledger.tables import JobState, SeriesState, reading, writing
-from tests.unit.dicom_node.ledger.examples import NOW, SERIES, STUDY, new_job, output
+from tests.unit.dicom_node.ledger.examples import NOW, SERIES, STUDY, judged, new_job, output
 
 MakeJobs = Callable[..., list[int]]
 
@@ -25,6 +26,7 @@ def _state(engine: Engine, job_id: int) -> tuple[str, str | None]:
 
 def _finish(engine: Engine, job_id: int, worker: str = "worker", **changes: object) -> bool:
     values: dict[str, object] = {
+        "judged": judged("pacs"),
         "outputs": [output(1), output(2)],
         "derived_series_instance_uid": "2.25",
         "model_sha256": "a" * 64,
@@ -205,7 +207,7 @@ def test_a_finished_job_has_its_outputs_and_one_delivery_per_destination(
 ) -> None:
     (job_id,) = make_jobs(new_job(destinations=("pacs", "archive", "pacs")))
     _claim(engine)
-    assert _finish(engine, job_id, note="one gap")
+    assert _finish(engine, job_id, note="one gap", judged=judged("pacs", "archive"))
     assert not _finish(engine, job_id)
     found = reports.job(engine, job_id)
     assert (found["state"], found["reason"]) == ("done", "one gap")
@@ -235,7 +237,7 @@ def test_a_job_without_destination_is_done_all_the_same(
 ) -> None:
     (job_id,) = make_jobs(new_job(destinations=()))
     _claim(engine)
-    assert _finish(engine, job_id)
+    assert _finish(engine, job_id, judged=judged())
     assert reports.job(engine, job_id)["deliveries"] == []
 
 
@@ -265,8 +267,8 @@ def test_a_transient_error_queues_the_job_after_a_delay(
 
 ACTIONS = {
     "hold": queue.hold,
-    "release": queue.release,
-    "reject": queue.reject,
+    "release": partial(queue.release, operator="Ann"),
+    "reject": partial(queue.reject, operator="Ann"),
     "cancel": queue.cancel,
     "retry": queue.retry,
 }

@@ -19,7 +19,6 @@ log = get_logger(__name__)
 class Recovered:
     """What `recover` found after a stop that was not clean."""
 
-    associations: int
     adopted: int
     quarantined: int
     temporary: int
@@ -28,20 +27,19 @@ class Recovered:
 def recover(engine: Engine, spool: Spool, *, stale_file_s: float, now: float) -> Recovered:
     """Repair what a killed receive process left; call once, before listening.
 
-    Associations it had open are closed as lost. A file without a row was stored, but the
-    sender never heard so: it is recorded as if it had just come, or quarantined when it does
-    not parse. Old temporary files are removed.
+    A file without a row was stored: its row was never committed, or a loss of power took it. It is
+    recorded as if it had just come, by the association that was left open if its series came by
+    it, or quarantined when it is cut short or does not parse. Old temporary files are removed.
+    Associations stay open until `StorageSCP.start` has told of them and closes them.
     """
-    associations = intake.close_lost_associations(engine, now)
     orphans = list(spool.orphans(intake.known_paths(engine)))
     adopted = sum(_adopt(engine, spool, path, now) for path in orphans)
     recovered = Recovered(
-        associations=associations,
         adopted=adopted,
         quarantined=len(orphans) - adopted,
         temporary=spool.remove_temporary(older_than=now - stale_file_s),
     )
-    if recovered != Recovered(0, 0, 0, 0):
+    if recovered != Recovered(0, 0, 0):
         log.warning("recovered after a stop that was not clean", **vars(recovered))
     return recovered
 
@@ -57,7 +55,7 @@ def sweep(engine: Engine, *, max_attempts: int, now: float) -> int:
 
 def _adopt(engine: Engine, spool: Spool, path: str, now: float) -> bool:
     try:
-        instance = _received(spool, path)
+        instance = _received(engine, spool, path)
     except UnreadableInstanceError as error:
         reason = f"found after a stop: {error.message}"
         kept = spool.quarantine(path, reason)
@@ -74,14 +72,18 @@ def _adopt(engine: Engine, spool: Spool, path: str, now: float) -> bool:
     return True
 
 
-def _received(spool: Spool, path: str) -> intake.ReceivedInstance:
+def _received(engine: Engine, spool: Spool, path: str) -> intake.ReceivedInstance:
+    if not spool.secure(path):
+        raise UnreadableInstanceError("its bytes are not those that were received")
     file = spool.resolve(path)
     header = read_header(file)
+    summary = instance_summary(header)
     return intake.ReceivedInstance(
-        **asdict(instance_summary(header)),
+        **asdict(summary),
         path=path,
         # The name is the digest of the bytes: `Spool.write`.
         sha256=file.stem,
         size=file.stat().st_size,
+        association_id=intake.lost_association(engine, summary.series_instance_uid),
         ignored_reason=why_ignored(header),
     )

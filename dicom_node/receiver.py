@@ -30,6 +30,7 @@ from dicom_node.errors import (
 )
 from dicom_node.ledger import intake
 from dicom_node.ledger.tables import InstanceState
+from dicom_node.ledger.writer import Writer
 from dicom_node.observability import get_logger
 from dicom_node.spool import Draft, Octets, Spool
 from dicom_node.upper_layer import Limits
@@ -130,6 +131,7 @@ class StorageReceiver:
         self.spool = spool
         self.limits = limits or Limits()
         self._engine = engine
+        self._writer = Writer(engine)
         self._clock = clock
         self._group = GroupCommit(self._commit)
 
@@ -179,7 +181,7 @@ class StorageReceiver:
         """Record a group; where that fails, each by itself: none harms another."""
         now = self._clock()
         try:
-            return [*intake.record_instances(self._engine, group, now, self.spool.set_aside)]
+            return [*intake.record_instances(self._writer, group, now, self.spool.set_aside)]
         except NodeError as error:
             if len(group) == 1:
                 return [error]

@@ -6,13 +6,17 @@
     review/<job>/                      report.html and montage.png for who reviews the result
     temporary/                         files being written; never read
 
-A file appears under its name only when its bytes are on stable storage: written to
-`temporary`, flushed, renamed, and the folder flushed. A crash leaves at worst a temporary file
-or a complete file that no row names.
+A file is written to `temporary`, flushed, renamed, and its folder flushed; so its name means that
+its bytes are on stable storage. A received instance gets its name before the flush of its bytes, so
+that one commit of the file system's journal takes both; the flush of its folder follows as well.
+Its name is the digest of its bytes, and `secure` tells after a loss of power whether it says the
+truth. A crash leaves at worst a temporary file or a received file that no row names.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import itertools
 import os
@@ -32,6 +36,11 @@ _UID = re.compile(r"[0-9.]{1,64}")
 _AREAS = ("incoming", "outgoing", "quarantine", "review", "temporary")
 # IOV_MAX of Linux is 1024.
 _GATHERED = 512
+# So much is written before the disk is told to begin with it, while the rest still comes.
+_WRITTEN_BACK = 1 << 17
+_PIECE = 1 << 20
+# A file system without hard links.
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
 
 Octets = bytes | bytearray | memoryview
 
@@ -56,6 +65,7 @@ class Draft:
         self._path = path
         self._digest = hashlib.sha256()
         self._named = False
+        self._written_back = 0
         self.size = 0
         with _storage_errors():
             self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -78,6 +88,7 @@ class Draft:
         with _storage_errors():
             for at in range(0, len(pieces), _GATHERED):
                 self._append(pieces[at : at + _GATHERED])
+            self._begin_writing_back()
 
     @property
     def sha256(self) -> str:
@@ -88,9 +99,30 @@ class Draft:
         """Make the bytes durable and visible under a path; not yet the entry of its folder."""
         with _storage_errors():
             os.fsync(self._descriptor)
-            # Renaming over an equal file also repairs one that was damaged on disk.
             os.rename(self._path, target)
         self._named = True
+
+    def link(self, target: str) -> bool:
+        """Make the bytes visible under a path that is free, then durable; else False, and nothing.
+
+        A loss of power between the two may leave other bytes under the path: it must be known by
+        its name what they should be.
+        """
+        with _storage_errors():
+            try:
+                os.link(self._path, target)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno in _NO_LINKS:
+                    return False
+                raise
+            try:
+                os.fsync(self._descriptor)
+            except OSError:
+                self._take_back(target)
+                raise
+        return True
 
     def close(self) -> None:
         """Remove the file unless it has been named; again is no error."""
@@ -101,6 +133,21 @@ class Draft:
         if not self._named:
             with suppress(OSError):
                 os.unlink(self._path)
+
+    def _take_back(self, target: str) -> None:
+        """Remove a name that was linked to bytes which cannot be made durable."""
+        with suppress(OSError), _alone(os.path.dirname(target)):
+            # Somebody may have stored the same bytes there, and that they are durable.
+            if os.stat(target).st_ino == os.fstat(self._descriptor).st_ino:
+                os.unlink(target)
+
+    def _begin_writing_back(self) -> None:
+        """Let the disk begin with what has come, so that the flush finds less to do."""
+        begun, waiting = self._written_back, self.size - self._written_back
+        if waiting >= _WRITTEN_BACK:
+            # Of dirty pages Linux drops nothing: it starts to write them and returns.
+            os.posix_fadvise(self._descriptor, begun, waiting, os.POSIX_FADV_DONTNEED)
+            self._written_back = self.size
 
     def _append(self, pieces: Sequence[Octets]) -> None:
         wanted = sum(map(len, pieces))
@@ -150,7 +197,12 @@ class Spool:
 
     def write(self, data: bytes | Iterable[bytes]) -> StoredFile:
         """Store a received instance under the digest of its bytes; again is no error."""
-        return self._store(data, self._incoming)
+        with self.draft() as draft:
+            for chunk in (data,) if isinstance(data, bytes) else data:
+                draft.write((chunk,))
+            stored = self.keep(draft)
+        self.flush((stored.path,))
+        return stored
 
     def draft(self) -> Draft:
         """Begin a file whose bytes come piece by piece."""
@@ -160,14 +212,33 @@ class Spool:
         """Store a draft as a received instance, but for the entry of its folder: see `flush`."""
         sha256 = draft.sha256
         path = f"incoming/{sha256[:2]}/{sha256}.dcm"
-        draft.name(f"{self.root}/{path}")
+        target = f"{self.root}/{path}"
+        if not draft.link(target):
+            # The file that is there may be acknowledged. It gives way to one that is durable
+            # already, which also repairs one that was damaged on disk.
+            with _storage_errors(), _alone(os.path.dirname(target)):
+                draft.name(target)
         return StoredFile(path, sha256, draft.size)
 
     def flush(self, paths: Iterable[str]) -> None:
         """Make the entries of stored files durable; once for each folder."""
         with _storage_errors():
             for folder in {path.rpartition("/")[0] for path in paths}:
-                _flush_folder(self.resolve(folder))
+                _flush_folder(f"{self.root}/{folder}")
+
+    def secure(self, path: str) -> bool:
+        """Make a received file that was found durable; False where its bytes are not of its name.
+
+        Such a file was cut short by a loss of power before anybody was told that it is stored.
+        """
+        digest = hashlib.sha256()
+        file = self.resolve(path)
+        with _storage_errors(), file.open("rb") as stream:
+            while piece := stream.read(_PIECE):
+                digest.update(piece)
+            os.fsync(stream.fileno())
+            _flush_folder(file.parent)
+        return digest.hexdigest() == file.stem
 
     def write_outgoing(self, series_uid: str, sop_uid: str, data: bytes) -> StoredFile:
         """Store a restored instance under its UIDs; the same bytes again are no error.
@@ -195,7 +266,7 @@ class Spool:
             stored = self._store(source, self._set_aside)
         else:
             with self.open(str(source)) as file:
-                stored = self._store(iter(lambda: file.read(1 << 20), b""), self._set_aside)
+                stored = self._store(iter(lambda: file.read(_PIECE), b""), self._set_aside)
         note = stored.path.removesuffix(".dcm") + ".txt"
         self._store(f"{reason}\n".encode(), lambda _: self.root / note)
         if isinstance(source, str | Path):
@@ -265,9 +336,6 @@ class Spool:
                     removed += 1
         return removed
 
-    def _incoming(self, sha256: str) -> Path:
-        return self.root / f"incoming/{sha256[:2]}/{sha256}.dcm"
-
     def _set_aside(self, sha256: str) -> Path:
         return self.root / f"quarantine/{sha256}.dcm"
 
@@ -297,10 +365,21 @@ def _make_folder(folder: Path) -> None:
     _flush_folder(folder.parent)
 
 
-def _flush_folder(folder: Path) -> None:
+def _flush_folder(folder: Path | str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _alone(folder: str) -> Iterator[None]:
+    """Keep out all threads and processes that would exchange or take back a name in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
 

@@ -40,6 +40,7 @@ from dicom_node.ledger.tables import (
     series,
     writing,
 )
+from dicom_node.ledger.writer import Writer
 
 # PS3.5 6.2: a Code String; senders that break the rule must not break the ledger.
 _MODALITY_LENGTH = 16
@@ -79,12 +80,16 @@ def record_instance(
 
 
 def record_instances(
-    engine: Engine, group: Sequence[ReceivedInstance], now: float, set_aside: SetAside = _left
+    ledger: Engine | Writer,
+    group: Sequence[ReceivedInstance],
+    now: float,
+    set_aside: SetAside = _left,
 ) -> list[InstanceState]:
     """Record stored instances once, whatever arrives how often and how concurrently.
 
     The group is one transaction: all are recorded, or LedgerError and none.  `set_aside` moves
-    the file of a conflict away and returns its new path.
+    the file of a conflict away and returns its new path.  A `Writer` flushes what could not be
+    recorded again from the files in the spool: which association a series came by, and conflicts.
 
     Returns, for each:
         RECEIVED: new; its series is open (again).
@@ -92,8 +97,14 @@ def record_instances(
         DUPLICATE: the same bytes are known; only the history grows.
         CONFLICT: other bytes are known under this UID; the first stay, these are set aside.
     """
-    with writing(engine) as connection:
-        states = [_record(connection, instance, now, set_aside) for instance in group]
+    if isinstance(ledger, Writer):
+        with ledger.writing() as connection:
+            recorded = [_record(connection, instance, now, set_aside) for instance in group]
+        ledger.flush(needed=not all(one.repeatable for one in recorded))
+    else:
+        with writing(ledger) as connection:
+            recorded = [_record(connection, instance, now, set_aside) for instance in group]
+    states = [one.state for one in recorded]
     for state in states:
         if state in (InstanceState.RECEIVED, InstanceState.IGNORED):
             observability.STATES.labels(entity=Entity.INSTANCE, state=state).inc()
@@ -112,22 +123,32 @@ class _Known(NamedTuple):
 
     valid: _Valid | None
     series: bool
+    association_id: int | None  # that the series came by last
     made: bool
+
+
+class _Recorded(NamedTuple):
+    """What an instance was recorded as, and whether its file alone tells as much."""
+
+    state: InstanceState
+    repeatable: bool
 
 
 def _record(
     connection: Connection, instance: ReceivedInstance, now: float, set_aside: SetAside
-) -> InstanceState:
+) -> _Recorded:
     """Record one instance in an open transaction."""
     known = _known(connection, instance)
+    same_way = known.series and known.association_id == instance.association_id
     if known.valid is None:
         state = _record_new(connection, _judged(instance, known), known, now)
         if state is not None:
-            return state
+            return _Recorded(state, same_way)
         known = _known(connection, instance)
     if known.valid is None:
         raise LedgerError("ledger: an instance is neither new nor known")
-    return _record_again(connection, instance, known.valid, now, set_aside)
+    state = _record_again(connection, instance, known.valid, now, set_aside)
+    return _Recorded(state, same_way and state is not InstanceState.CONFLICT)
 
 
 def _known(connection: Connection, instance: ReceivedInstance) -> _Known:
@@ -137,13 +158,17 @@ def _known(connection: Connection, instance: ReceivedInstance) -> _Known:
     return _Known(
         valid=_Valid._make(valid[1:]) if valid is not None else None,
         series="series" in found,
+        association_id=found["series"][1] if "series" in found else None,
         made="made" in found,
     )
 
 
-def _kind(kind: str, condition: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
-    absent: list[Any] = [null().label(name) for name in ("id", "sha256", "series_instance_uid")]
-    return select(literal_column(f"'{kind}'").label("kind"), *absent).where(condition)
+def _kind(
+    kind: str, condition: ColumnElement[bool], key: ColumnElement[Any] | None = None
+) -> Select[*tuple[Any, ...]]:
+    absent: list[Any] = [null().label(name) for name in ("sha256", "series_instance_uid")]
+    found = literal_column(f"'{kind}'").label("kind")
+    return select(found, (null() if key is None else key).label("id"), *absent).where(condition)
 
 
 _UID: BindParameter[str] = bindparam("uid")
@@ -159,7 +184,7 @@ _KNOWN = Prepared(
             instances.c.sha256,
             instances.c.series_instance_uid,
         ).where(instances.c.sop_instance_uid == _UID, _VALID),
-        _kind("series", series.c.series_instance_uid == _SERIES),
+        _kind("series", series.c.series_instance_uid == _SERIES, series.c.association_id),
         _kind("made", outputs.c.sop_instance_uid == _UID),
         _kind("made", jobs.c.derived_series_instance_uid == _SERIES),
     )
@@ -230,9 +255,12 @@ def _instance_values(
 
 
 _COLUMNS: dict[str, BindParameter[Any]] = {
-    column.name: bindparam(column.name)
-    for column in instances.c
-    if column.name not in ("id", "purged_at")
+    name: bindparam(name)
+    for name in (
+        *("sop_instance_uid", "sop_class_uid", "study_instance_uid", "series_instance_uid"),
+        *("modality", "transfer_syntax_uid", "path", "sha256", "size", "association_id"),
+        *("state", "reason", "assigned", "received_at"),
+    )
 }
 _INSERT = Prepared(
     lambda dialect: (

@@ -23,24 +23,29 @@ from typing import Any, Literal
 
 from sqlalchemy.engine.default import DefaultDialect
 
-_ASSOCIATE_AC, _P_DATA = 0x02, 0x04  # PS3.8 9.3: PDU types
+_P_DATA = 0x04  # PS3.8 9.3: a PDU type
+_LOG = "-wal"  # the write-ahead log of a SQLite database
 
 
 class Step(StrEnum):
     """A step of receiving one instance, in the order of a first arrival."""
 
-    CREATE = "create"  #: a temporary file is made: the header has been checked
+    CREATE = "create"  #: a temporary file is made
     WRITE = "write"  #: bytes go into it
+    RENAME = "rename"  #: it gets its name, by link or rename
     FLUSH_FILE = "flush file"  #: fsync or fdatasync of it
-    RENAME = "rename"  #: it gets its name
     FLUSH_FOLDER = "flush folder"  #: fsync of the folder of that name
     COMMIT = "commit"  #: a transaction that has changed the ledger (SQLite)
+    FLUSH_LEDGER = "flush ledger"  #: fdatasync of SQLite's log, where files do not tell as much
     ANSWER = "answer"  #: a P-DATA-TF goes out, the response
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong at the *nth* passing of a step, counted from the first association.
+    """What goes wrong at the *nth* passing of a step, counted from the first instance on.
+
+    The first instance begins where its temporary file is made; when an association is recorded
+    before or after its acceptance has gone out is left to two threads.
 
     action: "kill" is SIGKILL, "tear" half of a write and SIGKILL, "locked" SQLite's error of a
     database that somebody else has locked for too long; else the name of an errno.
@@ -64,7 +69,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Passing:
-    """One line of a trace: a step, what it concerned, and where that went."""
+    """One line of a trace: a step, what it concerned, and where that went (or its size then)."""
 
     step: Step
     path: str
@@ -94,12 +99,12 @@ class _Injector:
         self.counting = False
 
     def path_of(self, descriptor: int) -> str | None:
-        """The path of an open file of the spool; None for everything else."""
+        """The path of an open file of the spool, or of SQLite's log; None for everything else."""
         try:
             path = os.readlink(f"/proc/self/fd/{descriptor}")
         except OSError:
             return None
-        return path if path.startswith(self._root) else None
+        return path if path.startswith(self._root) or path.endswith(_LOG) else None
 
     def inside(self, path: object) -> bool:
         """Whether a path lies in the spool."""
@@ -162,7 +167,7 @@ def inject(
     """Wrap the calls of this process for good.
 
     *trouble* is a file: while it exists, the fault that it holds happens at each passing.
-    *at_once* counts from now on, not from the first association.
+    *at_once* counts from now on, not from the first instance.
     """
     injector = _Injector(root.resolve(), trace, fault, trouble)
     injector.counting = at_once
@@ -180,6 +185,7 @@ def _wrap_files(injector: _Injector) -> None:
         makes = bool(flags & (os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY))
         if not (makes and injector.inside(path)):
             return plain_open(path, flags, *rest, **more)
+        injector.counting = True
         injector.before(Step.CREATE)
         descriptor = plain_open(path, flags, *rest, **more)
         injector.after(Step.CREATE, str(path))
@@ -236,11 +242,14 @@ def _flushing(injector: _Injector, plain: Callable[[int], None]) -> Callable[[in
         path = injector.path_of(descriptor)
         if path is None:
             return plain(descriptor)
-        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        step = Step.FLUSH_FOLDER if is_folder else Step.FLUSH_FILE
+        status, step = os.fstat(descriptor), Step.FLUSH_FILE
+        if path.endswith(_LOG):
+            step = Step.FLUSH_LEDGER
+        elif stat.S_ISDIR(status.st_mode):
+            step = Step.FLUSH_FOLDER
         injector.before(step)
         plain(descriptor)
-        return injector.after(step, path)
+        return injector.after(step, path, str(status.st_size))
 
     return flushed
 
@@ -272,10 +281,7 @@ def _wrap_socket(injector: _Injector) -> None:
 def _sending(injector: _Injector, plain: Callable[..., Any]) -> Callable[..., Any]:
     def sent(self: socket.socket, data: Any, *rest: Any) -> Any:
         body = data if isinstance(data, bytes | bytearray | memoryview) else b"".join(data)
-        kind = bytes(body[:1])
-        if kind == bytes([_ASSOCIATE_AC]):
-            injector.counting = True
-        if kind != bytes([_P_DATA]) or self.family == socket.AF_UNIX:
+        if bytes(body[:1]) != bytes([_P_DATA]) or self.family == socket.AF_UNIX:
             return plain(self, data, *rest)
         injector.before(Step.ANSWER)
         result = plain(self, data, *rest)

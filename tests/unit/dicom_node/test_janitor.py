@@ -52,7 +52,7 @@ def _recover(engine: Engine, spool: Spool) -> Recovered:
 
 
 def test_after_a_clean_stop_there_is_nothing_to_do(engine: Engine, spool: Spool) -> None:
-    assert _recover(engine, spool) == Recovered(0, 0, 0, 0)
+    assert _recover(engine, spool) == Recovered(0, 0, 0)
 
 
 def test_a_file_without_a_row_is_adopted(engine: Engine, spool: Spool) -> None:
@@ -62,7 +62,49 @@ def test_a_file_without_a_row_is_adopted(engine: Engine, spool: Spool) -> None:
     assert (row["state"], row["sop_instance_uid"]) == ("received", f"{SERIES}.1")
     assert (row["path"], row["sha256"], row["size"]) == (stored.path, stored.sha256, stored.size)
     assert intake.series_progress(engine)[0].last_received == NOW
-    assert _recover(engine, spool) == Recovered(0, 0, 0, 0)
+    assert _recover(engine, spool) == Recovered(0, 0, 0)
+
+
+def test_an_adopted_instance_belongs_to_the_association_that_was_left_open(
+    engine: Engine, spool: Spool
+) -> None:
+    """So the audit trail tells of it, and a route by calling AE title still fits its series."""
+    association = intake.open_association(
+        engine, calling_ae="SCANNER", called_ae="B", address="x", now=NOW
+    )
+    spool.write(_instance(1))
+    _recover(engine, spool)
+    stored = spool.write(_instance(2))
+    first = reports.instances(engine)[0]
+    assert first["calling_ae"] is None, "no series says yet by which association it came"
+    by = intake.ReceivedInstance(
+        f"{SERIES}.3", CTImageStorage, "1.2", SERIES, "CT", "", "x", "3", 1, association
+    )
+    intake.record_instance(engine, by, NOW)
+    _recover(engine, spool)
+    rows = {row["path"]: row["calling_ae"] for row in reports.instances(engine)}
+    assert rows[stored.path] == "SCANNER"
+    intake.close_association(engine, association, "lost", NOW)
+    late = spool.write(_instance(4))
+    _recover(engine, spool)
+    rows = {row["path"]: row["calling_ae"] for row in reports.instances(engine)}
+    assert rows[late.path] is None
+
+
+@pytest.mark.parametrize("left", [b"", b"half"], ids=["empty", "half"])
+def test_a_received_file_that_a_loss_of_power_cut_short_is_quarantined(
+    engine: Engine, spool: Spool, left: bytes
+) -> None:
+    whole = _instance(1)
+    path = spool.resolve(spool.write(whole).path)
+    path.write_bytes(whole[: len(whole) // 2] if left else b"")
+    assert _recover(engine, spool) == Recovered(0, 1, 0)
+    assert list(spool.orphans(set())) == []
+    (row,) = reports.instances(engine)
+    assert (row["state"], row["sop_instance_uid"]) == ("rejected", None)
+    assert "not those that were received" in row["reason"]
+    spool.write(whole)
+    assert _recover(engine, spool) == Recovered(1, 0, 0)
 
 
 def test_an_adopted_instance_that_comes_again_is_a_duplicate(engine: Engine, spool: Spool) -> None:
@@ -89,18 +131,15 @@ def test_a_file_that_does_not_parse_is_quarantined(engine: Engine, spool: Spool)
     assert row["state"] == "rejected"
     assert spool.resolve(row["path"]).read_bytes() == b"not DICOM at all"
     assert not spool.resolve(path).exists()
-    assert _recover(engine, spool) == Recovered(0, 0, 0, 0)
+    assert _recover(engine, spool) == Recovered(0, 0, 0)
 
 
-def test_open_associations_and_old_temporary_files_are_cleared(
-    engine: Engine, spool: Spool
-) -> None:
-    intake.open_association(engine, calling_ae="A", called_ae="B", address="x", now=NOW)
+def test_old_temporary_files_are_removed(engine: Engine, spool: Spool) -> None:
     for name, age in (("old.part", 3601), ("new.part", 3599)):
         file = spool.root / "temporary" / name
         file.write_bytes(b"")
         os.utime(file, (NOW - age, NOW - age))
-    assert _recover(engine, spool) == Recovered(1, 0, 0, 1)
+    assert _recover(engine, spool) == Recovered(0, 0, 1)
 
 
 def test_a_sweep_gives_back_what_dead_workers_held(engine: Engine, spool: Spool) -> None:

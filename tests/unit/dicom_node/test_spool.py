@@ -80,8 +80,35 @@ def test_a_damaged_file_is_repaired_by_the_same_bytes(spool: Spool) -> None:
 def test_file_and_folder_are_flushed_before_the_write_returns(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    steps = noted(monkeypatch)
+    spool.write(b"hello")
+    # The last flush is that of incoming/<aa>, whose parent is incoming.
+    assert steps == ["link", "flush temporary", "flush incoming"]
+
+
+def test_a_name_that_is_taken_is_given_to_bytes_that_are_durable_already(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file there may be acknowledged: a loss of power must find it, or as good a one."""
+    spool.write(b"hello")
+    steps = noted(monkeypatch)
+    spool.write(b"hello")
+    assert steps == ["flush temporary", "rename", "flush incoming"]
+
+
+def test_a_name_that_is_no_digest_is_given_to_bytes_that_are_durable_already(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = noted(monkeypatch)
+    spool.write_outgoing("1.2", "1.3", b"hello")
+    # Before it, the new folder is entered in its parent.
+    assert steps[-3:] == ["flush temporary", "rename", "flush outgoing"]
+
+
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every flush, link and rename from now on."""
     steps: list[str] = []
-    flush, rename = os.fsync, os.rename
+    flush, rename, link = os.fsync, os.rename, os.link
 
     def noting_flush(descriptor: int) -> None:
         steps.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).parent.name}")
@@ -91,11 +118,69 @@ def test_file_and_folder_are_flushed_before_the_write_returns(
         steps.append("rename")
         rename(source, target)
 
+    def noting_link(source: Path, target: Path) -> None:
+        link(source, target)
+        steps.append("link")
+
     monkeypatch.setattr(os, "fsync", noting_flush)
     monkeypatch.setattr(os, "rename", noting_rename)
-    spool.write(b"hello")
-    # The last flush is that of incoming/<aa>, whose parent is incoming.
-    assert steps == ["flush temporary", "rename", "flush incoming"]
+    monkeypatch.setattr(os, "link", noting_link)
+    return steps
+
+
+def test_a_file_system_without_hard_links_stores_too(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(source: str, target: str) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unknown)
+    stored = spool.write(b"hello")
+    assert spool.resolve(stored.path).read_bytes() == b"hello"
+    assert _files(spool) == [stored.path]
+
+
+def test_bytes_that_cannot_be_made_durable_lose_their_name_again(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", _broken)
+        with pytest.raises(SpoolFullError, match="Input/output error"):
+            spool.write(b"hello")
+    assert _files(spool) == []
+    assert spool.write(b"hello").sha256 == HELLO
+
+
+def test_a_name_is_not_taken_from_another_who_has_stored_the_same_bytes_meanwhile(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def others_first(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", flush)
+        spool.write(b"hello")
+        _broken(descriptor)
+
+    monkeypatch.setattr(os, "fsync", others_first)
+    with pytest.raises(SpoolFullError):
+        spool.write(b"hello")
+    assert _files(spool) == [f"incoming/{HELLO[:2]}/{HELLO}.dcm"]
+
+
+def _broken(_: int) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_file_that_is_found_is_durable_and_what_its_name_says_or_not_taken(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = spool.write(b"hello").path
+    steps = noted(monkeypatch)
+    assert spool.secure(path)
+    assert steps == [f"flush {HELLO[:2]}", "flush incoming"]
+    for cut in (b"hell", b""):
+        spool.resolve(path).write_bytes(cut)
+        assert not spool.secure(path)
 
 
 def test_a_restored_instance_lies_under_its_uids(spool: Spool) -> None:

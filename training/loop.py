@@ -193,8 +193,7 @@ class _Run:
         rate = learning_rate(self.step, self.settings)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        # One task at a time: no expert has to gather its images, and activations stay in the cache.
-        parts = [_rows(batch, rows) for _, rows in rows_by_task(batch.task)]
+        parts = _parts(batch)
         found = []
         for i, part in enumerate(parts):
             with _synchronised(objective, last=i == len(parts) - 1):
@@ -349,6 +348,17 @@ class _DeviceBatch:
 def _rows(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
     names = ("lq", "hq", "mask", "task")
     return _DeviceBatch(**{name: getattr(batch, name)[rows] for name in names})
+
+
+def _parts(batch: TrainingBatch) -> list[TrainingBatch]:
+    """The batch in the parts that go through the network at once.
+
+    On a CPU one task at a time: no expert has to gather its images, and activations stay in the
+    cache. On a GPU all at once: launching the kernels takes longer than they do.
+    """
+    if batch.lq.device.type == "cuda":
+        return [batch]
+    return [_rows(batch, rows) for _, rows in rows_by_task(batch.task)]
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

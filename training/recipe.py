@@ -79,6 +79,7 @@ class DiffusionStage(Optimisation):
 class RestorationStage(Optimisation):
     """Stage III: backbone, task-adaptive routing modules and classifier, Eq. (7)."""
 
+    pixel_loss: Literal["l1", "psnr"] = "l1"  #: Eq. 7, or the mean of the logarithms of errors²
     class_loss: float = 0.01  #: weight of the classifier's cross entropy
     init_from: str | None = None  #: run folder or bundle of a V2 whose backbone starts this one
 

@@ -7,7 +7,7 @@ III backbone, routing modules and classifier, guided by the frozen rest (Eq. 7)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from restoration.diffcode import DiffCode
-from restoration.quantizer import straight_through
+from restoration.quantizer import rows_by_task, straight_through
 from restoration.tasks import RestorationTask
 from training.recipe import Optimisation, Recipe
 
 Terms = dict[str, Tensor]
+Loss = Callable[..., Tensor]
 
 
 class Stage(Enum):
@@ -58,7 +59,7 @@ class Stage(Enum):
 
 
 _TABLES = {Stage.CODEBOOK: "stage1", Stage.DIFFUSION: "stage2", Stage.RESTORATION: "stage3"}
-_STAGE_III_PARTS = ("backbone.", "classifier.")
+_LEAST_MSE = 1e-6  # a root of 4 HU
 TRAINED = {
     Stage.CODEBOOK: ("vq_encoder", "bank", "decoder"),
     Stage.DIFFUSION: ("condition", "prior"),
@@ -92,6 +93,18 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return difference.sum() / mask.sum().clamp(min=1.0)
 
 
+def masked_psnr_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Minus the mean PSNR of the images (B, 1, H, W), in units of 100 dB; peak 1.
+
+    An L1 loss ends at the median of what a pixel may be, this one at its mean: quantities that are
+    averages stay what they are. The loss of NAFNet (Chen et al., ECCV 2022), with a floor so that
+    images which hold little but air do not rule the rest.
+    """
+    errors = (prediction.float() - target).square() * mask
+    mse = errors.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1.0)
+    return (mse + _LEAST_MSE).log10().mean() / 10
+
+
 def latent_mask(mask: Tensor, factor: int) -> Tensor:
     """Latent positions that see real pixels: (B, 1, H, W) → (B, 1, H/f, W/f)."""
     return F.max_pool2d(mask, factor)
@@ -121,9 +134,21 @@ class Objective(nn.Module):
         self.model, self.recipe, self.rank = model, recipe, rank
 
     def noise(self, lq: Tensor, task: Tensor, step: int) -> Tensor:
-        shape = self.model.noise_shape(lq)
-        stream = self.rank * len(RestorationTask) + int(task[0])
-        return seeded_noise(shape, self.recipe.seed, step, stream).to(lq.device)
+        """What the chain of each image starts from: the same whether tasks come apart or not."""
+        _, *shape = self.model.noise_shape(lq)
+        noise = torch.empty(len(lq), *shape)
+        for n, rows in rows_by_task(task.cpu()):
+            stream = self.rank * len(RestorationTask) + n
+            noise[rows] = seeded_noise((len(rows), *shape), self.recipe.seed, step, stream)
+        return noise.to(lq.device)
+
+
+def mean_over_tasks(loss: Loss, task: Tensor, *images: Tensor) -> Tensor:
+    """The mean of a loss over the tasks of a batch, each over its own images."""
+    parts = rows_by_task(task)
+    if len(parts) == 1:
+        return loss(*images)
+    return torch.stack([loss(*(image[rows] for image in images)) for _, rows in parts]).mean()
 
 
 class CodebookObjective(Objective):
@@ -136,7 +161,7 @@ class CodebookObjective(Objective):
         assert model.bank is not None
         z = model.vq_encoder(hq)  # (B, d, h, w)
         if step < settings.ae_warmup:
-            l1 = masked_l1(model.decoder(z), hq, mask)
+            l1 = mean_over_tasks(masked_l1, task, model.decoder(z), hq, mask)
             return {"loss": l1, "l1": l1}
         with torch.autocast(hq.device.type, enabled=False):
             z = z.float()
@@ -144,8 +169,10 @@ class CodebookObjective(Objective):
             q = model.bank.decode(codes, task)
             weight = latent_mask(mask, model.config.factor)
             codebook = self._codebook_term(z.detach(), codes, q, task, weight)
-            commitment = masked_mean((z - q.detach()).square(), weight)
-        l1 = masked_l1(model.decoder(straight_through(z, q)), hq, mask)
+            distance = (z - q.detach()).square()
+            commitment = mean_over_tasks(masked_mean, task, distance, weight)
+        decoded = model.decoder(straight_through(z, q))
+        l1 = mean_over_tasks(masked_l1, task, decoded, hq, mask)
         loss = l1 + codebook + settings.commitment * commitment
         return {
             "loss": loss, "l1": l1, "codebook": codebook, "codes": codes, "latent": z.detach()
@@ -156,9 +183,11 @@ class CodebookObjective(Objective):
     ) -> Tensor:
         bank = self.model.bank
         if self.recipe.stage1.codebook_loss == "final" or bank is None:
-            return masked_mean((z - q).square(), weight)
+            return mean_over_tasks(masked_mean, task, (z - q).square(), weight)
         prefixes = (bank.decode(codes[:, : k + 1], task) for k in range(codes.shape[1]))
-        terms = [masked_mean((z - prefix).square(), weight) for prefix in prefixes]
+        terms = [
+            mean_over_tasks(masked_mean, task, (z - prefix).square(), weight) for prefix in prefixes
+        ]
         return torch.stack(terms).mean()
 
 
@@ -177,12 +206,15 @@ class DiffusionObjective(Objective):
         else:
             estimate = model.prior(condition, z, self.noise(lq, task, step))
         weight = latent_mask(mask, model.config.factor)
-        loss = masked_mean((z - estimate).abs(), weight)
+        loss = mean_over_tasks(masked_mean, task, (z - estimate).abs(), weight)
         return {"loss": loss, "latent_l1": loss}
 
 
 class RestorationObjective(Objective):
-    """Stage III, Eq. (7): L1 of the restored image and cross entropy of the task classifier."""
+    """Stage III, Eq. (7): L1 of the restored image and cross entropy of the task classifier.
+
+    ``stage3.pixel_loss = "psnr"`` takes the mean PSNR in the place of L1.
+    """
 
     def forward(self, lq: Tensor, hq: Tensor, mask: Tensor, task: Tensor, step: int) -> Terms:
         model = self.model
@@ -193,12 +225,17 @@ class RestorationObjective(Objective):
         weights, logits = (None, None)
         if model.classifier is not None:
             weights, logits = model.classifier(lq, task)
-        l1 = masked_l1(model.backbone(lq, reference, weights), hq, mask)
-        if logits is None:
-            return {"loss": l1, "l1": l1}
-        entropy = F.cross_entropy(logits.float(), task)
-        loss = l1 + self.recipe.stage3.class_loss * entropy
-        return {"loss": loss, "l1": l1, "class": entropy}
+        restored = model.backbone(lq, reference, weights)
+        pixel = self.recipe.stage3.pixel_loss
+        loss = mean_over_tasks(_PIXEL_LOSSES[pixel], task, restored, hq, mask)
+        terms = {"loss": loss, pixel: loss}
+        if logits is not None:
+            terms["class"] = F.cross_entropy(logits.float(), task)
+            terms["loss"] = loss + self.recipe.stage3.class_loss * terms["class"]
+        return terms
+
+
+_PIXEL_LOSSES = {"l1": masked_l1, "psnr": masked_psnr_loss}
 
 
 OBJECTIVES: dict[Stage, type[Objective]] = {

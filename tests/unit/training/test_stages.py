@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
 from restoration.diffcode import DiffCode
@@ -18,6 +20,7 @@ from training.stages import (
     latent_mask,
     masked_l1,
     masked_mean,
+    masked_psnr_loss,
     restoration_gate,
     seeded_noise,
     stage_state,
@@ -105,6 +108,36 @@ def test_a_latent_position_with_one_real_pixel_counts() -> None:
 def test_a_batch_of_padding_alone_has_no_loss() -> None:
     images = torch.rand(1, 1, 8, 8)
     assert masked_l1(images, 2 * images, torch.zeros_like(images)) == 0
+
+
+def test_the_psnr_loss_is_minus_the_mean_psnr_of_the_images_in_100_db() -> None:
+    generator = torch.Generator().manual_seed(3)
+    truth = torch.rand(3, 1, 16, 16, generator=generator)
+    restored = truth + 0.1 * torch.randn(truth.shape, generator=generator)
+    expected = [
+        peak_signal_noise_ratio(t.numpy(), r.numpy(), data_range=1.0)
+        for t, r in zip(truth, restored, strict=True)
+    ]
+    found = masked_psnr_loss(restored, truth, torch.ones_like(truth))
+    assert float(found) == pytest.approx(-np.mean(expected) / 100, abs=1e-4)
+
+
+def test_the_psnr_loss_sees_real_pixels_alone_and_ends_at_the_mean() -> None:
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1
+    truth = torch.zeros(1, 1, 4, 4)
+    truth[..., 0, :2] = 1.0  # one row in four: the median is 0, the mean a quarter
+    truth[..., 2:] = 50.0
+
+    def loss(value: float) -> float:
+        return float(masked_psnr_loss(torch.full_like(truth, value), truth, mask))
+
+    values = [k / 100 for k in range(101)]
+    assert min(values, key=loss) == pytest.approx(0.25)
+    assert (
+        masked_l1(torch.full_like(truth, 0.0), truth, mask)
+        < masked_l1(torch.full_like(truth, 0.25), truth, mask) + 1e-6
+    )
 
 
 def test_noise_depends_on_seed_step_and_rank() -> None:
@@ -318,3 +351,26 @@ def test_in_half_precision_the_quantiser_and_the_chain_stay_in_single(stage: Sta
     assert seen["chain"] <= {torch.float32}
     trained = trained_parameters(model, stage)
     assert {p.grad.dtype for p in trained.values() if p.grad is not None} == {torch.float32}
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_tasks_together_have_the_loss_and_gradient_of_tasks_apart(stage: Stage) -> None:
+    recipe = with_variant("full")
+    model = model_of(recipe)
+    parameters = list(trained_parameters(model, stage).values())
+    objective = OBJECTIVES[stage](model, recipe)
+    images = list(batch()[:3])
+    images[2][0, :, :8] = 0  # one task has fewer real pixels
+    task = torch.arange(3)
+
+    def gradients(loss: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [torch.zeros(()) if g is None else g for g in found]
+
+    together = objective(*images, task, step=5)["loss"]
+    apart = torch.stack(
+        [objective(*(i[k : k + 1] for i in images), task[k : k + 1], step=5)["loss"] for k in task]
+    ).mean()
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
+    for one, other in zip(gradients(together), gradients(apart), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import hashlib
 import queue
+import re
 import sqlite3
+import subprocess
 import threading
 import warnings
 from collections import Counter
@@ -21,11 +23,14 @@ from pynetdicom.association import Association
 
 from dicom_node.association import configure_protocol, connection_of
 from dicom_node.settings import NodeSettings
-from tests.integration.peers import CT, ROOT, ct_slice, data_set_bytes, listens
+from tests.integration.peers import CT, ROOT, STORESCU, ct_slice, data_set_bytes, listens
 
 # PS3.5 9.1: 64 characters at most. The running number has a fixed length, so that a file of the
 # supply is made by replacing it in a template.
 _DIGITS = "9" * 12
+
+_STORE_RESPONSE = re.compile(r"Received Store Response \((.*)\)")
+_STATUS = re.compile(r"0x([0-9A-Fa-f]{4})")
 
 
 def instance_uid(number: int) -> str:
@@ -119,7 +124,7 @@ class Books:
             return list(self.acknowledged.items())
 
 
-class Sender(threading.Thread):
+class _Sending(threading.Thread):
     """Sends from a supply over one association after another until told to stop."""
 
     def __init__(
@@ -129,19 +134,21 @@ class Sender(threading.Thread):
         self._supply, self._books, self._port = supply, books, port
         self._per_association = per_association
         self._enough = threading.Event()
-        self._entity = AE(ae_title=name)
-        self._entity.add_requested_context(CT, ExplicitVRLittleEndian)
-        self._entity.acse_timeout = self._entity.dimse_timeout = 30
         self.trouble: BaseException | None = None
-        configure_protocol()
 
     def run(self) -> None:
         """Associate and send, again and again."""
         try:
             while not self._enough.is_set():
-                self._associate()
+                if listens(self._port):
+                    self._associate()
+                else:
+                    self._enough.wait(0.01)
         except BaseException as error:
             self.trouble = error
+
+    def _associate(self) -> None:
+        raise NotImplementedError
 
     def stop(self) -> None:
         """Release after the instance in hand; AssertionError when the thread has failed."""
@@ -154,10 +161,20 @@ class Sender(threading.Thread):
         assert not self.is_alive(), f"{self.name} still sends"
         assert self.trouble is None, repr(self.trouble)
 
+
+class Sender(_Sending):
+    """pynetdicom's SCU."""
+
+    def __init__(
+        self, supply: Supply, books: Books, port: int, name: str, *, per_association: int = 200
+    ) -> None:
+        super().__init__(supply, books, port, name, per_association=per_association)
+        self._entity = AE(ae_title=name)
+        self._entity.add_requested_context(CT, ExplicitVRLittleEndian)
+        self._entity.acse_timeout = self._entity.dimse_timeout = 30
+        configure_protocol()
+
     def _associate(self) -> None:
-        if not listens(self._port):
-            self._enough.wait(0.01)
-            return
         association = self._entity.associate("127.0.0.1", self._port, ae_title="DIFFCODE")
         connection = connection_of(association)
         for _ in range(self._per_association * association.is_established):
@@ -180,6 +197,57 @@ class Sender(threading.Thread):
         else:
             self._supply.give_back(item)
         return status is not None
+
+
+class Storescu(_Sending):
+    """DCMTK's storescu, a process for each association; what it was answered it says itself."""
+
+    def __init__(self, supply: Supply, books: Books, port: int, name: str) -> None:
+        # Its files are written before it starts: few, so that it sends most of the time.
+        super().__init__(supply, books, port, name, per_association=40)
+
+    def _associate(self) -> None:
+        items = [self._supply.take() for _ in range(self._per_association)]
+        command = ["-v", "-aet", self.name, "-aec", "DIFFCODE", "127.0.0.1", str(self._port)]
+        process = subprocess.Popen(
+            [STORESCU, *command, *(str(item.path) for item in items)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        with process.stdout as said:
+            in_flight = self._follow(said, items)
+        process.wait(60)
+        if in_flight is not None:
+            self._books.note(in_flight, None)
+        for item in [*([in_flight] if in_flight is not None else []), *items]:
+            self._supply.give_back(item)
+
+    def _follow(self, said: Iterable[str], items: list[Item]) -> Item | None:
+        """Enter each answer as it comes; *items* keeps what was not sent, the one in flight is
+        returned.
+        """
+        sent: Item | None = None
+        for line in said:
+            if "Sending file:" in line:
+                assert sent is None, line
+                sent = items.pop(0)
+                assert line.rstrip().endswith(str(sent.path)), line
+            elif (answer := _STORE_RESPONSE.search(line)) is not None:
+                assert sent is not None, line
+                self._enter(sent, answer[1])
+                sent = None
+        return sent
+
+    def _enter(self, item: Item, words: str) -> None:
+        # Of other statuses than Success it gives the number behind the words.
+        number = _STATUS.search(words)
+        status = 0x0000 if words == "Success" else int(number[1], 16) if number else 0xFFFF
+        if self._books.note(item, status):
+            item.path.unlink()
+        else:
+            self._supply.give_back(item)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """T1: a receive process is killed under real senders, again and again, and nothing is lost.
 
-`make killtest KILLS=300` runs it longer; DICOM_NODE_TEST_KILLS and DICOM_NODE_TEST_SEED set both.
+`make kill-test KILLS=300` runs it longer; DICOM_NODE_TEST_KILLS and DICOM_NODE_TEST_SEED set both.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dicom_node.cli.starter import DEFAULT_ROUTES
 from tests.integration.conftest import RECEIVE_PATHS, node_settings
 from tests.integration.peers import until
 from tests.integration.receiver import Template, receiver_template
-from tests.integration.senders import Auditor, Books, Sender, Supply
+from tests.integration.senders import Auditor, Books, Sender, Storescu, Supply
 
-KILLS = int(os.environ.get("DICOM_NODE_TEST_KILLS", "30"))
+KILLS = int(os.environ.get("DICOM_NODE_TEST_KILLS", "12"))
 SEED = int(os.environ.get("DICOM_NODE_TEST_SEED", "4"))
 SENDERS = 3
 # The longest life of a receiver after its first acknowledgement, in seconds.
@@ -45,15 +45,23 @@ def template(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Templa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [Sender, pytest.param(Storescu, marks=pytest.mark.dcmtk)],
+    ids=["pynetdicom", "storescu"],
+)
 # pynetdicom forgets the socket of a connection that is refused.
 @pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(60 + 6 * KILLS)
 def test_t1_killed_at_random_under_real_senders_it_loses_nothing_it_acknowledged(
-    template: Template, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: type[Sender] | type[Storescu],
+    template: Template,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     supply, books, auditor = Supply(tmp_path / "out", rows=128), Books(), Auditor(template.settings)
     chance, counts = random.Random(SEED), Counter[str]()
-    senders = [Sender(supply, books, template.port, f"SENDER{n}") for n in range(SENDERS)]
+    senders = [kind(supply, books, template.port, f"SENDER{n}") for n in range(SENDERS)]
     receiver = template.start()
     for sender in senders:
         sender.start()
@@ -79,7 +87,7 @@ def test_t1_killed_at_random_under_real_senders_it_loses_nothing_it_acknowledged
     assert auditor.temporary() == []
     assert {row[0] for rows in auditor.rows().values() for row in rows} == {"received"}
     with capsys.disabled():
-        print(f"\n{KILLS} kills (seed {SEED}): {_words(counts)}")
+        print(f"\n{KILLS} kills under {kind.__name__} (seed {SEED}): {_words(counts)}")
 
 
 def _words(counts: Counter[str]) -> str:

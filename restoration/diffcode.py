@@ -130,8 +130,11 @@ class Backbone(nn.Module):
         self.decoder_routing = _routings(channels[::-1], experts)
         self.emit = nn.Conv2d(channels[0], 1, 3, padding=1)
 
-    def forward(self, lq: Tensor, reference: Tensor | None, weights: Tensor | None) -> Tensor:
-        """LQ and reference (B, 1, H, W), expert weights (B, E) → restored (B, 1, H, W)."""
+    def forward(self, lq: Tensor, reference: Tensor | None, weights: Tensor | int | None) -> Tensor:
+        """LQ and reference (B, 1, H, W), expert weights (B, E) → restored (B, 1, H, W).
+
+        A number in the place of the weights is the one expert of all images.
+        """
         inputs = lq if reference is None else torch.cat([lq, reference.to(lq.dtype)], dim=1)
         x, skips = self._encode(self.embed(inputs), weights)
         for i, level in enumerate(self.decoder):
@@ -141,7 +144,7 @@ class Backbone(nn.Module):
         out: Tensor = lq + self.emit(x)
         return out
 
-    def _encode(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def _encode(self, x: Tensor, weights: Tensor | int | None) -> tuple[Tensor, list[Tensor]]:
         skips: list[Tensor] = []
         for i, level in enumerate(self.encoder):
             if i > 0:
@@ -155,7 +158,7 @@ def _routings(channels: tuple[int, ...], experts: int) -> nn.ModuleList:
     return nn.ModuleList(TaskAdaptiveRouting(c, experts) for c in channels if experts)
 
 
-def _route(routings: nn.ModuleList, level: int, x: Tensor, weights: Tensor | None) -> Tensor:
+def _route(routings: nn.ModuleList, level: int, x: Tensor, weights: Tensor | int | None) -> Tensor:
     if weights is None or not len(routings):
         return x
     out: Tensor = routings[level](x, weights)
@@ -203,7 +206,7 @@ class DiffCode(nn.Module):
         ``task`` is one index or (B,); ``noise`` (B, d, h, w) starts the diffusion chain and is
         needed by the ``full`` variant only.
         """
-        tasks = as_task_tensor(task, lq)
+        tasks = _checked_task(task) if isinstance(task, int) else as_task_tensor(task, lq)
         latent = self.estimate(lq, noise)
         reference, quantised, codes = self.lookup(latent, tasks)
         weights, logits = (None, None)
@@ -224,7 +227,7 @@ class DiffCode(nn.Module):
         return self.prior.sample(condition, noise)
 
     def lookup(
-        self, latent: Tensor | None, task: Tensor
+        self, latent: Tensor | None, task: Tensor | int
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Reference image, quantised features and codes of ẑ from the codebook of the task."""
         if latent is None or self.bank is None or self.decoder is None:
@@ -254,10 +257,16 @@ def _prior(config: DiffCodeConfig) -> LatentDiffusion:
     )
 
 
+def _checked_task(task: int) -> int:
+    if not 0 <= task < TASKS:
+        raise ValueError(f"task indices must lie in 0..{TASKS - 1}")
+    return task
+
+
 def as_task_tensor(task: Tensor | int, batch: Tensor) -> Tensor:
     """Task indices (B,) on the device of ``batch``; an index outside the bank is an error."""
     if isinstance(task, int):
-        task = torch.full((len(batch),), task, dtype=torch.long)
+        task = torch.full((len(batch),), _checked_task(task), dtype=torch.long)
     if task.numel() and not 0 <= int(task.min()) <= int(task.max()) < TASKS:
         raise ValueError(f"task indices must lie in 0..{TASKS - 1}")
     return task.to(batch.device)

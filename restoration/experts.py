@@ -59,12 +59,16 @@ class GlobalRouter(nn.Module):
         self.classify = nn.Linear(32, tasks)
         self.score = nn.Linear(32, experts) if gate != "task_map" else None
 
-    def forward(self, image: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1, H, W), (B,) → expert weights (B, E) and task logits (B, n_tasks); H, W ≥ 9."""
+    def forward(self, image: Tensor, task: Tensor | int) -> tuple[Tensor | int, Tensor]:
+        """(B, 1, H, W), (B,) → expert weights (B, E) and task logits (B, n_tasks); H, W ≥ 9.
+
+        A number stands for the task of all images; where the task names the expert, the weights
+        are then that expert's number.
+        """
         features = self.trunk(image).mean(dim=(2, 3))  # (B, 32)
         logits = self.classify(features)
         if self.score is None:
-            return task_gate(task, self.experts), logits
+            return task if isinstance(task, int) else task_gate(task, self.experts), logits
         choose = top_k_gate if self.gate == "top_k" else switch_gate
         return choose(self.score(features), self.k), logits
 
@@ -79,8 +83,12 @@ class TaskAdaptiveRouting(nn.Module):
         super().__init__()
         self.experts = nn.ModuleList(_expert(channels, ratio) for _ in range(experts))
 
-    def forward(self, features: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, features: Tensor, weights: Tensor | int) -> Tensor:
+        """(B, C, H, W) with the weights of each image (B, E), or the one expert of them all."""
         out = features
+        if isinstance(weights, int):
+            update: Tensor = self.experts[weights](features)
+            return out + update
         for e, expert in enumerate(self.experts):
             weight = weights[:, e].to(features.dtype)
             rows = torch.nonzero(weight).squeeze(1)

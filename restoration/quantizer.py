@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from restoration import kernels
+
 SEARCH_ROWS = 1024  # tokens per chunk of the search: bounds the live score matrix to rows × codes
 ZERO_CODE = 0
 
@@ -41,6 +43,10 @@ def nearest_codes(tokens: Tensor, codebook: Tensor, rows: int = SEARCH_ROWS) -> 
 def residual_codes(tokens: Tensor, codebook: Tensor, depths: int) -> Tensor:
     """Codes of each depth: (N, d), (K, d) → (N, D), in fp32 whatever the caller's precision."""
     residual, codebook = tokens.detach().float(), codebook.detach().float()
+    if kernels.available(tokens.device):
+        from restoration.kernels import search
+
+        return search.residual_codes(residual, codebook, depths)
     ids = []
     for _ in range(depths):
         index = nearest_codes(residual, codebook)
@@ -89,9 +95,16 @@ class CodebookBank(nn.Module):
         """Number of codes in each codebook."""
         return self.weight.shape[1]
 
-    def encode(self, features: Tensor, task: Tensor) -> Tensor:
-        """Codes (B, D, h, w) of features (B, d, h, w); each image uses its own task's codebook."""
+    def encode(self, features: Tensor, task: Tensor | int) -> Tensor:
+        """Codes (B, D, h, w) of features (B, d, h, w); each image uses its own task's codebook.
+
+        A number stands for the task of all images, and needs no word from the device.
+        """
         b, _, h, w = features.shape
+        if isinstance(task, int):
+            tokens = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+            ids = residual_codes(tokens, self.weight[task], self.depths)
+            return ids.view(b, h, w, self.depths).permute(0, 3, 1, 2)
         codes = features.new_empty((b, self.depths, h, w), dtype=torch.long)
         for n, rows in rows_by_task(task):
             tokens = features[rows].permute(0, 2, 3, 1).reshape(-1, features.shape[1])
@@ -99,9 +112,12 @@ class CodebookBank(nn.Module):
             codes[rows] = ids.view(len(rows), h, w, self.depths).permute(0, 3, 1, 2)
         return codes
 
-    def decode(self, codes: Tensor, task: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, task: Tensor | int) -> Tensor:
         """Sum of the codes: (B, D', h, w) → (B, d, h, w) with any number D' of leading depths."""
         b, depths, h, w = codes.shape
+        if isinstance(task, int):
+            ids = codes.permute(0, 2, 3, 1).reshape(-1, depths)
+            return sum_codes(ids, self.weight[task]).view(b, h, w, -1).permute(0, 3, 1, 2)
         values = self.weight.new_empty((b, self.weight.shape[2], h, w))
         for n, rows in rows_by_task(task):
             ids = codes[rows].permute(0, 2, 3, 1).reshape(-1, depths)
@@ -111,7 +127,7 @@ class CodebookBank(nn.Module):
             )
         return values
 
-    def forward(self, features: Tensor, task: Tensor) -> Quantised:
+    def forward(self, features: Tensor, task: Tensor | int) -> Quantised:
         codes = self.encode(features, task)
         return Quantised(self.decode(codes, task), codes)
 

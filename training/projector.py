@@ -146,7 +146,9 @@ def osem(
 
 def _sparse_rows(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
+        # Some releases warn of the format, some that nobody checks the matrix, which is ours.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
         return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from restoration.diffcode import DiffCodeConfig
 
-PRESETS = ("paper", "compact", "tiny", "compact-ladder", "tiny-ladder")
+PRESETS = ("paper", "compact", "compact-polish", "tiny", "compact-ladder", "tiny-ladder")
 _CHECKOUT = Path(__file__).resolve().parent.parent / "config" / "training"
 _INSTALLED = Path("share", "diffcode", "recipes")  # below sys.prefix, by setup.cfg
 VARIANTS = ("v1", "v2", "v3", "full")

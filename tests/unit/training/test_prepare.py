@@ -13,7 +13,7 @@ from tests.unit.training.conftest import PackWriter, pack_meta
 from tests.unit.training.test_sources import write_slice
 from training.degrade import truncate_kspace
 from training.manifest import FILE_NAME, Item, PreparedManifest
-from training.phantoms import chest_ct
+from training.phantoms import brain_t2, chest_ct
 from training.prepare import PrepareError, PrepareOptions, prepare, split_subjects
 from training.slices import PreparedSet
 from training.sources import SourceError, discover
@@ -93,6 +93,48 @@ def test_the_low_quality_images_are_worse_but_not_other_images(prepared: Path) -
         assert np.corrcoef(lq.ravel(), hq.ravel())[0, 1] > 0.7
         assert lq.mean() == pytest.approx(hq.mean(), rel=0.06, abs=2)
         assert not np.array_equal(lq, hq)
+
+
+def test_several_processes_make_the_same_folder(
+    packs: Path, prepared: Path, tmp_path: Path
+) -> None:
+    done: list[int] = []
+    prepare(
+        [packs], tmp_path / "shared", seed=7, jobs=2,
+        progress=lambda now, _total, _name: done.append(now),
+    )  # fmt: skip
+    first, shared = (
+        (folder / FILE_NAME).read_bytes() for folder in (prepared, tmp_path / "shared")
+    )
+    assert shared == first
+    assert done == list(range(1, len(done) + 1))
+
+
+def test_a_fault_in_another_process_is_told_and_leaves_nothing(
+    packs: Path, tmp_path: Path, write_pack: PackWriter
+) -> None:
+    phantom = brain_t2(2, 48, 1)
+    meta = pack_meta(phantom, "EMPTY", "MR", contrast="T2")
+    write_pack(tmp_path / "bad.medz", [(np.zeros((2, 48, 48), np.int16), meta)])
+    with pytest.raises(SourceError, match="the image is empty"):
+        prepare([packs / "ct.medz", tmp_path / "bad.medz"], tmp_path / "out", seed=7, jobs=2)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_pet_of_the_training_set_may_be_scanned_several_times(packs: Path, tmp_path: Path) -> None:
+    prepare([packs], tmp_path / "out", seed=7, tasks=[PET], options=PrepareOptions(pet_draws=2))
+    items = by_name(tmp_path / "out")
+    assert set(items) == {"pet-PET1", "pet-PET1-scan2", "pet-PET2", "ct-CT1-fdg",
+                          "ct-CT1-fdg-scan2", "ct-CT2-fdg"}  # fmt: skip
+    data = PreparedSet.open(tmp_path / "out")
+    (first, truth), (second, again) = (
+        data.pair(items[name]) for name in ("pet-PET1", "pet-PET1-scan2")
+    )
+    noise = [np.asarray(lq - hq).ravel() for lq, hq in ((first, truth), (second, again))]
+    assert abs(np.corrcoef(*noise)[0, 1]) < 0.3  # 1 if it were the same noise
+    assert items["pet-PET1-scan2"].subject == "PET1"
+    with pytest.raises(ValueError, match="pet_draws"):
+        PrepareOptions(pet_draws=0)
 
 
 def test_the_result_depends_on_the_seed_and_not_on_what_else_is_prepared(

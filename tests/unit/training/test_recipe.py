@@ -130,7 +130,9 @@ def test_text_that_is_not_toml_is_refused_with_its_place(tmp_path: Path) -> None
 
 
 def test_a_file_that_is_not_there_is_named_with_the_presets(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"none\.toml: cannot be read .*paper, compact, tiny"):
+    with pytest.raises(
+        RecipeError, match=r"none\.toml: cannot be read .*paper, compact, compact-polish, tiny"
+    ):
         Recipe.load(tmp_path / "none.toml")
 
 

@@ -15,9 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydicom.dataset import Dataset
 
-from dicom_node.dicom import derived, division, volume
+from dicom_node.dicom import derived, division, pixels, volume
 from dicom_node.dicom.derived import DerivedInstance, RestoredVolume
 from dicom_node.dicom.geometry import Resampling
 from dicom_node.dicom.header import number, numbers, text, texts
@@ -48,7 +49,9 @@ class RestoredSeries:
     series_instance_uid: str
     warnings: tuple[str, ...]
     seconds: dict[str, float]
-    quantities: dict[str, Any]  # clamped: pixels; intensity_scale: of MR
+    #: clamped: pixels; intensity_scale: of MR, and where a multi-frame image holds several volumes
+    #: intensity_scales, in the order of `volumes`
+    quantities: dict[str, Any]
     judgement: Judgement
     readings: tuple[GateReading, ...]  # slices in the order of the result
     sheet: Sheet  # what a reviewer is shown
@@ -165,6 +168,8 @@ def _quantities(done: _Volumes) -> dict[str, Any]:
     quantities: dict[str, Any] = {"clamped": sum(each.clamped for each in done.restored)}
     if len(done.scales) == 1:
         quantities["intensity_scale"] = done.scales[0]
+    elif done.scales:
+        quantities["intensity_scales"] = list(done.scales)
     return quantities
 
 
@@ -201,7 +206,9 @@ def _restore_volumes(
         # The domain was judged above, with all that the header says.
         guards = [flag for flag in result.flags if flag != "outside_domain"]
         gathered.warnings += [f"guard {guard} did not hold" for guard in guards]
-        gathered.values += gate_values(result, len(series.array), first=slices)
+        gathered.values += gate_values(
+            result, len(series.array), slices, hounsfield=task == "ct_denoise"
+        )
         gathered.readings += [each.shifted(slices) for each in result.readings]
         gathered.calibrated &= result.calibrated
         gathered.pictures += pictures(
@@ -214,6 +221,7 @@ def _restore_volumes(
         if "intensity_scale" in result.diagnostics and task == "mri_sr":
             gathered.scales.append(float(result.diagnostics["intensity_scale"]))
         gathered.restored.append(derived.quantise(series, result.array, result.resampling))
+        gathered.values += delivered_drift(series, gathered.restored[-1], first=slices)
         slices += len(series.array)
         ended = time.perf_counter()
         gathered.load_s += loaded - started
@@ -242,19 +250,49 @@ def _onwards(progress: Progress | None, before: int) -> Progress | None:
     return lambda done, total: progress(before + done, before + total)
 
 
-def gate_values(result: RestorationResult, slices: int, first: int = 0) -> list[GateValue]:
+def gate_values(
+    result: RestorationResult, slices: int, first: int = 0, *, hounsfield: bool = False
+) -> list[GateValue]:
     """What the engine measured, slice by slice, and whether its guards held over the volume.
 
-    *first* is the place of the volume's first slice among the slices of the job.
+    *first* is the place of the volume's first slice among the slices of the job; *hounsfield*: of
+    CT, where the network's drift is in HU.
     """
     values: list[GateValue] = []
     for name, measured in sorted(result.diagnostics.items()):
+        unit = _UCUM["HU"] if hounsfield and name == "mean_drift" else "1"
         if isinstance(measured, int | float):
-            values.append(GateValue(name, float(measured)))
+            values.append(GateValue(name, float(measured), unit=unit))
         elif isinstance(measured, Sequence) and len(measured) == slices:
-            values += [GateValue(name, float(v), slice=first + i) for i, v in enumerate(measured)]
-            values.append(GateValue(name, float(max(measured, key=abs))))
+            values += [
+                GateValue(name, float(v), slice=first + i, unit=unit)
+                for i, v in enumerate(measured)
+            ]
+            values.append(GateValue(name, float(max(measured, key=abs)), unit=unit))
     return values
+
+
+def delivered_drift(
+    series: volume.SeriesVolume, restored: RestoredVolume, first: int = 0
+) -> list[GateValue]:
+    """The change of each slice's mean as a reader of the stored pixels finds it.
+
+    In HU for CT, else relative to the slice's own mean; nothing of a slice whose mean is zero.
+    Beside it, ``mean_drift`` is what the network did before the means were held.
+    *first* as for `gate_values`.
+    """
+    hounsfield = series.scale.units == "HU"
+    found: list[GateValue] = []
+    for i, (frame, before) in enumerate(zip(restored.frames, series.array, strict=True)):
+        native = pixels.to_physical(frame.stored, frame.rescale) * series.scale.per_native
+        mean = float(before.mean(dtype=np.float64))
+        change = float(native.mean()) - mean
+        if hounsfield:
+            found.append(GateValue("delivered_drift", change, slice=first + i, unit=_UCUM["HU"]))
+        elif mean:
+            found.append(GateValue("delivered_drift", change / abs(mean), slice=first + i))
+    worst = max(found, key=lambda each: abs(each.value), default=None)
+    return found if worst is None else [*found, replace(worst, slice=None)]
 
 
 def judged_values(reading: GateReading, verdict: Verdict) -> list[GateValue]:

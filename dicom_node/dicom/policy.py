@@ -143,7 +143,9 @@ _EVERY_MULTIFRAME = (
     _Module("enhanced-ct-image", "C.8.15.2"),
     _Module("enhanced-multi-energy-ct-acquisition", "C.8.15.4"),
     _Module("enhanced-mr-image", "C.8.13.1"),
-    # Of ORIGINAL and MIXED images alone: it tells how the pixels were acquired.
+    # Required of ORIGINAL and MIXED images, and of a DERIVED one "may be present otherwise": either
+    # way conforms. It goes because dciodvfy, which sites validate with, counts it as an error; a
+    # test says when it no longer does. Timing and contrast stay, in the functional groups.
     _Module("mr-pulse-sequence", "C.8.13.4", _DROP),
     _Module("enhanced-pet-isotope", "C.8.22.2"),
     _Module("enhanced-pet-acquisition", "C.8.22.3"),

@@ -60,7 +60,8 @@ class GateValue:
 
 
 MEASURES: dict[str, tuple[str, str]] = {
-    "mean_drift": ("MEANDRIFT", "Change of the slice mean"),
+    "mean_drift": ("NETWORKDRIFT", "Change of the slice mean by the network, before it is held"),
+    "delivered_drift": ("DELIVEREDDRIFT", "Change of the slice mean in the delivered pixels"),
     "residual_ratio": ("RESIDUALRATIO", "Spread of the change over spread of the input"),
     "latent_distance": ("LATENTDISTANCE", "Distance of the latent from the codebook"),
     "intensity_scale": ("INTENSITYSCALE", "Factor from physical units to the model's window"),

@@ -21,6 +21,7 @@ from dicom_node.dicom import volume
 from dicom_node.settings import PolicySettings
 from tests.conformance.conftest import Validators
 from tests.factories import NAMES, make_series, write_series
+from tests.multiframe import make_enhanced
 from tests.unit.dicom_node.dicom.conftest import TASKS, derive
 
 Written = Callable[[Iterable[bytes]], list[Path]]
@@ -95,6 +96,18 @@ def test_every_plane_of_mr_gives_an_object_without_errors(
 ) -> None:
     source = write_series(make_series("MR", slices=2, plane=plane), tmp_path / "source")
     check(source, "MR", validators, written)
+
+
+def test_the_validator_still_objects_to_a_pulse_sequence_in_a_derived_image(
+    tmp_path: Path, validators: Validators
+) -> None:
+    """Why the policy drops the module, which PS3.3 C.8.13.4 allows: without this, it is copied."""
+    image = make_enhanced("MR", slices=2, rows=16)
+    image.ImageType[0] = "DERIVED"
+    (path,) = write_series([image], tmp_path / "derived")
+    objections = [line for line in validators.errors(path) if "MRPulseSequence" in line]
+    assert objections
+    assert all("may not be present otherwise" in line for line in objections)
 
 
 def test_the_validators_see_a_fault(tmp_path: Path, validators: Validators) -> None:

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
+from dicom_node.dicom.derived import quantise
 from dicom_node.dicom.reports import GateValue
+from dicom_node.dicom.volume import load_volumes
 from dicom_node.errors import RefusedError
-from dicom_node.inference import DomainVerdict, ModelIdentity, RestorationResult
-from dicom_node.restoring import gate_values, parameters_hash, restore_series, seeds
+from dicom_node.inference import (
+    DomainVerdict,
+    LocalEngine,
+    ModelIdentity,
+    RestorationRequest,
+    RestorationResult,
+)
+from dicom_node.restoring import (
+    delivered_drift,
+    gate_values,
+    parameters_hash,
+    restore_series,
+    seeds,
+)
 from dicom_node.settings import NodeSettings
 from tests.factories import make_series, write_series
 from tests.multiframe import make_enhanced
@@ -58,6 +74,73 @@ def test_what_the_engine_measured_is_told_by_slice_and_by_volume() -> None:
         GateValue("mean_drift", -7.0),
         GateValue("support_rows", 0.5),
     ]
+
+
+def test_the_network_s_drift_in_ct_is_told_in_hounsfield_units() -> None:
+    model = ModelIdentity("gain", "1", "ab" * 32)
+    result = RestorationResult(
+        np.zeros((1, 4, 4), np.float32), model, (), 0.1, {"mean_drift": [2.0]}
+    )
+    units = {value.unit for value in gate_values(result, 1, hounsfield=True)}
+    assert units == {"[hnsf'U]"}
+
+
+@pytest.mark.parametrize(
+    ("modality", "task", "gain", "unit"),
+    [
+        ("CT", "ct_denoise", 7.0, "[hnsf'U]"),
+        ("MR", "mri_sr", 7.0, "1"),
+        ("PT", "pet_synthesis", 0.5, "1"),
+    ],
+)
+def test_the_drift_that_is_reported_is_that_of_the_delivered_pixels(
+    modality: Any, task: str, gain: float, unit: str, tmp_path: Path
+) -> None:
+    paths = write_series(make_series(modality, slices=2, rows=16), tmp_path)
+    before = next(load_volumes(paths, task, NodeSettings().policy))
+    made = restore_series(paths, task, Gain(gain=gain), NodeSettings(), created=NOW)
+    drift = delivered_drift(before, made.volumes[0])
+    assert [value.slice for value in drift] == [0, 1, None]
+    assert {value.unit for value in drift} == {unit}
+    # Of the files as any reader decodes them, in the order of the volume.
+    for value, instance, source in zip(drift, made.instances, before.array, strict=False):
+        read = dcmread(BytesIO(instance.data))
+        slope, intercept = (
+            float(read.get("RescaleSlope", 1)),
+            float(read.get("RescaleIntercept", 0)),
+        )
+        after = (read.pixel_array * slope + intercept).mean() * before.scale.per_native
+        mean = float(source.mean(dtype=np.float64))
+        expected = (after - mean) if modality == "CT" else (after - mean) / abs(mean)
+        assert value.value == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        assert abs(value.value) > 0
+
+
+def test_the_scale_of_each_volume_of_an_mr_image_is_kept_and_gives_its_pixels_again(
+    tmp_path: Path,
+) -> None:
+    image = make_enhanced("MR", slices=2, rows=64, volumes=2, spacing=(0.9, 0.9))
+    paths = write_series([image], tmp_path)
+    engine = LocalEngine.open("compact", device="cpu")
+    made = restore_series(paths, "mri_sr", engine, NodeSettings(), created=NOW)
+    scales = made.quantities["intensity_scales"]
+    assert len(scales) == len(made.volumes) == 2
+    assert "intensity_scale" not in made.quantities
+    loaded = list(load_volumes(paths, "mri_sr", NodeSettings().policy))
+    for series, scale, restored in zip(loaded, scales, made.volumes, strict=True):
+        request = RestorationRequest(
+            array=series.array,
+            task="mri_sr",
+            spacing=series.spacing,
+            seeds=seeds(series.headers, engine.model, series.frames),
+            strength=1.0,
+            scale=scale,
+        )
+        again = engine.restore(request)
+        # What is late or restored anew with the stored scale is what was restored with its own.
+        assert again.diagnostics["intensity_scale"] == pytest.approx(scale)
+        for mine, theirs in zip(quantise(series, again.array).frames, restored.frames, strict=True):
+            np.testing.assert_array_equal(mine.stored, theirs.stored)
 
 
 def test_frames_of_one_image_have_seeds_of_their_own() -> None:

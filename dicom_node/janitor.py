@@ -1,4 +1,4 @@
-"""Tidying up: expired leases, files without a row, temporary files."""
+"""Tidying up: expired leases, files without a row, temporary files, a disk that is short."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy import Engine
 
+from dicom_node import observability, purge
 from dicom_node.dicom.header import instance_summary, read_header, why_ignored
 from dicom_node.errors import UnreadableInstanceError
 from dicom_node.ledger import intake, queue
 from dicom_node.observability import get_logger
+from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
+
+# Of each kind in one turn, so that the receive process has its other work done in between.
+_AT_ONCE = 1000
 
 log = get_logger(__name__)
 
@@ -22,6 +27,7 @@ class Recovered:
     adopted: int
     quarantined: int
     temporary: int
+    purged: int = 0
 
 
 def recover(engine: Engine, spool: Spool, *, stale_file_s: float, now: float) -> Recovered:
@@ -30,14 +36,17 @@ def recover(engine: Engine, spool: Spool, *, stale_file_s: float, now: float) ->
     A file without a row was stored: its row was never committed, or a loss of power took it. It is
     recorded as if it had just come, by the association that was left open if its series came by
     it, or quarantined when it is cut short or does not parse. Old temporary files are removed.
-    Associations stay open until `StorageSCP.start` has told of them and closes them.
+    Associations stay open until `StorageSCP.start` has told of them and closes them. A file whose
+    removal was begun is removed.
     """
+    purged = purge.finish(engine, spool, now)
     orphans = list(spool.orphans(intake.known_paths(engine)))
     adopted = sum(_adopt(engine, spool, path, now) for path in orphans)
     recovered = Recovered(
         adopted=adopted,
         quarantined=len(orphans) - adopted,
         temporary=spool.remove_temporary(older_than=now - stale_file_s),
+        purged=purged,
     )
     if recovered != Recovered(0, 0, 0):
         log.warning("recovered after a stop that was not clean", **vars(recovered))
@@ -51,6 +60,46 @@ def sweep(engine: Engine, *, max_attempts: int, now: float) -> int:
     if jobs or deliveries:
         log.warning("leases expired", jobs=jobs, deliveries=deliveries)
     return jobs + deliveries
+
+
+class Janitor:
+    """What a running node tidies up, a little at each turn."""
+
+    def __init__(self, settings: NodeSettings, engine: Engine, spool: Spool) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._spool = spool
+        self._next_sweep = self._next_purge = 0.0
+
+    def turn(self, now: float) -> bool:
+        """Give back expired leases and look at the disk, when it is time; whether it was."""
+        if now < self._next_sweep:
+            return False
+        given = self._settings.janitor
+        self._next_sweep = now + given.interval_s
+        sweep(self._engine, max_attempts=self._settings.engine.max_attempts, now=now)
+        self._make_room(now)
+        if now >= self._next_purge:
+            until = purge.ages(self._settings.retention, now)
+            more = purge.purge(self._engine, self._spool, until, now, limit=_AT_ONCE)
+            # Where there was more than one turn's worth, the next follows soon.
+            is_all = max(more.files.values(), default=0) < _AT_ONCE
+            self._next_purge = now + (given.purge_interval_s if is_all else 0.0)
+        return True
+
+    def _make_room(self, now: float) -> None:
+        """Where the disk is short, let go what has arrived everywhere, before its age."""
+        try:
+            space = self._spool.disk.space()
+        except OSError as error:
+            log.error("disk not readable", action="disk_gone", error=error.strerror)
+            return
+        observability.FREE_BYTES.set(space.free)
+        if not space.short or not self._settings.retention.early:
+            return
+        until = purge.ages(self._settings.retention, now, early=True)
+        log.warning("disk short", action="disk_short", missing_bytes=int(space.short))
+        purge.purge(self._engine, self._spool, until, now, wanted_bytes=space.short, limit=_AT_ONCE)
 
 
 def _adopt(engine: Engine, spool: Spool, path: str, now: float) -> bool:

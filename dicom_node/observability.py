@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Literal, TextIO
 
 import structlog
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from dicom_node.errors import NodeError
@@ -27,6 +27,7 @@ STATES = Counter(
     ["entity", "state"],
 )
 RECEIVED_BYTES = Counter("dicom_node_received_bytes", "Bytes of received SOP Instances.")
+FREE_BYTES = Gauge("dicom_node_free_bytes", "Free bytes on the disk of the spool.")
 JOB_SECONDS = Histogram(
     "dicom_node_job_seconds",
     "Duration of the steps of finished jobs.",

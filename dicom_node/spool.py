@@ -27,8 +27,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Literal, Self
 
+from dicom_node.disk import Disk
 from dicom_node.errors import NotFoundError, PermanentError, SpoolFullError
 
 # PS3.5 9.1 allows digits and dots only; nothing else may reach a path.
@@ -170,10 +171,21 @@ class Spool:
     `SpoolFullError` and leaves nothing visible.
     """
 
-    def __init__(self, root: Path, *, min_free_bytes: int = 0, min_free_percent: float = 0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        min_free_bytes: int = 0,
+        min_free_percent: float = 0,
+        resume_factor: float = 1,
+    ) -> None:
         self.root = root.resolve()
-        self._min_free_bytes = min_free_bytes
-        self._min_free_percent = min_free_percent
+        self.disk = Disk(
+            self.root,
+            min_free_bytes=min_free_bytes,
+            min_free_percent=min_free_percent,
+            resume_factor=resume_factor,
+        )
         # Unique among the processes that share the folder, and after a restart.
         self._token, self._numbers = secrets.token_hex(8), itertools.count()
         with _storage_errors():
@@ -185,15 +197,8 @@ class Spool:
             _flush_folder(self.root / "incoming")
 
     def has_room(self, extra_bytes: int = 0) -> bool:
-        """Tell whether the disk keeps its reserve when so many bytes more are written."""
-        try:
-            disk = os.statvfs(self.root)
-        except OSError:
-            return False
-        reserve = max(
-            self._min_free_bytes, disk.f_blocks * disk.f_frsize * self._min_free_percent / 100
-        )
-        return disk.f_bavail * disk.f_frsize - extra_bytes >= reserve
+        """Tell whether more may come, and the disk keeps its reserve with so many bytes more."""
+        return self.disk.has_room(extra_bytes)
 
     def write(self, data: bytes | Iterable[bytes]) -> StoredFile:
         """Store a received instance under the digest of its bytes; again is no error."""
@@ -325,6 +330,33 @@ class Spool:
         """Remove a file of the spool; one that is gone already is no error."""
         with _storage_errors():
             self.resolve(path).unlink(missing_ok=True)
+
+    def remove(self, path: str, *, unless_named_after: float) -> bool:
+        """Remove a file, and the note beside it, that the ledger has let go.
+
+        A file that somebody has stored anew since `unless_named_after` (epoch seconds) stays, and
+        so does one that was stored within a second of it.
+        """
+        file = self.resolve(path)
+        with _storage_errors():
+            try:
+                with _alone(str(file.parent)):
+                    # Naming a file changes its status, not the time of its bytes.
+                    if file.stat().st_ctime > unless_named_after - 1.0:
+                        return False
+                    file.unlink()
+            except FileNotFoundError:
+                return False
+            file.with_suffix(".txt").unlink(missing_ok=True)
+            if path.startswith("outgoing/"):
+                with suppress(OSError):  # other slices of the series are in it
+                    file.parent.rmdir()
+        return True
+
+    def files(self, area: Literal["outgoing", "quarantine"]) -> Iterator[str]:
+        """Yield the restored files, or those that were set aside."""
+        for file in sorted((self.root / area).rglob("*.dcm")):
+            yield file.relative_to(self.root).as_posix()
 
     def remove_temporary(self, older_than: float) -> int:
         """Remove temporary files last written before `older_than` (epoch seconds)."""

@@ -1,8 +1,7 @@
-"""Commands that read the ledger and change it as a person may: jobs, series, deliveries, watch."""
+"""Commands that read the ledger and change it as a person may, one group for each entity."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +12,10 @@ import click
 from dicom_node.cli import common
 from dicom_node.cli.common import config_option, json_option, list_options
 from dicom_node.errors import NotFoundError
+from dicom_node.ledger.states import DeliveryState, InstanceState, JobState, SeriesState
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from sqlalchemy import Engine
-
-_JOB_STATES = (
-    "queued", "running", "held", "done", "refused", "rejected", "failed", "cancelled",
-)  # fmt: skip
-_SERIES_STATES = ("receiving", "complete", "incomplete", "ignored")
-_DELIVERY_STATES = ("queued", "sending", "waiting", "delivered", "committed", "dead")
 
 _JOB_COLUMNS = {
     "id": "job",
@@ -54,6 +47,18 @@ _DELIVERY_COLUMNS = {
     "reason": "reason",
 }
 
+_INSTANCE_COLUMNS = {
+    "sop_instance_uid": "instance",
+    "state": "state",
+    "modality": "modality",
+    "calling_ae": "from",
+    "received": "received",
+    "purged": "purged",
+    "reason": "reason",
+}
+# There are hundreds to a series.
+_INSTANCES = 100
+
 _REASON = click.option("--reason", default="asked by the operator", help="Kept in the history.")
 
 
@@ -63,32 +68,48 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@list_options(_JOB_STATES)
+@list_options([*JobState])
 @click.option("--task", help="Only this task.")
-def list_jobs(
-    config: Path,
-    state: str | None,
-    since: float | None,
-    limit: int | None,
-    task: str | None,
-    as_json: bool,
-) -> None:
-    """List jobs, newest first."""
+@click.option("--series", "series_uid", metavar="UID", help="Only of this received series.")
+@click.option("--model", metavar="SHA256", help="Only by this model.")
+@click.option("--destination", metavar="NAME", help="Only what goes to this destination.")
+def list_jobs(config: Path, as_json: bool, **filters: Any) -> None:
+    """List jobs, newest first.
+
+    \b
+    Examples:
+      dicom-node jobs list --state held --state failed
+      dicom-node jobs list --since 24h --task ct_denoise --json
+    """
     from dicom_node.ledger import reports
 
-    rows = reports.jobs(_ledger(config), state=state, since=since, task=task, limit=limit)
+    rows = reports.jobs(_ledger(config), **filters)
     common.print_rows(rows, _JOB_COLUMNS, as_json=as_json, empty="no jobs")
 
 
 @jobs.command("show")
 @click.argument("job_id", type=int)
+@click.option("--instance", "uid", metavar="UID", help="The story of one of its instances alone.")
 @config_option
 @json_option
-def show_job(job_id: int, config: Path, as_json: bool) -> None:
-    """Show one job with its instances, deliveries and history."""
+def show_job(job_id: int, uid: str | None, config: Path, as_json: bool) -> None:
+    """Show one job with its instances, deliveries, and story from association to commitment.
+
+    \b
+    Examples:
+      dicom-node jobs show 17
+      dicom-node jobs show 17 --instance 1.2.840.113619.2.5.17   # source or result
+    """
     from dicom_node.ledger import reports
 
-    common.print_story(reports.job(_ledger(config), job_id), as_json=as_json)
+    engine = _ledger(config)
+    story = reports.job(engine, job_id)
+    if uid is not None:
+        results = {each["sop_instance_uid"] for each in story["outputs"]}
+        if uid not in results and uid not in story["sources"]:
+            raise click.ClickException(f"job {job_id} has no instance {uid}")
+        story = reports.instance(engine, uid)
+    common.print_story(story, as_json=as_json)
 
 
 def _job_action(name: str, help_text: str, done: str) -> None:
@@ -148,14 +169,21 @@ def series() -> None:
 
 
 @series.command("list")
-@list_options(_SERIES_STATES)
-def list_series(
-    config: Path, state: str | None, since: float | None, limit: int | None, as_json: bool
-) -> None:
-    """List series, newest first."""
+@list_options([*SeriesState])
+@click.option("--modality", help="Only this modality.")
+@click.option("--study", "study_uid", metavar="UID", help="Only of this study.")
+@click.option("--calling-ae", metavar="TITLE", help="Only what this sender brought last.")
+def list_series(config: Path, as_json: bool, **filters: Any) -> None:
+    """List series, newest first.
+
+    \b
+    Examples:
+      dicom-node series list --state ignored --since 1h
+      dicom-node series list --modality PT --calling-ae PETCT1
+    """
     from dicom_node.ledger import reports
 
-    rows = reports.series(_ledger(config), state=state, since=since, limit=limit)
+    rows = reports.series(_ledger(config), **filters)
     common.print_rows(rows, _SERIES_COLUMNS, as_json=as_json, empty="no series")
 
 
@@ -195,22 +223,20 @@ def deliveries() -> None:
 
 
 @deliveries.command("list")
-@list_options(_DELIVERY_STATES)
-@click.option("--destination", help="Only to this destination.")
-def list_deliveries(
-    config: Path,
-    state: str | None,
-    since: float | None,
-    limit: int | None,
-    destination: str | None,
-    as_json: bool,
-) -> None:
-    """List deliveries, newest first."""
+@list_options([*DeliveryState])
+@click.option("--destination", metavar="NAME", help="Only to this destination.")
+@click.option("--job", "job_id", type=int, help="Only of this job.")
+def list_deliveries(config: Path, as_json: bool, **filters: Any) -> None:
+    """List deliveries, newest first.
+
+    \b
+    Examples:
+      dicom-node deliveries list --state dead --state waiting
+      dicom-node deliveries list --destination pacs --since 2h
+    """
     from dicom_node.ledger import reports
 
-    rows = reports.deliveries(
-        _ledger(config), state=state, since=since, destination=destination, limit=limit
-    )
+    rows = reports.deliveries(_ledger(config), **filters)
     common.print_rows(rows, _DELIVERY_COLUMNS, as_json=as_json, empty="no deliveries")
 
 
@@ -244,44 +270,71 @@ def retry_deliveries(delivery_ids: tuple[int, ...], reason: str, config: Path) -
     to_each("delivery", delivery_ids, apply, state_of, name="retry", done="queued")
 
 
-@click.command()
-@config_option
-@click.option("--once", is_flag=True, help="Print one view and end.")
-@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, help="Seconds.")
-def watch(config: Path, once: bool, interval: float) -> None:
-    """Watch counts, jobs and deliveries live; Ctrl-C ends it."""
-    engine = _ledger(config)
-    if once:
-        common.console().print(_view(engine))
-        return
-    with contextlib.suppress(KeyboardInterrupt):
-        _follow(engine, interval)
+@click.group()
+def instances() -> None:
+    """SOP Instances, as received and as restored: list, show."""
 
 
-def _follow(engine: Engine, interval: float) -> None:
-    from rich.live import Live
+@instances.command("list")
+@list_options([*InstanceState])
+@click.option("--series", "series_uid", metavar="UID", help="Only of this series.")
+@click.option("--study", "study_uid", metavar="UID", help="Only of this study.")
+@click.option("--calling-ae", metavar="TITLE", help="Only what this sender brought.")
+def list_instances(config: Path, as_json: bool, **filters: Any) -> None:
+    """List received instances, newest first, 100 of them unless told.
 
-    with Live(_view(engine), console=common.console(), auto_refresh=False) as live:
-        while True:
-            time.sleep(interval)
-            live.update(_view(engine), refresh=True)
-
-
-def _view(engine: Engine) -> RenderableType:
-    from rich.console import Group
-
+    \b
+    Examples:
+      dicom-node instances list --state rejected --state conflict --since 7d
+      dicom-node instances list --series 1.2.840.113619.2.5 --limit 2000
+    """
     from dicom_node.ledger import reports
 
-    counts = {what: _counts(value) for what, value in reports.stats(engine).items()}
-    lines = [f"{what.replace('_', ' '):<22}{value}" for what, value in counts.items() if value]
-    newest = common.table(reports.jobs(engine, limit=15), _JOB_COLUMNS)
-    return Group(*lines, newest)
+    filters["limit"] = filters["limit"] or _INSTANCES
+    rows = reports.instances(_ledger(config), **filters)
+    common.print_rows(rows, _INSTANCE_COLUMNS, as_json=as_json, empty="no instances")
 
 
-def _counts(value: Any) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{state} {count}" for state, count in value.items() if count)
-    return "" if value is None else common.plain(value)
+@instances.command("show")
+@click.argument("uid")
+@config_option
+@json_option
+def show_instance(uid: str, config: Path, as_json: bool) -> None:
+    """Tell the whole story of one instance, by the UID of the received or of the restored one.
+
+    From the association that brought it to the commitment of each destination, and to the day when
+    its file left the spool.
+
+    \b
+    Examples:
+      dicom-node instances show 1.2.840.113619.2.5.17
+    """
+    from dicom_node.ledger import reports
+
+    story = reports.instance(_ledger(config), uid)
+    common.print_story(story, as_json=as_json, columns={"jobs": _JOB_COLUMNS})
+
+
+@click.command()
+@config_option
+@json_option
+def stats(config: Path, as_json: bool) -> None:
+    """Count instances, series, jobs and deliveries by state, and say what is oldest.
+
+    \b
+    Examples:
+      dicom-node stats --json | jq .deliveries.dead
+    """
+    from dicom_node.ledger import reports
+
+    found = reports.stats(_ledger(config))
+    if as_json:
+        common.print_json(found)
+        return
+    for what, value in found.items():
+        words = common.counts(value)
+        if words:
+            click.echo(f"{what.replace('_', ' '):<24}{words}")
 
 
 def _ledger(config: Path) -> Engine:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from dicom_node.settings import NodeSettings
+    from dicom_node.spool import Spool
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Row = Mapping[str, Any]
@@ -83,14 +84,20 @@ def json_option(command: Command) -> Command:
 
 
 def list_options(states: Sequence[str]) -> Callable[[Command], Command]:
-    """Add the filters and the output format of a listing."""
+    """Add the filters that every listing has, and its output format."""
 
     def add(command: Command) -> Command:
         for option in (
             json_option,
             click.option("--limit", type=click.IntRange(min=1), help="At most so many, newest."),
+            click.option("--until", type=Since(), help="Older than 30m, 2h, 7d or a date."),
             click.option("--since", type=Since(), help="Newer than 30m, 2h, 7d or a date."),
-            click.option("--state", type=click.Choice(states), help="Only those in this state."),
+            click.option(
+                "--state",
+                type=click.Choice(states),
+                multiple=True,
+                help="Only those in this state; repeat for several.",
+            ),
             config_option,
         ):
             command = option(command)
@@ -111,6 +118,13 @@ def open_ledger(settings: NodeSettings) -> Engine:
     from dicom_node.ledger.tables import open_ledger as open_at
 
     return open_at(settings.ledger.url)
+
+
+def open_spool(settings: NodeSettings) -> Spool:
+    """The spool that the settings name."""
+    from dicom_node.spool import Spool
+
+    return Spool(settings.spool.path)
 
 
 def console() -> Console:
@@ -181,6 +195,13 @@ def plain(value: Any) -> str:
     if isinstance(value, str) and _TIME.match(value):
         return datetime.fromisoformat(value).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return str(value)
+
+
+def counts(value: Any) -> str:
+    """Numbers by name in one line, those of nothing left out; any other value in words."""
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {plain(count)}" for name, count in value.items() if count)
+    return "" if value is None else plain(value)
 
 
 def print_story(

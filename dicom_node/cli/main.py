@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dicom_node import __version__
-from dicom_node.cli import admin, common, decisions, local
+from dicom_node.cli import admin, common, completion, decisions, local, recall, watch
 from dicom_node.cli.common import config_option, json_option
 from dicom_node.errors import ConfigurationError
 
@@ -202,7 +202,12 @@ cli.add_command(admin.jobs)
 cli.add_command(admin.series)
 cli.add_command(admin.deliveries)
 cli.add_command(decisions.breakers)
-cli.add_command(admin.watch)
+cli.add_command(admin.instances)
+cli.add_command(admin.stats)
+cli.add_command(watch.watch)
+cli.add_command(recall.recall)
+cli.add_command(recall.purge)
+cli.add_command(completion.completion)
 
 
 def main() -> None:

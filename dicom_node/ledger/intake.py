@@ -288,7 +288,7 @@ def open_since(engine: Engine, series_uid: str) -> float | None:
 def series_instances(
     engine: Engine, series_uid: str, *, only_unassigned: bool = False
 ) -> list[InstanceRow]:
-    """Return the received instances of a series in order of arrival."""
+    """Return the received instances of a series that are in the spool, in order of arrival."""
     query = (
         select(
             instances.c.sop_instance_uid,
@@ -300,6 +300,7 @@ def series_instances(
         .where(
             instances.c.series_instance_uid == series_uid,
             instances.c.state == InstanceState.RECEIVED,
+            instances.c.purged_at.is_(None),
         )
         .order_by(instances.c.id)
     )
@@ -356,10 +357,12 @@ def force_series(engine: Engine, series_uid: str, *, reason: str, now: float) ->
 
 
 def known_paths(engine: Engine) -> set[str]:
-    """Return every path in the spool that a row of an instance names."""
+    """Return every path in the spool that a row of an instance names and that is not purged."""
+    named = select(instances.c.path).where(
+        instances.c.path.is_not(None), instances.c.purged_at.is_(None)
+    )
     with reading(engine) as connection:
-        paths = connection.scalars(select(instances.c.path).where(instances.c.path.is_not(None)))
-        return set(paths)
+        return set(connection.scalars(named))
 
 
 def _open_associations() -> Subquery:

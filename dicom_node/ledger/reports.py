@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, func, select
 
 from dicom_node.errors import NotFoundError
-from dicom_node.ledger import judged_rows, rows, tables
-from dicom_node.ledger.rows import Report
+from dicom_node.ledger import judged_rows, retention, rows, story, tables
+from dicom_node.ledger.rows import Report, Wanted
 from dicom_node.ledger.tables import (
     DeliveryState,
     Entity,
@@ -36,6 +36,7 @@ __all__ = [
     "open_associations",
     "series",
     "stats",
+    "repeats",
     "transfers",
 ]
 
@@ -43,25 +44,43 @@ __all__ = [
 def jobs(
     engine: Engine,
     *,
-    state: str | None = None,
+    state: Wanted = None,
     since: float | None = None,
+    until: float | None = None,
     task: str | None = None,
     series_uid: str | None = None,
+    model: str | None = None,
+    destination: str | None = None,
     limit: int | None = None,
 ) -> list[Report]:
-    """Return jobs, each with `seconds{load,restore,derive}` and its `deliveries`."""
-    table = tables.jobs.c
+    """Return jobs, each with `seconds{load,restore,derive}` and its `deliveries`.
+
+    *state*: one or several. *model*: the SHA-256 of its bundle. *destination*: where its result
+    was put into the outbox for.
+    """
+    table, delivery = tables.jobs.c, tables.deliveries.c
     wanted = rows.conditions(
         table.created_at,
         since,
-        {table.state: state, table.task: task, table.series_instance_uid: series_uid},
+        {
+            table.state: state,
+            table.task: task,
+            table.series_instance_uid: series_uid,
+            table.model_sha256: model,
+        },
+        until,
     )
+    if destination is not None:
+        to = select(delivery.job_id).where(delivery.destination == destination)
+        wanted.append(table.id.in_(to))
     with reading(engine) as connection:
         return rows.job_rows(connection, wanted, limit)
 
 
 def job(engine: Engine, job_id: int) -> Report:
-    """Return one job with its `sources`, `outputs`, `verdicts`, `gates` and `history`.
+    """Return one job with its `sources`, `outputs`, `verdicts`, `gates`, `history` and `story`.
+
+    `history` is the job's own, `story` goes from the association to the commitment.
 
     Raises:
         NotFoundError: When there is none.
@@ -76,22 +95,36 @@ def job(engine: Engine, job_id: int) -> Report:
             "outputs": rows.output_rows(connection, tables.outputs.c.job_id == job_id),
             **judged_rows.judgement(connection, job_id),
             "history": rows.history(connection, Entity.JOB, [job_id]),
+            "story": story.of_job(connection, job_id),
         }
 
 
 def series(
     engine: Engine,
     *,
-    state: str | None = None,
+    state: Wanted = None,
     since: float | None = None,
+    until: float | None = None,
+    modality: str | None = None,
+    study_uid: str | None = None,
+    calling_ae: str | None = None,
     limit: int | None = None,
 ) -> list[Report]:
     """Return series with state, reason and number of instances."""
     table = tables.series.c
+    wanted = rows.conditions(
+        table.first_received_at,
+        since,
+        {
+            table.state: state,
+            table.modality: modality,
+            table.study_instance_uid: study_uid,
+            tables.associations.c.calling_ae: calling_ae,
+        },
+        until,
+    )
     with reading(engine) as connection:
-        return rows.series_rows(
-            connection, rows.conditions(table.first_received_at, since, {table.state: state}), limit
-        )
+        return rows.series_rows(connection, wanted, limit)
 
 
 def one_series(engine: Engine, series_uid: str) -> Report:
@@ -117,15 +150,20 @@ def one_series(engine: Engine, series_uid: str) -> Report:
 def deliveries(
     engine: Engine,
     *,
-    state: str | None = None,
+    state: Wanted = None,
     since: float | None = None,
+    until: float | None = None,
     destination: str | None = None,
+    job_id: int | None = None,
     limit: int | None = None,
 ) -> list[Report]:
     """Return deliveries with `sent` of `total` instances."""
     table = tables.deliveries.c
     wanted = rows.conditions(
-        table.created_at, since, {table.state: state, table.destination: destination}
+        table.created_at,
+        since,
+        {table.state: state, table.destination: destination, table.job_id: job_id},
+        until,
     )
     with reading(engine) as connection:
         return rows.delivery_rows(connection, wanted, limit)
@@ -151,15 +189,26 @@ def delivery(engine: Engine, delivery_id: int) -> Report:
 def instances(
     engine: Engine,
     *,
-    state: str | None = None,
+    state: Wanted = None,
     since: float | None = None,
+    until: float | None = None,
     series_uid: str | None = None,
+    study_uid: str | None = None,
+    calling_ae: str | None = None,
     limit: int | None = None,
 ) -> list[Report]:
     """Return received instances, conflicts and rejected ones included."""
     table = tables.instances.c
     wanted = rows.conditions(
-        table.received_at, since, {table.state: state, table.series_instance_uid: series_uid}
+        table.received_at,
+        since,
+        {
+            table.state: state,
+            table.series_instance_uid: series_uid,
+            table.study_instance_uid: study_uid,
+            tables.associations.c.calling_ae: calling_ae,
+        },
+        until,
     )
     with reading(engine) as connection:
         return rows.instance_rows(connection, wanted, limit)
@@ -168,26 +217,42 @@ def instances(
 def instance(engine: Engine, sop_instance_uid: str) -> Report:
     """Return one instance's story: each `received` copy, `jobs`, `outputs` and what became of them.
 
+    *sop_instance_uid* is of a received instance or of one that was made of it; then the story is
+    that of its source, with this result alone.
+
     Raises:
         NotFoundError: When there is none.
     """
+    output = tables.outputs.c
     with reading(engine) as connection:
-        copies = [tables.instances.c.sop_instance_uid == sop_instance_uid]
+        source = connection.scalar(
+            select(output.source_sop_instance_uid).where(
+                output.sop_instance_uid == sop_instance_uid
+            )
+        )
+        made = (
+            output.source_sop_instance_uid == sop_instance_uid
+            if source is None
+            else output.sop_instance_uid == sop_instance_uid
+        )
+        copies = [tables.instances.c.sop_instance_uid == (source or sop_instance_uid)]
         received = rows.instance_rows(connection, copies, None)
         if not received:
             raise NotFoundError(f"there is no instance {sop_instance_uid}")
         ids = [row["id"] for row in received]
-        made = tables.outputs.c.source_sop_instance_uid == sop_instance_uid
-        job_ids = select(tables.job_instances.c.job_id).where(
-            tables.job_instances.c.instance_id.in_(ids)
-        )
+        outputs = rows.output_rows(connection, made)
+        uids = [row["sop_instance_uid"] for row in outputs]
+        member = tables.job_instances.c
+        job_ids = select(member.job_id).where(member.instance_id.in_(ids))
         return {
             "sop_instance_uid": sop_instance_uid,
+            "source_sop_instance_uid": source,
             "received": received,
             "jobs": rows.job_rows(connection, [tables.jobs.c.id.in_(job_ids)], None),
-            "outputs": rows.output_rows(connection, made),
+            "outputs": outputs,
             "deliveries": rows.item_rows(connection, made),
             "history": rows.history(connection, Entity.INSTANCE, ids),
+            "story": story.of_instance(connection, ids, uids),
         }
 
 
@@ -202,16 +267,13 @@ def stats(engine: Engine) -> Report:
     with reading(engine) as connection:
         return {
             "associations": {"open": rows.open_associations(connection)},
-            "instances": rows.counts(connection, tables.instances.c.state, InstanceState),
+            "instances": rows.instance_counts(connection),
             "series": rows.counts(connection, tables.series.c.state, SeriesState),
             "jobs": rows.counts(connection, tables.jobs.c.state, JobState),
             "deliveries": rows.counts(connection, tables.deliveries.c.state, DeliveryState),
             "verdicts": judged_rows.verdict_counts(connection),
             "breakers": judged_rows.breaker_states(connection),
-            # PostgreSQL sums to a decimal, which is no number in JSON.
-            "received_bytes": int(
-                connection.scalar(select(func.sum(tables.instances.c.size))) or 0
-            ),
+            "kept_bytes": retention.kept_bytes(connection),
             "oldest_queued_job": rows.oldest(connection, tables.jobs.c, [JobState.QUEUED]),
             "oldest_open_delivery": rows.oldest(
                 connection,
@@ -236,7 +298,8 @@ class Transfer:
 def transfers(engine: Engine, association_id: int) -> list[Transfer]:
     """Return what an association brought and the node kept, by study and SOP Class.
 
-    What it sent again is not in it: the row of an instance names the association that was first.
+    What it sent again is not in it, but in `repeats`: the row of an instance names the association
+    that was first.
     """
     instance, association = tables.instances.c, tables.associations.c
     query = (
@@ -253,6 +316,48 @@ def transfers(engine: Engine, association_id: int) -> list[Transfer]:
             association.id == association_id,
             instance.study_instance_uid.is_not(None),
             instance.path.is_not(None),
+        )
+        .group_by(
+            association.calling_ae,
+            association.address,
+            instance.study_instance_uid,
+            instance.sop_class_uid,
+        )
+        .order_by(instance.study_instance_uid, instance.sop_class_uid)
+    )
+    with reading(engine) as connection:
+        return [Transfer(**row) for row in connection.execute(query).mappings()]
+
+
+def repeats(engine: Engine, association_id: int) -> list[Transfer]:
+    """Return what an association brought and the node held already, by study and SOP Class."""
+    instance, association, event = tables.instances.c, tables.associations.c, tables.events.c
+    # Once for each instance, however often it came; and of a UID the row that is valid.
+    again = (
+        select(event.reason.label("uid"))
+        .where(
+            event.entity == Entity.ASSOCIATION,
+            event.entity_id == str(association_id),
+            event.to_state.in_([InstanceState.DUPLICATE, InstanceState.CONFLICT]),
+        )
+        .distinct()
+        .subquery()
+    )
+    query = (
+        select(
+            association.calling_ae,
+            association.address,
+            instance.study_instance_uid,
+            instance.sop_class_uid,
+            func.count().label("instances"),
+            func.coalesce(func.min(instance.path), "").label("path"),
+        )
+        .select_from(tables.instances)
+        .join(again, again.c.uid == instance.sop_instance_uid)
+        .join(tables.associations, association.id == association_id)
+        .where(
+            instance.state.in_([InstanceState.RECEIVED, InstanceState.IGNORED]),
+            instance.study_instance_uid.is_not(None),
         )
         .group_by(
             association.calling_ae,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +21,7 @@ from sqlalchemy import (
 )
 
 from dicom_node.ledger import tables
-from dicom_node.ledger.tables import DeliveryState, Entity, ItemState
+from dicom_node.ledger.tables import DeliveryState, Entity, InstanceState, ItemState
 
 Report = dict[str, Any]
 
@@ -35,13 +36,27 @@ def iso(at: float | None) -> str | None:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
+Wanted = str | int | Sequence[str] | None
+
+
 def conditions(
-    created_at: Column[float], since: float | None, equal: dict[Column[str], str | None]
+    created_at: Column[float],
+    since: float | None,
+    equal: Mapping[Column[Any], Wanted],
+    until: float | None = None,
 ) -> list[ColumnElement[bool]]:
-    wanted: list[ColumnElement[bool]] = [
-        column == value for column, value in equal.items() if value is not None
-    ]
-    return wanted if since is None else [*wanted, created_at >= since]
+    """What a row must be: of these values (one of several), created from *since* to *until*."""
+    wanted: list[ColumnElement[bool]] = []
+    for column, value in equal.items():
+        if isinstance(value, str | int):
+            wanted.append(column == value)
+        elif value:
+            wanted.append(column.in_(value))
+    if since is not None:
+        wanted.append(created_at >= since)
+    if until is not None:
+        wanted.append(created_at < until)
+    return wanted
 
 
 def job_rows(
@@ -96,7 +111,7 @@ def _job(row: Row[Any], sent: list[Report]) -> Report:
 
 
 def _deliveries_by_job(connection: Connection, chosen: Subquery) -> dict[int, list[Report]]:
-    query = _deliveries_query().where(tables.deliveries.c.job_id.in_(select(chosen.c.id)))
+    query = _deliveries_query([tables.deliveries.c.job_id.in_(select(chosen.c.id))], None)
     found: dict[int, list[Report]] = defaultdict(list)
     for row in connection.execute(query.order_by(tables.deliveries.c.id)):
         found[row.job_id].append(
@@ -112,34 +127,45 @@ def _deliveries_by_job(connection: Connection, chosen: Subquery) -> dict[int, li
     return found
 
 
-def _deliveries_query() -> Select[Any]:
+def _deliveries_query(wanted: list[ColumnElement[bool]], limit: int | None) -> Select[Any]:
+    """The newest of the wanted deliveries, with how many of their instances are there."""
+    chosen = (
+        select(tables.deliveries.c.id)
+        .where(*wanted)
+        .order_by(tables.deliveries.c.id.desc())
+        .limit(limit)
+    )
     item = tables.delivery_items.c
+    # Counted for the chosen alone: the ledger has an item for each instance it ever sent.
     counts = (
         select(
             item.delivery_id,
             func.count().label("total"),
             func.sum(case((item.state.in_(_SENT), 1), else_=0)).label("sent"),
         )
+        .where(item.delivery_id.in_(chosen))
         .group_by(item.delivery_id)
         .subquery()
     )
-    return select(
-        tables.deliveries,
-        func.coalesce(counts.c.sent, 0).label("sent"),
-        func.coalesce(counts.c.total, 0).label("total"),
-    ).outerjoin(counts, counts.c.delivery_id == tables.deliveries.c.id)
+    return (
+        select(
+            tables.deliveries,
+            func.coalesce(counts.c.sent, 0).label("sent"),
+            func.coalesce(counts.c.total, 0).label("total"),
+        )
+        .outerjoin(counts, counts.c.delivery_id == tables.deliveries.c.id)
+        .where(tables.deliveries.c.id.in_(chosen))
+    )
 
 
 def delivery_rows(
     connection: Connection, wanted: list[ColumnElement[bool]], limit: int | None
 ) -> list[Report]:
     query = (
-        _deliveries_query()
+        _deliveries_query(wanted, limit)
         .add_columns(tables.jobs.c.series_instance_uid, tables.jobs.c.derived_series_instance_uid)
         .join(tables.jobs, tables.jobs.c.id == tables.deliveries.c.job_id)
-        .where(*wanted)
         .order_by(tables.deliveries.c.id.desc())
-        .limit(limit)
     )
     return [_delivery(row) for row in connection.execute(query)]
 
@@ -220,6 +246,7 @@ def instance_rows(
             "calling_ae": row.calling_ae,
             "called_ae": row.called_ae,
             "received": iso(row.received_at),
+            "purged": iso(row.purged_at),
         }
         for row in connection.execute(query)
     ]
@@ -245,6 +272,7 @@ def output_rows(connection: Connection, condition: ColumnElement[bool]) -> list[
             "path": row.path,
             "sha256": row.sha256,
             "size": row.size,
+            "purged": iso(row.purged_at),
         }
         for row in connection.execute(query)
     ]
@@ -295,6 +323,17 @@ def history(connection: Connection, entity: Entity, keys: list[Any]) -> list[Rep
         }
         for row in connection.execute(query)
     ]
+
+
+def instance_counts(connection: Connection) -> dict[str, int]:
+    """How many instances have each state; two indices tell it, the rows need not be read."""
+    table = tables.instances.c
+    found: dict[str, int] = {str(each): 0 for each in InstanceState}
+    for gone in (table.purged_at.is_(None), table.purged_at.is_not(None)):
+        query = select(table.state, func.count()).where(gone).group_by(table.state)
+        for state, count in connection.execute(query):
+            found[state] = found.get(state, 0) + count
+    return found
 
 
 def counts(

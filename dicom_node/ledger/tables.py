@@ -129,13 +129,20 @@ instances = Table(
     Index(None, "series_instance_uid", "state"),
     Index(None, "association_id"),
     Index(None, "received_at"),
-    # What the janitor looks through: the ledger grows, the spool does not.
+    # What the janitor looks through, and what counts: the ledger grows, the spool does not.
     Index(
         "ix_instances_kept",
         "state",
         "received_at",
+        "size",
         sqlite_where=text("purged_at IS NULL"),
         postgresql_where=text("purged_at IS NULL"),
+    ),
+    Index(
+        "ix_instances_purged",
+        "state",
+        sqlite_where=text("purged_at IS NOT NULL"),
+        postgresql_where=text("purged_at IS NOT NULL"),
     ),
 )
 
@@ -203,6 +210,7 @@ outputs = Table(
     Index(
         "ix_outputs_kept",
         "job_id",
+        "size",
         sqlite_where=text("purged_at IS NULL"),
         postgresql_where=text("purged_at IS NULL"),
     ),

@@ -70,7 +70,7 @@ class ReceiveService:
         )
         _log.info("recovered", action="recovered", **dataclasses.asdict(recovered))
         self._assembler = Assembler(settings, spool, self._ledger, routes)
-        self._next_sweep = 0.0
+        self._janitor = janitor.Janitor(settings, self._ledger, spool)
         reports = commitment.handlers(self._ledger, time.time)
         self._scp = StorageSCP(
             settings,
@@ -83,11 +83,8 @@ class ReceiveService:
         self._scp.start()
 
     def turn(self, now: float) -> bool:
-        """Tick the assembler; now and then give expired leases back."""
-        if now >= self._next_sweep:
-            self._next_sweep = now + self._settings.janitor.interval_s
-            limit = self._settings.engine.max_attempts
-            janitor.sweep(self._ledger, max_attempts=limit, now=now)
+        """Tick the assembler; now and then tidy up."""
+        if self._janitor.turn(now):
             self._scp.renew_certificates()
         self._assembler.tick(now)
         return False
@@ -184,7 +181,10 @@ def open_stores(settings: NodeSettings) -> tuple[Engine, Spool]:
     """The two stores that all processes share."""
     room = settings.spool
     spool = Spool(
-        room.path, min_free_bytes=room.min_free_bytes, min_free_percent=room.min_free_percent
+        room.path,
+        min_free_bytes=room.min_free_bytes,
+        min_free_percent=room.min_free_percent,
+        resume_factor=room.resume_factor,
     )
     return open_ledger(settings.ledger.url), spool
 

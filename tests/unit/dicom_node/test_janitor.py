@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -10,9 +11,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedSRStorage, ExplicitVRLittleEndian
 from sqlalchemy import Engine
 
-from dicom_node.janitor import Recovered, recover, sweep
-from dicom_node.ledger import intake, queue, reports
+from dicom_node.disk import Disk, Marks, Space
+from dicom_node.janitor import Janitor, Recovered, recover, sweep
+from dicom_node.ledger import intake, queue, reports, retention
+from dicom_node.ledger.retention import Ages
 from dicom_node.ledger.tables import SeriesState, open_ledger
+from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
 
 NOW = 1_700_000_000.0
@@ -159,3 +163,69 @@ def test_a_sweep_gives_back_what_dead_workers_held(engine: Engine, spool: Spool)
     assert sweep(engine, max_attempts=10, now=NOW + 59) == 0
     assert sweep(engine, max_attempts=10, now=NOW + 61) == 1
     assert reports.jobs(engine)[0]["state"] == "queued"
+
+
+class ShortDisk(Disk):
+    """A disk of which a test says how many bytes are missing."""
+
+    missing = 0
+
+    def space(self) -> Space:
+        return Space(1000 - self.missing, Marks(800, 1000))
+
+
+def _janitor(engine: Engine, spool: Spool, **retention: object) -> Janitor:
+    spool.disk = ShortDisk(spool.root)
+    tables = {"janitor": {"interval_s": 10, "purge_interval_s": 600}, "retention": retention}
+    return Janitor(NodeSettings.model_validate(tables), engine, spool)
+
+
+def _set_aside(engine: Engine, spool: Spool, at: float) -> Path:
+    kept = spool.quarantine(f"{at}".encode(), "no header")
+    intake.reject_instance(
+        engine, sop_instance_uid=None, path=kept.path, reason="", association_id=None, now=at
+    )
+    return spool.resolve(kept.path)
+
+
+def test_a_janitor_tidies_up_when_it_is_time_and_not_before(engine: Engine, spool: Spool) -> None:
+    now = time.time() + 86_400
+    janitor = _janitor(engine, spool, quarantine_s=3600)
+    old = _set_aside(engine, spool, now - 3601)
+    assert janitor.turn(now)
+    assert not old.exists()
+    older = _set_aside(engine, spool, now - 3602)
+    assert not janitor.turn(now + 9)
+    assert janitor.turn(now + 10)
+    assert older.exists()
+    assert janitor.turn(now + 600)
+    assert not older.exists()
+
+
+def test_a_short_disk_is_measured_and_nothing_that_is_needed_goes(
+    engine: Engine, spool: Spool
+) -> None:
+    janitor = _janitor(engine, spool, quarantine_s=None)
+    kept = _set_aside(engine, spool, NOW)
+    stored = spool.write(_instance(1))
+    _recover(engine, spool)
+    ShortDisk.missing = 300
+    try:
+        assert janitor.turn(time.time() + 86_400)
+        assert not spool.has_room()
+        ShortDisk.missing = 100
+        assert not spool.has_room()
+    finally:
+        ShortDisk.missing = 0
+    assert spool.has_room()
+    assert kept.exists()
+    assert spool.resolve(stored.path).exists()
+
+
+def test_a_removal_that_was_begun_is_finished_at_start(engine: Engine, spool: Spool) -> None:
+    now = time.time() + 86_400
+    begun, kept = _set_aside(engine, spool, NOW), _set_aside(engine, spool, now)
+    until = Ages(None, None, NOW)
+    assert len(retention.mark(engine, retention.removable(engine, until), until, now)) == 1
+    assert recover(engine, spool, stale_file_s=3600, now=now).purged == 1
+    assert (begun.exists(), kept.exists()) == (False, True)

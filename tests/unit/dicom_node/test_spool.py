@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -259,7 +260,7 @@ def test_room_is_what_is_free_beyond_the_reserve(tmp_path: Path) -> None:
 
 
 def test_a_spool_that_is_gone_has_no_room(spool: Spool) -> None:
-    spool.root = spool.root / "gone"
+    shutil.rmtree(spool.root)
     assert not spool.has_room()
 
 

@@ -14,6 +14,7 @@ branch_labels = None
 depends_on = None
 
 _KEPT = sa.text("purged_at IS NULL")
+_PURGED = sa.text("purged_at IS NOT NULL")
 
 
 def upgrade() -> None:
@@ -22,12 +23,19 @@ def upgrade() -> None:
     op.create_index(
         "ix_instances_kept",
         "instances",
-        ["state", "received_at"],
+        ["state", "received_at", "size"],
         sqlite_where=_KEPT,
         postgresql_where=_KEPT,
     )
     op.create_index(
-        "ix_outputs_kept", "outputs", ["job_id"], sqlite_where=_KEPT, postgresql_where=_KEPT
+        "ix_instances_purged",
+        "instances",
+        ["state"],
+        sqlite_where=_PURGED,
+        postgresql_where=_PURGED,
+    )
+    op.create_index(
+        "ix_outputs_kept", "outputs", ["job_id", "size"], sqlite_where=_KEPT, postgresql_where=_KEPT
     )
     op.drop_index("ix_jobs_state_priority_id", "jobs")
     op.create_index("ix_jobs_due", "jobs", ["state", sa.text("priority DESC"), "id"])
@@ -37,6 +45,7 @@ def downgrade() -> None:
     op.drop_index("ix_jobs_due", "jobs")
     op.create_index("ix_jobs_state_priority_id", "jobs", ["state", "priority", "id"])
     op.drop_index("ix_outputs_kept", "outputs")
+    op.drop_index("ix_instances_purged", "instances")
     op.drop_index("ix_instances_kept", "instances")
     op.drop_column("outputs", "purged_at")
     op.drop_column("instances", "purged_at")

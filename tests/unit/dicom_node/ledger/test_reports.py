@@ -150,11 +150,11 @@ def test_stats_count_every_state(engine: Engine, finish_job: FinishJob) -> None:
     assert (
         found["jobs"]["done"] == found["deliveries"]["queued"] == found["series"]["complete"] == 1
     )
-    assert found["received_bytes"] == 3000
+    assert found["kept_bytes"] == 5000
     assert found["oldest_queued_job"] is None
     assert found["oldest_open_delivery"] == "2023-11-14T22:13:23.000+00:00"
 
 
 def test_an_empty_ledger_has_empty_reports(engine: Engine) -> None:
     assert reports.jobs(engine) == reports.series(engine) == reports.deliveries(engine) == []
-    assert reports.stats(engine)["received_bytes"] == 0
+    assert reports.stats(engine)["kept_bytes"] == 0

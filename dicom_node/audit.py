@@ -190,12 +190,21 @@ def instances_sent(
 
 
 def instances_received(
-    ae_title: str, sender: RemoteNode, study: Study, at: float, *, description: str = ""
+    ae_title: str,
+    sender: RemoteNode,
+    study: Study,
+    at: float,
+    *,
+    held: bool = False,
+    description: str = "",
 ) -> Message:
-    """The node has received instances of a study on one association (A.5.3.7)."""
+    """The node has received instances of a study on one association (A.5.3.7).
+
+    The action is Create, or Read where it *held* them already and what it holds stays as it is.
+    """
     return Message(
         INSTANCES_TRANSFERRED,
-        "C",
+        "R" if held else "C",
         0,
         at,
         (

@@ -52,18 +52,19 @@ class Receipts:
         A crash between the two tells of it twice: a trail may repeat, it must not omit.
         """
         try:
-            transfers = reports.transfers(self.engine, association_id)
-            for study, rows in _by_study(transfers):
-                peer = RemoteNode(rows[0].calling_ae, rows[0].address)
-                self.trail.write(
-                    audit.instances_received(
-                        self.ae_title,
-                        peer,
-                        _study(self.spool, study, rows),
-                        self.clock(),
-                        description="the receiving process was killed" if lost else "",
+            for held, read in ((False, reports.transfers), (True, reports.repeats)):
+                for study, rows in _by_study(read(self.engine, association_id)):
+                    peer = RemoteNode(rows[0].calling_ae, rows[0].address)
+                    self.trail.write(
+                        audit.instances_received(
+                            self.ae_title,
+                            peer,
+                            _study(self.spool, study, rows),
+                            self.clock(),
+                            held=held,
+                            description="the receiving process was killed" if lost else "",
+                        )
                     )
-                )
         except NodeError as error:
             _log.error("association not audited", action="audit", error=error.message)
 

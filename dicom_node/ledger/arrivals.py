@@ -315,18 +315,24 @@ def _record_again(
     now: float,
     set_aside: SetAside,
 ) -> InstanceState:
+    kept = True
     if known.sha256 == instance.sha256:
         state, reason = InstanceState.DUPLICATE, None
         _note_activity(connection, instance, now, arrived=0)
     else:
         state, reason = InstanceState.CONFLICT, "other bytes under a known SOP Instance UID"
         path = set_aside(instance.path, reason)
-        if not _conflict_is_known(connection, instance):
+        kept = _conflict_is_known(connection, instance)
+        if not kept:
             values = _instance_values(instance, state, reason, now)
             # The series it claims need not exist; it stands beside the instance it contradicts.
             values["series_instance_uid"] = known.series_instance_uid
             connection.execute(insert(instances).values(values | {"path": path}))
     record_event(connection, Entity.INSTANCE, known.id, None, state, reason, now)
+    if kept and instance.association_id is not None:
+        # `reports.repeats` reads it: the audit trail tells of what was held before.
+        association, uid = instance.association_id, instance.sop_instance_uid
+        record_event(connection, Entity.ASSOCIATION, association, None, state, uid, now)
     return state
 
 

@@ -108,6 +108,8 @@ class Entity(enum.StrEnum):
     JOB = "job"
     DELIVERY = "delivery"
     BREAKER = "breaker"
+    #: Of an association only what it sent again is told: nothing else of that is in other rows.
+    ASSOCIATION = "association"
 
 
 STATES: Mapping[Entity, type[State]] = MappingProxyType(

@@ -62,6 +62,41 @@ def test_an_association_is_one_message_for_each_study(
     )
 
 
+def test_what_is_sent_again_is_told_as_held_already(node_scp: Node, tmp_path: Path) -> None:
+    # PS3.15 A.5.3.7: Read where the receiver holds the instances and need not change them.
+    first, second, new = (write(ct_slice(n), tmp_path / f"{n}.dcm") for n in (1, 2, 3))
+    study, patient = str(ct_slice(1).StudyInstanceUID), "PHANTOM"
+    for paths in ([first, second], [first, second, second, new]):
+        with connected(node_scp.peer("CT1"), paths) as association:
+            assert set(statuses(association, paths)) == {0x0000}
+        until(node_scp.all_released, "the association has ended")
+    found = [(action(message), told(message)) for message in transfers(node_scp)]
+    assert found == [
+        ("C", (study, patient, {CT: "2"})),
+        ("C", (study, patient, {CT: "1"})),
+        ("R", (study, patient, {CT: "2"})),
+    ]
+
+
+def test_other_bytes_are_told_as_new_once_and_as_held_when_they_come_again(
+    node_scp: Node, tmp_path: Path
+) -> None:
+    kept = write(ct_slice(1), tmp_path / "kept.dcm")
+    other = write(ct_slice(1, PatientComments="other bytes"), tmp_path / "other.dcm")
+    for paths in ([kept], [other], [other]):
+        with connected(node_scp.peer("CT1"), paths) as association:
+            assert statuses(association, paths) == [0x0000]
+        until(node_scp.all_released, "the association has ended")
+    assert [action(message) for message in transfers(node_scp)] == ["C", "C", "R"]
+
+
+def action(message: etree._Element) -> str | None:
+    """Event Action Code of a message."""
+    event = message.find("EventIdentification")
+    assert event is not None
+    return event.get("EventActionCode")
+
+
 def test_an_association_without_instances_is_no_transfer(node_scp: Node) -> None:
     assert echo(node_scp.peer()).ok
     assert transfers(node_scp) == []

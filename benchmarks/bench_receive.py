@@ -16,13 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import receivers, report
+from benchmarks import echo, receivers, report, targets
 from benchmarks.images import KINDS, instances
 from benchmarks.receivers import DCMTK, Receiver, Running
 
@@ -50,45 +48,51 @@ class Sample:
     latencies_ms: list[float] = field(default_factory=list)
 
 
+Samples = dict[str, list[Sample]]
+
 _PEERS = (receivers.STORESCP_ND, receivers.ORTHANC_ND, receivers.PYNETDICOM)
 _FORKED = (receivers.STORESCP_FORK, receivers.ORTHANC_ND, receivers.PYNETDICOM)
 _BOTH = (receivers.NODE, receivers.NODE_STOCK)
 
+_PLAIN = Scenario(
+    targets.PLAIN,
+    "CT 512×512",
+    (receivers.NODE, receivers.STORESCP, receivers.ORTHANC_PLAIN, receivers.PYNETDICOM),
+    120,
+    storescu=True,
+    no_delay=False,
+)
+_ONE = Scenario(
+    targets.ONE,
+    "CT 512×512",
+    (*_BOTH, *_PEERS, receivers.DISCARD),
+    250,
+    storescu=True,
+)
+_FOUR = Scenario(
+    targets.FOUR,
+    "CT 512×512",
+    (*_BOTH, *_FORKED, receivers.DISCARD),
+    80,
+    associations=4,
+    storescu=True,
+)
+
 SCENARIOS = (
-    Scenario(
-        "storescu as it comes, 1 association",
-        "CT 512×512",
-        (receivers.NODE, receivers.STORESCP, receivers.ORTHANC_PLAIN, receivers.PYNETDICOM),
-        40,
-        storescu=True,
-        no_delay=False,
-    ),
-    Scenario(
-        "storescu, TCP_NODELAY=1, 1 association",
-        "CT 512×512",
-        (*_BOTH, *_PEERS),
-        100,
-        storescu=True,
-    ),
-    Scenario(
-        "storescu, TCP_NODELAY=1, 4 associations at once",
-        "CT 512×512",
-        (*_BOTH, *_FORKED),
-        50,
-        associations=4,
-        storescu=True,
-    ),
+    _PLAIN,
+    _ONE,
+    _FOUR,
     Scenario(
         "own sender, TCP_NODELAY, 1 association",
         "CT 512×512",
-        (*_BOTH, *_PEERS, receivers.LIMIT),
-        150,
+        (*_BOTH, *_PEERS, receivers.DISCARD, receivers.LIMIT),
+        250,
     ),
     Scenario(
         "own sender, TCP_NODELAY, 4 associations at once",
         "CT 512×512",
-        (*_BOTH, *_FORKED, receivers.LIMIT),
-        60,
+        (*_BOTH, *_FORKED, receivers.DISCARD, receivers.LIMIT),
+        80,
         associations=4,
     ),
     *(
@@ -117,26 +121,40 @@ def main() -> None:
     load = os.getloadavg()[0]
     repetitions = given.repetitions or (2 if given.quick else 5)
     with tempfile.TemporaryDirectory(dir=given.folder or Path.cwd(), prefix=".bench-") as folder:
-        tables = []
+        tables: list[str] = []
+        lines: list[targets.Line] = []
         for scenario in SCENARIOS:
             if given.only not in f"{scenario.title} {scenario.kind}":
                 continue
             if given.quick and not given.only and scenario.kind in _LEFT_OUT_WHEN_QUICK:
                 continue
-            tables.append(measure(scenario, Path(folder), repetitions, quick=given.quick))
-            print(tables[-1], flush=True)
+            table, reached = measure(scenario, Path(folder), repetitions, quick=given.quick)
+            print(table, flush=True)
+            tables.append(table)
+            lines += reached
         if given.only in "memory":
-            tables.append(memory(Path(folder), slices=300 if given.quick else 2000))
+            table, reached = memory(Path(folder), slices=300 if given.quick else 2000)
+            print(table, flush=True)
+            tables.append(table)
+            lines += reached
+        if given.only in "echo":
+            heard = echo.measure(Path(folder))
+            tables.append(echo.table(heard))
             print(tables[-1], flush=True)
+            lines.append(targets.echo(heard.silent, heard.own))
+        tables.insert(0, targets.table(lines))
+        print(tables[0], flush=True)
     if given.write:
         command = " ".join(("python -m benchmarks.bench_receive", *sys.argv[1:]))
-        report.write(Path(__file__).with_name("RESULTS.md"), tables, command, load)
+        report.write(Path(__file__).with_name("RESULTS.md"), tables, command, load, report.RECEIVE)
 
 
-def measure(scenario: Scenario, folder: Path, repetitions: int, *, quick: bool) -> str:
-    """The table of one scenario, in Markdown."""
+def measure(
+    scenario: Scenario, folder: Path, repetitions: int, *, quick: bool
+) -> tuple[str, list[targets.Line]]:
+    """The table of one scenario, in Markdown, and what it says of the targets."""
     count = max(10, scenario.count // (3 if quick else 1))
-    samples: dict[str, list[Sample]] = {row.name: [] for row in scenario.rows}
+    samples: Samples = {row.name: [] for row in scenario.rows}
     with receivers.running(list(scenario.rows), folder) as started:
         for running in started:
             _once(scenario, running, folder, 5)  # what is loaded or made at the first instance
@@ -145,13 +163,14 @@ def measure(scenario: Scenario, folder: Path, repetitions: int, *, quick: bool) 
             for running in (*started[turn:], *started[:turn]):
                 samples[running.receiver.name].append(_once(scenario, running, folder, count))
         peaks = {running.receiver.name: running.peak_bytes() for running in started}
-    return report.table(
+    table = report.table(
         f"{scenario.kind}: {scenario.title}",
         f"{scenario.associations} × {count} instances, {repetitions} repetitions",
         scenario.rows[0].name,
         samples,
         peaks,
     )
+    return table, targets.rates(scenario.title, samples)
 
 
 def _once(scenario: Scenario, running: Running, folder: Path, count: int) -> Sample:
@@ -170,42 +189,44 @@ def _once(scenario: Scenario, running: Running, folder: Path, count: int) -> Sam
 def _by_storescu(
     scenario: Scenario, running: Running, folder: Path, count: int
 ) -> tuple[float, int, list[float]]:
-    with _files(scenario, folder, count) as folders:
-        octets = sum(path.stat().st_size for each in folders for path in each.iterdir())
-        environment = {**os.environ, **({"TCP_NODELAY": "1"} if scenario.no_delay else {})}
-        commands = [
-            [
-                str(DCMTK / "storescu"),
-                *("-xe", "+sd", "-aec", running.receiver.title),
-                *("127.0.0.1", str(running.port), str(each)),
-            ]
-            for each in folders
+    folders = _files(scenario, folder, count)
+    octets = sum(path.stat().st_size for each in folders for path in each.iterdir())
+    environment = {**os.environ, **({"TCP_NODELAY": "1"} if scenario.no_delay else {})}
+    commands = [
+        [
+            str(DCMTK / "storescu"),
+            *("-xe", "+sd", "-aec", running.receiver.title),
+            *("127.0.0.1", str(running.port), str(each)),
         ]
-        begun = time.perf_counter()
-        senders = [
-            subprocess.Popen(
-                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-            )
-            for command in commands
-        ]
-        for sender in senders:
-            _, words = sender.communicate(timeout=600)
-            if sender.returncode:
-                raise SystemExit(f"storescu → {running.receiver.name}: {words.decode()[-500:]}")
-        return time.perf_counter() - begun, octets, []
+        for each in folders
+    ]
+    begun = time.perf_counter()
+    senders = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for command in commands
+    ]
+    for sender in senders:
+        _, words = sender.communicate(timeout=600)
+        if sender.returncode:
+            raise SystemExit(f"storescu → {running.receiver.name}: {words.decode()[-500:]}")
+    return time.perf_counter() - begun, octets, []
 
 
-@contextmanager
-def _files(scenario: Scenario, folder: Path, count: int) -> Generator[list[Path]]:
-    with tempfile.TemporaryDirectory(dir=folder, prefix="sent-") as made:
-        folders = [Path(made) / str(number) for number in range(scenario.associations)]
-        for each in folders:
-            each.mkdir()
-            for number, instance in enumerate(instances(KINDS[scenario.kind], count)):
-                (each / f"{number:05d}.dcm").write_bytes(instance.file)
-        # What was just written is not to be flushed during the measurement.
-        os.sync()
-        yield folders
+def _files(scenario: Scenario, folder: Path, count: int) -> list[Path]:
+    """Folders of new instances, one for each association; files of before are written over."""
+    folders = [
+        folder / f"sent-{scenario.kind}-{count}" / str(number)
+        for number in range(scenario.associations)
+    ]
+    for each in folders:
+        each.mkdir(parents=True, exist_ok=True)
+        for number, instance in enumerate(instances(KINDS[scenario.kind], count)):
+            (each / f"{number:05d}.dcm").write_bytes(instance.file)
+    # What was just written is not to be flushed during the measurement.
+    os.sync()
+    return folders
 
 
 def _by_sender(scenario: Scenario, running: Running, count: int) -> tuple[float, int, list[float]]:
@@ -243,7 +264,7 @@ def _send(
     return [json.loads(sender.communicate(timeout=600)[0]) for sender in senders]
 
 
-def memory(folder: Path, slices: int) -> str:
+def memory(folder: Path, slices: int) -> tuple[str, list[targets.Line]]:
     """Resident memory of the receive process: idle, during a long series, during a large object."""
     rows = []
     for name, kind, count in (
@@ -255,7 +276,8 @@ def memory(folder: Path, slices: int) -> str:
             idle = running.resident_bytes()
             (result,) = _send(running, kind, count, 1, "dicom")
             rows.append((name, idle, running.peak_bytes(), result["seconds"]))
-    return report.memory_table(rows)
+    lines = [targets.memory(name, idle, peak) for name, idle, peak, _ in rows]
+    return report.memory_table(rows), lines
 
 
 if __name__ == "__main__":

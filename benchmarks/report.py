@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -68,15 +69,27 @@ def memory_table(rows: Sequence[tuple[str, int, int, float]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def write(path: Path, tables: Sequence[str], command: str, load: float) -> None:
-    """Put the tables of one run into the page, between its marks."""
-    mark = "<!-- bench_receive -->"
-    page = path.read_text() if path.exists() else f"# Results\n\n{mark}\n{mark}\n"
+@dataclass(frozen=True)
+class Block:
+    """The part of the page that one benchmark writes, between two marks of its name."""
+
+    name: str
+    title: str
+
+
+RECEIVE = Block("bench_receive", "C-STORE receivers")
+LEDGER = Block("bench_ledger", "The ledger")
+
+
+def write(path: Path, tables: Sequence[str], command: str, load: float, block: Block) -> None:
+    """Put the tables of one run into the page, between its marks; a new block goes last."""
+    mark = f"<!-- {block.name} -->"
+    page = path.read_text() if path.exists() else "# Results\n"
+    if mark not in page:
+        page = f"{page}\n{mark}\n{mark}\n"
     before, _, rest = page.partition(mark)
     after = rest.partition(mark)[2]
-    body = "\n".join(
-        [f"## C-STORE receivers\n\n`{command}`\n\n{machine(load)}\n", *tables],
-    )
+    body = "\n".join([f"## {block.title}\n\n`{command}`\n\n{machine(load)}\n", *tables])
     path.write_text(f"{before}{mark}\n{body}\n{mark}{after}")
 
 

@@ -44,8 +44,9 @@ from dicom_node.upper_layer import (
     response_pdu,
 )
 
-# A few PDUs of the length that we offer; larger buffers gain nothing and cost memory.
-BUFFER = 1 << 18
+# Most images whole: each further round through kernel and parser costs more than the memory, of
+# which only what is used is taken.
+BUFFER = 1 << 20
 # A message, or a PDU, that has begun must come on at this rate after its time-out.
 SLOWEST_BYTES_S = 1000
 # PS3.8 9.1.5: after our A-ABORT we wait so long for the peer to close.

@@ -151,7 +151,7 @@ def implementation_model(settings: NodeSettings) -> Iterator[str]:
                             ◀───────────────────── N-EVENT-REPORT (where it is asked for) ──"""
     yield "### 2.2 Functional definition"
     quiet = settings.assembly.quiet_s
-    yield f"""1. An instance is answered with Success when its bytes and its record are durable.
+    yield f"""1. An instance is answered with Success when its bytes are durable and its record committed.
 2. A series is complete when no association that brought it is open and nothing has come for
    {quiet:g} s.
 3. The routing table decides by header and titles whether, how, and for whom it is restored.

@@ -1,8 +1,9 @@
 """Storage Commitment as SCU: ask a destination to keep what it has stored (PS3.4 J).
 
-Off unless ``delivery.commitment`` is set.  The N-ACTION request names every instance of a
-delivered series; the destination's N-EVENT-REPORT comes later, on an association that it opens to
-us in the reversed role, and only writes rows.
+Off unless ``delivery.commitment``, or that of the destination, is set.  The N-ACTION request names
+every instance of a delivered series; the N-EVENT-REPORT comes in the reversed role, on the same
+association or later on one that the destination opens to us, and only writes rows.  Where none
+comes in time, it is asked for again, with a new Transaction UID.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from sqlalchemy import Engine
 from dicom_node.association import STORAGE_COMMITMENT, EventHandler, Peer
 from dicom_node.dicom.header import quiet_pydicom, text
 from dicom_node.errors import DestinationError, DestinationRefusedError, LedgerError
-from dicom_node.ledger import outbox, reports
-from dicom_node.ledger.tables import ItemState
+from dicom_node.ledger import commitments, custody
 from dicom_node.observability import get_logger
 from dicom_node.requestor import associate
+from dicom_node.settings import NodeSettings
 
 Clock = Callable[[], float]
 
@@ -68,15 +69,38 @@ def request(
     *,
     clock: Clock,
     linger_s: float = 0.0,
+    timeout_s: float | None = None,
 ) -> str:
     """Ask *peer* with N-ACTION to commit *references*; returns the Transaction UID.
 
     The row is written first: the report may come before the answer to the request.  *linger_s* is
-    how long to wait for a report on the same association, for peers that do not open their own.
+    how long to wait for a report on the same association; *timeout_s*, after which the request is
+    due again (None: never).
     Raises DestinationError or DestinationRefusedError where the request was not taken.
     """
     transaction_uid = str(generate_uid(prefix=None))
-    outbox.request_commitment(engine, delivery_id, transaction_uid=transaction_uid, now=clock())
+    now = clock()
+    commitments.request_commitment(
+        engine,
+        delivery_id,
+        transaction_uid=transaction_uid,
+        now=now,
+        next_ask=None if timeout_s is None else now + timeout_s,
+    )
+    ask(peer, engine, transaction_uid, references, clock=clock, linger_s=linger_s)
+    return transaction_uid
+
+
+def ask(
+    peer: Peer,
+    engine: Engine,
+    transaction_uid: str,
+    references: Sequence[Reference],
+    *,
+    clock: Clock,
+    linger_s: float = 0.0,
+) -> None:
+    """The N-ACTION of a transaction whose row is written; raises as :func:`request`."""
     reported = threading.Event()
     context = build_context(STORAGE_COMMITMENT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     with associate(
@@ -90,22 +114,68 @@ def request(
         )
         _check(peer, answer)
         reported.wait(linger_s)
-    return transaction_uid
 
 
-def requester(engine: Engine, clock: Clock = time.time) -> Callable[[outbox.Delivery, Peer], None]:
-    """What asks for the commitment of a series that has just been delivered."""
+class CommitmentWorker:
+    """Asks for what is due: of each delivered series until it is committed, or given up."""
 
-    def ask(delivery: outbox.Delivery, peer: Peer) -> None:
-        items = reports.delivery(engine, delivery.id)["items"]
-        references = [
-            Reference(item["sop_class_uid"], item["sop_instance_uid"])
-            for item in items
-            if item["state"] == ItemState.DELIVERED
-        ]
-        request(peer, engine, delivery.id, references, clock=clock)
+    def __init__(self, settings: NodeSettings, engine: Engine, clock: Clock = time.time) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._clock = clock
 
-    return ask
+    def run_once(self) -> bool:
+        """Ask for one series; False when none is due."""
+        delivery = self._settings.delivery
+        outstanding = commitments.claim_outstanding(
+            self._engine, lease_s=delivery.lease_s, now=self._clock()
+        )
+        if outstanding is None:
+            return False
+        if outstanding.asks >= delivery.commitment_asks:
+            reason = f"not committed after {outstanding.asks} requests"
+            self._give_up(outstanding, reason)
+        else:
+            self._ask(outstanding)
+        return True
+
+    def _ask(self, outstanding: commitments.Outstanding) -> None:
+        destination = self._settings.destinations.get(outstanding.destination)
+        if destination is None:
+            self._give_up(outstanding, "the destination is no longer configured")
+            return
+        delivery = self._settings.delivery
+        try:
+            request(
+                Peer.of(destination, self._settings),
+                self._engine,
+                outstanding.delivery_id,
+                [Reference(*one) for one in outstanding.instances],
+                clock=self._clock,
+                linger_s=delivery.commitment_wait_s,
+                timeout_s=delivery.commitment_timeout_s,
+            )
+        except DestinationRefusedError as error:
+            self._give_up(outstanding, error.message)
+        except DestinationError as error:
+            # It counts as a request, and is due again as one without a report.
+            _log.warning(
+                "commitment not requested",
+                action="commitment",
+                delivery=outstanding.delivery_id,
+                error=error.message,
+            )
+
+    def _give_up(self, outstanding: commitments.Outstanding, reason: str) -> None:
+        now = self._clock()
+        if commitments.give_up(self._engine, outstanding.delivery_id, reason=reason, now=now):
+            _log.error(
+                "delivery not committed",
+                action="commitment",
+                delivery=outstanding.delivery_id,
+                destination=outstanding.destination,
+                reason=reason,
+            )
 
 
 def action_information(transaction_uid: str, references: Sequence[Reference]) -> Dataset:
@@ -174,11 +244,17 @@ def read_report(information: Dataset) -> Report:
 def record_report(engine: Engine, report: Report, now: float) -> int:
     """Write a report to the ledger; the DIMSE status to answer it with."""
     try:
-        known = outbox.report_commitment(
+        known = commitments.report_commitment(
             engine,
             report.transaction_uid,
             committed=report.committed,
             failed=report.failed,
+            now=now,
+        ) or custody.report_inquiry(
+            # An archive's report on originals, which peers have asked us to answer for.
+            engine,
+            report.transaction_uid,
+            committed=report.committed,
             now=now,
         )
     except LedgerError as error:

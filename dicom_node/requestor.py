@@ -56,14 +56,17 @@ def associate(
     *,
     handlers: Sequence[EventHandler] = (),
     as_scp: Collection[str] = (),
+    as_scu: bool = True,
 ) -> Iterator[Association]:
     """An established association with *peer*, released on the way out, aborted on an exception.
 
-    *as_scp* names SOP Classes for which we also offer the SCP role (PS3.7 D.3.3.4).
+    *as_scp* names SOP Classes for which we also offer the SCP role (PS3.7 D.3.3.4), or with not
+    *as_scu* that alone.
     Raises :class:`DestinationError` when the peer cannot be reached or asks to try again later,
     :class:`DestinationRefusedError` when it rejects us for good.
     """
-    association = _request(peer, contexts, handlers, as_scp)
+    roles = [_role(uid, as_scu) for uid in as_scp]
+    association = _request(peer, contexts, handlers, roles)
     try:
         yield association
     except GeneratorExit:
@@ -86,7 +89,7 @@ def _request(
     peer: Peer,
     contexts: Sequence[PresentationContext],
     handlers: Sequence[EventHandler],
-    as_scp: Collection[str],
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation],
 ) -> Association:
     progress = _Progress()
     bound: list[EventHandler] = [
@@ -102,7 +105,7 @@ def _request(
             contexts=list(contexts),
             ae_title=peer.ae_title,
             max_pdu=peer.max_pdu,
-            ext_neg=[_both_roles(uid) for uid in as_scp],
+            ext_neg=list(roles),
             tls_args=_tls_arguments(peer, progress),
             evt_handlers=bound,
         )
@@ -169,10 +172,10 @@ def _on_pdu(event: Event, progress: _Progress) -> None:
         progress.rejection = event.pdu.to_primitive()
 
 
-def _both_roles(uid: str) -> SCP_SCU_RoleSelectionNegotiation:
+def _role(uid: str, as_scu: bool) -> SCP_SCU_RoleSelectionNegotiation:
     role = SCP_SCU_RoleSelectionNegotiation()
     role.sop_class_uid = uid
-    role.scu_role = role.scp_role = True
+    role.scu_role, role.scp_role = as_scu, True
     return role
 
 

@@ -1,13 +1,15 @@
 """C-STORE and C-ECHO as SCU: files to one peer, with an answer for each instance (PS3.4 A, B).
 
-Bytes go out as they lie on disk.  Only where the peer does not take their transfer syntax are
-they decoded for it, pixel values unchanged.  Nothing here knows the ledger.
+A :class:`StoreLink` keeps its association for the next series to the same peer.  Bytes go out as
+they lie on disk.  Only where the peer does not take their transfer syntax are they decoded for it,
+pixel values unchanged.  Nothing here knows the ledger.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -47,6 +49,11 @@ def classify_status(status: int | None) -> Outcome:
     if status in _STORED or status & 0xF000 == 0xB000:
         return "delivered"
     return "dead"
+
+
+def is_out_of_resources(status: int | None) -> bool:
+    """Whether the next instance would fare no better: no answer (abort, time-out), or no room."""
+    return status is None or status == 0x0213 or status & 0xFF00 == 0xA700
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,15 @@ class Sent:
     status: int | None
     outcome: Outcome
     why: str
+    #: The peer's Error Comment: for the ledger, never for a log or a notice.
+    comment: str = ""
+    #: Further answers came with this one and are yielded at once.
+    more_known: bool = False
+
+    @property
+    def words(self) -> str:
+        """Why, with what the peer says."""
+        return f"{self.why} ({self.comment})" if self.comment else self.why
 
 
 def send_all(peer: Peer, items: Sequence[Sendable]) -> Generator[Sent]:
@@ -98,14 +114,69 @@ def send_all(peer: Peer, items: Sequence[Sendable]) -> Generator[Sent]:
     Ends early when the association is gone: what was not answered is simply not yielded.
     Raises DestinationError or DestinationRefusedError when no association could be opened.
     """
-    for batch in _batches(items):
-        contexts = contexts_for((one.sop_class_uid, one.transfer_syntax_uid) for one in batch)
-        with associate(peer, contexts) as association:
-            for number, item in enumerate(batch):
-                answer = _send_one(association, item, message_id=number % 65535 + 1)
+    link = StoreLink(peer)
+    try:
+        yield from link.send(items)
+    finally:
+        link.close()
+
+
+class StoreLink:
+    """Associations with one peer, one at a time, each for as many instances as it will take.
+
+    The association outlives :meth:`send`, so that the next series goes over it too.  One thread.
+    """
+
+    def __init__(self, peer: Peer, *, instances: int | None = None) -> None:
+        """*instances* is how many go over one association; None: any number."""
+        self._peer = peer
+        self._most = instances
+        self._stack = ExitStack()
+        self._association: Association | None = None
+        self._proposed: frozenset[tuple[str, str]] = frozenset()
+        self._sent = 0
+        #: How many associations were opened.
+        self.opened = 0
+
+    def send(self, items: Sequence[Sendable]) -> Generator[Sent]:
+        """Send instances in order; an answer for each.
+
+        Ends early when the association is gone: what was not answered is simply not yielded.
+        Raises DestinationError or DestinationRefusedError when no association could be opened.
+        """
+        for batch in _batches(items):
+            kinds = frozenset((one.sop_class_uid, one.transfer_syntax_uid) for one in batch)
+            for item in batch:
+                association = self._ready(kinds)
+                self._sent += 1
+                try:
+                    answer = _send_one(association, item, message_id=self._sent % 65535 + 1)
+                except BaseException:
+                    association.abort()
+                    raise
                 yield answer
                 if not association.is_established:
+                    self.close()
                     return
+
+    def close(self) -> None:
+        """Release the association, where there is one."""
+        self._association = None
+        self._stack.close()
+
+    def _ready(self, kinds: frozenset[tuple[str, str]]) -> Association:
+        """An association for instances of these SOP Classes and transfer syntaxes."""
+        association = self._association
+        # A peer may have ended it since the last series.
+        is_open = association is not None and association.is_established
+        is_full = self._most is not None and self._sent >= self._most
+        if association is not None and is_open and not is_full and kinds <= self._proposed:
+            return association
+        self.close()
+        association = self._stack.enter_context(associate(self._peer, contexts_for(sorted(kinds))))
+        self._association, self._proposed, self._sent = association, kinds, 0
+        self.opened += 1
+        return association
 
 
 def _batches(items: Sequence[Sendable]) -> Iterator[list[Sendable]]:
@@ -143,7 +214,11 @@ def _send_one(association: Association, item: Sendable, message_id: int) -> Sent
         return Sent(item.sop_instance_uid, None, "retry", "the association was aborted")
     status = int(response.Status) if "Status" in response else None
     return Sent(
-        item.sop_instance_uid, status, classify_status(status), _answer_words(status, response)
+        item.sop_instance_uid,
+        status,
+        classify_status(status),
+        _answer_words(status),
+        str(response.get("ErrorComment", "") or ""),
     )
 
 
@@ -155,11 +230,10 @@ def _allow_for_size(association: Association, item: Sendable) -> float:
     return limit
 
 
-def _answer_words(status: int | None, response: Dataset) -> str:
+def _answer_words(status: int | None) -> str:
     if status is None:
         return "no answer: the association was aborted or timed out"
-    comment = str(response.get("ErrorComment", "") or "")
-    return f"answered 0x{status:04X}" + (f" ({comment})" if comment else "")
+    return f"answered 0x{status:04X}"
 
 
 def _in_accepted_syntax(item: Sendable, accepted: set[str]) -> Path | Dataset:
@@ -216,7 +290,7 @@ def echo(peer: Peer) -> EchoResult:
         with associate(peer, [build_context(VERIFICATION, ImplicitVRLittleEndian)]) as association:
             response = association.send_c_echo()
         status = int(response.Status) if "Status" in response else None
-        words = f"{peer.where}: {_answer_words(status, response)}"
+        words = f"{peer.where}: {_answer_words(status)}"
         ok = status == 0
     except (NodeError, ValueError) as error:
         ok, words = False, str(error)

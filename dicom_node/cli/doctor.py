@@ -66,7 +66,7 @@ def _routes(settings: NodeSettings) -> Iterator[Diagnosis]:
     from dicom_node.routing import load_routes
 
     try:
-        routes = load_routes(settings.routes, list(settings.destinations))
+        routes = load_routes(settings.routes, settings.destination_names)
     except ConfigurationError as error:
         for problem in error.problems:
             yield Diagnosis("routes", "problem", problem, _ADVICE["routes"])

@@ -67,7 +67,7 @@ def _routes(settings: NodeSettings, config: Path | None, task: str | None) -> Ro
     if task is not None:
         return Routes((Rule("--task", task, (), ()),), "--task")
     if config is not None:
-        return load_routes(settings.routes, list(settings.destinations))
+        return load_routes(settings.routes, settings.destination_names)
     return parse_routes(tomllib.loads(DEFAULT_ROUTES), [], source="default routes")
 
 
@@ -177,7 +177,7 @@ def explain(
     from dicom_node.routing import Titles, decide, load_routes
 
     settings = common.load_settings(config)
-    routes = load_routes(settings.routes, list(settings.destinations))
+    routes = load_routes(settings.routes, settings.destination_names)
     titles = Titles(calling_ae=calling_ae, called_ae=called_ae, address=address)
     stories = []
     for series_uid, series in _series_under(paths).items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dicom_node import __version__
-from dicom_node.cli import admin, common, completion, decisions, local, recall, watch
+from dicom_node.cli import admin, common, completion, decisions, destinations, local, recall, watch
 from dicom_node.cli.common import config_option, json_option
 from dicom_node.errors import ConfigurationError
 
@@ -96,7 +96,7 @@ def serve(config: Path, role: str) -> None:
 def check_config(config: Path) -> None:
     """Read node.toml and routes.toml and name every mistake with its place."""
     settings = checked_settings(config)
-    names = ", ".join(settings.destinations) or "none"
+    names = ", ".join(settings.destination_names) or "none"
     click.echo(f"{config}: good (destinations: {names})")
     click.echo(f"{settings.routes}: good")
 
@@ -155,7 +155,7 @@ def send(paths: tuple[Path, ...], name: str, config: Path) -> None:
         click.echo(f"{path}: {why}", err=True)
     for sent in report.sent:
         if sent.outcome != "delivered":
-            click.echo(f"{sent.sop_instance_uid}: {sent.why}", err=True)
+            click.echo(f"{sent.sop_instance_uid}: {sent.words}", err=True)
     click.echo(f"{report.delivered} of {report.total} stored in {report.seconds:.1f} s")
     if not report.ok:
         raise click.ClickException(report.trouble or "not every instance was stored")
@@ -182,7 +182,7 @@ def checked_settings(config: Path) -> NodeSettings:
     from dicom_node.routing import load_routes
 
     settings = common.load_settings(config)
-    load_routes(settings.routes, list(settings.destinations))
+    load_routes(settings.routes, settings.destination_names)
     return settings
 
 
@@ -201,6 +201,7 @@ cli.add_command(local.route)
 cli.add_command(admin.jobs)
 cli.add_command(admin.series)
 cli.add_command(admin.deliveries)
+cli.add_command(destinations.destinations)
 cli.add_command(decisions.breakers)
 cli.add_command(admin.instances)
 cli.add_command(admin.stats)

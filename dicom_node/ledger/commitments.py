@@ -106,10 +106,9 @@ def claim_outstanding(engine: Engine, *, lease_s: float, now: float) -> Outstand
                 delivery_items.c.state == ItemState.DELIVERED,
             )
             .order_by(outputs.c.id)
-        ).tuples()
-        return Outstanding(
-            delivery_id, row.destination, row.commitment_asks, tuple(instances.all())
         )
+        named = tuple((one.sop_class_uid, one.sop_instance_uid) for one in instances)
+        return Outstanding(delivery_id, row.destination, row.commitment_asks, named)
 
 
 def request_commitment(

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Select,
     and_,
     exists,
+    func,
     insert,
     or_,
     select,
@@ -119,7 +120,8 @@ class Request:
     #: How often archives were asked about it, and the requestor was called with the report.
     asks: int
     report_attempts: int
-    concluded: bool
+    #: Since when its verdict is final; None: it is not.
+    concluded_at: float | None
     open: tuple[OpenOriginal, ...]
 
 
@@ -268,7 +270,8 @@ def conclude_request(engine: Engine, request_id: int, now: float) -> Verdict | N
     with writing(engine) as connection:
         if connection.execute(_open_items(request_id)).first() is not None:
             return None
-        _set_request(connection, request_id, concluded_at=now)
+        first = func.coalesce(custody_requests.c.concluded_at, now)
+        _set_request(connection, request_id, concluded_at=first)
         rows = connection.execute(
             select(custody_items)
             .where(custody_items.c.request_id == request_id)
@@ -364,6 +367,6 @@ def _request(connection: Connection, request_id: int) -> Request:
         received_at=row.received_at,
         asks=row.asks,
         report_attempts=row.report_attempts,
-        concluded=row.concluded_at is not None,
+        concluded_at=row.concluded_at,
         open=tuple(OpenOriginal(*item) for item in items),
     )

@@ -328,7 +328,7 @@ def tell_of_death(connection: Connection, delivery_id: int, told: str, now: floa
         .where(delivery_items.c.delivery_id == delivery_id)
         .group_by(delivery_items.c.state)
     )
-    by_state: dict[str, int] = dict(connection.execute(counts).tuples().all())
+    by_state: dict[str, int] = {row[0]: row[1] for row in connection.execute(counts)}
     arrived = by_state.get(ItemState.DELIVERED, 0) + by_state.get(ItemState.COMMITTED, 0)
     event = {
         "event": "delivery_dead",

@@ -14,14 +14,14 @@ from typing import NoReturn, Protocol
 
 from sqlalchemy import Engine
 
-from dicom_node import audit, commitment, janitor
+from dicom_node import audit, commitment, commitment_scp, janitor
 from dicom_node.assembler import Assembler
 from dicom_node.audit_trail import AuditTrail
-from dicom_node.delivery import DeliveryWorker
 from dicom_node.errors import ConfigurationError, TransientError
 from dicom_node.inference import LocalEngine
 from dicom_node.ledger.tables import open_ledger
 from dicom_node.observability import get_logger
+from dicom_node.outbound import Outbound
 from dicom_node.routing import load_routes
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
@@ -63,7 +63,7 @@ class ReceiveService:
     def __init__(self, settings: NodeSettings, trail: AuditTrail) -> None:
         self._settings = settings
         self.idle_s = settings.assembly.tick_s
-        routes = load_routes(settings.routes, list(settings.destinations))
+        routes = load_routes(settings.routes, settings.destination_names)
         self._ledger, spool = open_stores(settings)
         recovered = janitor.recover(
             self._ledger, spool, stale_file_s=settings.janitor.stale_file_s, now=time.time()
@@ -71,13 +71,16 @@ class ReceiveService:
         _log.info("recovered", action="recovered", **dataclasses.asdict(recovered))
         self._assembler = Assembler(settings, spool, self._ledger, routes)
         self._janitor = janitor.Janitor(settings, self._ledger, spool)
-        reports = commitment.handlers(self._ledger, time.time)
+        commitments = [
+            *commitment.handlers(self._ledger, time.time),
+            *commitment_scp.handlers(settings.commitment_scp, self._ledger, time.time),
+        ]
         self._scp = StorageSCP(
             settings,
             spool,
             self._ledger,
             time.time,
-            handlers=reports,
+            handlers=commitments,
             receipts=Receipts(trail, self._ledger, spool, settings.node.ae_title, time.time),
         )
         self._scp.start()
@@ -93,7 +96,7 @@ class ReceiveService:
         """Read routes.toml and the TLS files again; what has a mistake keeps the old in force."""
         self._scp.renew_certificates(force=True)
         try:
-            routes = load_routes(self._settings.routes, list(self._settings.destinations))
+            routes = load_routes(self._settings.routes, self._settings.destination_names)
         except ConfigurationError as error:
             _log.error("routes kept", action="reload_failed", problems=error.problems)
             return
@@ -149,31 +152,30 @@ class DeliverService:
     def __init__(self, settings: NodeSettings, stop: threading.Event, trail: AuditTrail) -> None:
         self.idle_s = settings.delivery.idle_poll_s
         self._ledger, spool = open_stores(settings)
-        self._slot = WorkerSlot(settings.node.data_dir, "deliver")
-        ask = commitment.requester(self._ledger, time.time)
-        self._worker = DeliveryWorker(
+        count = range(settings.delivery.workers)
+        self._slots = [WorkerSlot(settings.node.data_dir, "deliver") for _ in count]
+        self._outbound = Outbound(
             settings,
             spool,
             self._ledger,
-            time.time,
-            name=self._slot.name,
+            names=[slot.name for slot in self._slots],
             stop=stop,
-            on_delivered=ask if settings.delivery.commitment else None,
             dispatches=Dispatches(trail, spool, settings.node.ae_title, time.time),
         )
-        self._worker.recover()
+        self._outbound.start()
 
     def turn(self, now: float) -> bool:
-        """Send one series to one destination."""
-        return self._worker.run_once()
+        """Ask for commitments, answer for originals and tell people; series go on threads."""
+        return self._outbound.turn()
 
     def reload(self) -> None:
         """Nothing to read again."""
 
     def close(self) -> None:
         """Give back what is in hand."""
-        self._worker.recover()
-        self._slot.close()
+        self._outbound.close()
+        for slot in self._slots:
+            slot.close()
         self._ledger.dispose()
 
 

@@ -18,13 +18,13 @@ LATER = NOW + 3600
 
 def delivered(engine: Engine, *, wants_commitment: bool = True) -> int:
     """A delivery of two instances whose destination has stored both."""
-    delivery = queue.claim_delivery(engine, "sender", lease_s=60, now=NOW)
+    delivery = queue.claim_delivery(engine, "sender", lease_s=60, now=NOW + 5)
     assert delivery is not None
     for item in delivery.items:
         queue.record_sent(engine, delivery.id, item.sop_instance_uid, 0, "delivered", NOW)
     concluded, _ = outbox.conclude_and_follow(
         engine, delivery.id, "sender", state=DeliveryState.DELIVERED, reason=None,
-        next_attempt=None, now=NOW, wants_commitment=wants_commitment,
+        next_attempt=None, now=NOW + 5, wants_commitment=wants_commitment,
     )  # fmt: skip
     assert concluded
     return delivery.id
@@ -106,10 +106,10 @@ def test_a_request_without_a_report_is_due_again_and_a_late_report_still_counts(
 ) -> None:
     finish_job()
     delivery_id = delivered(engine)
-    first = commitments.claim_outstanding(engine, lease_s=60, now=NOW)
+    first = commitments.claim_outstanding(engine, lease_s=60, now=NOW + 5)
     assert first is not None
     assert (first.asks, first.destination) == (0, "pacs")
-    assert commitments.claim_outstanding(engine, lease_s=60, now=NOW + 59) is None
+    assert commitments.claim_outstanding(engine, lease_s=60, now=NOW + 64) is None
     asked(engine, delivery_id, "1.9")
     second = commitments.claim_outstanding(engine, lease_s=60, now=LATER)
     assert second is not None
@@ -170,7 +170,7 @@ def test_commitment_is_asked_for_delivered_series_only(
     engine: Engine, finish_job: FinishJob, to: DeliveryState
 ) -> None:
     finish_job()
-    delivery = queue.claim_delivery(engine, "sender", lease_s=60, now=NOW)
+    delivery = queue.claim_delivery(engine, "sender", lease_s=60, now=NOW + 5)
     assert delivery is not None
     queue.conclude_delivery(
         engine, delivery.id, "sender", state=to, reason=None, next_attempt=NOW, now=NOW

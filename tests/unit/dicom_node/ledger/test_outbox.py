@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import Engine
 
 from dicom_node.ledger import destinations, outbox, queue, reports
 from dicom_node.ledger.tables import DeliveryState
-from tests.unit.dicom_node.ledger.examples import NOW
+from tests.unit.dicom_node.ledger.examples import NOW, judged, new_job, output
 
 FinishJob = Callable[..., int]
 
@@ -178,20 +179,31 @@ def test_to_resume_makes_due_what_waits_there(engine: Engine, finish_job: Finish
     assert _claimed(engine, NOW + 60).id == delivery.id
 
 
+def _two_series(engine: Engine, make_jobs: Callable[..., list[int]]) -> None:
+    """Two deliveries to pacs."""
+    for number, job_id in enumerate(
+        make_jobs(new_job((1,), volume_key="a"), new_job((2,), volume_key="b")), start=1
+    ):
+        assert queue.claim(engine, "worker", lease_s=60, now=NOW) is not None
+        assert queue.finish(
+            engine,
+            job_id,
+            "worker",
+            judged=judged("pacs"),
+            outputs=[output(number)],
+            derived_series_instance_uid=f"2.25.{number}",
+            model_sha256="a" * 64,
+            seconds={},
+            note=None,
+            now=NOW,
+        )
+
+
 def test_a_destination_takes_as_many_deliveries_at_once_as_its_limit(
     engine: Engine, make_jobs: Callable[..., list[int]]
 ) -> None:
-    from tests.unit.dicom_node.ledger.examples import new_job, output
-
-    first, second = make_jobs(new_job(), new_job((1, 2), volume_key="other"))
-    for number, job_id in enumerate((first, second)):
-        assert queue.claim(engine, "worker", lease_s=60, now=NOW) is not None
-        assert queue.finish(
-            engine, job_id, "worker", outputs=[output(number + 1)],
-            derived_series_instance_uid=f"2.25.{number}", model_sha256="a", seconds={},
-            note=None, now=NOW,
-        )  # fmt: skip
-    claim = {"lease_s": 60, "now": NOW + 1}
+    _two_series(engine, make_jobs)
+    claim: dict[str, Any] = {"lease_s": 60, "now": NOW + 1}
     one = queue.claim_delivery(engine, "a", **claim)
     assert one is not None
     assert queue.claim_delivery(engine, "b", **claim) is None
@@ -208,15 +220,7 @@ def test_a_destination_takes_as_many_deliveries_at_once_as_its_limit(
 def test_the_next_delivery_there_is_taken_with_the_conclusion_of_the_last(
     engine: Engine, make_jobs: Callable[..., list[int]]
 ) -> None:
-    from tests.unit.dicom_node.ledger.examples import new_job, output
-
-    for number, job_id in enumerate(make_jobs(new_job(), new_job(volume_key="other"))):
-        assert queue.claim(engine, "worker", lease_s=60, now=NOW) is not None
-        assert queue.finish(
-            engine, job_id, "worker", outputs=[output(number + 1)],
-            derived_series_instance_uid=f"2.25.{number}", model_sha256="a", seconds={},
-            note=None, now=NOW,
-        )  # fmt: skip
+    _two_series(engine, make_jobs)
     one = _claimed(engine)
     assert outbox.is_due(engine, "pacs", NOW + 10)
     concluded, following = outbox.conclude_and_follow(

@@ -10,7 +10,9 @@ from dicom_node import observability, purge
 from dicom_node.dicom.header import instance_summary, read_header, why_ignored
 from dicom_node.errors import UnreadableInstanceError
 from dicom_node.ledger import intake, queue
+from dicom_node.ledger.retention import Ages
 from dicom_node.observability import get_logger
+from dicom_node.purge import Purged
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
 
@@ -81,7 +83,7 @@ class Janitor:
         self._make_room(now)
         if now >= self._next_purge:
             until = purge.ages(self._settings.retention, now)
-            more = purge.purge(self._engine, self._spool, until, now, limit=_AT_ONCE)
+            more = self._purge(until, now)
             # Where there was more than one turn's worth, the next follows soon.
             is_all = max(more.files.values(), default=0) < _AT_ONCE
             self._next_purge = now + (given.purge_interval_s if is_all else 0.0)
@@ -99,7 +101,16 @@ class Janitor:
             return
         until = purge.ages(self._settings.retention, now, early=True)
         log.warning("disk short", action="disk_short", missing_bytes=int(space.short))
-        purge.purge(self._engine, self._spool, until, now, wanted_bytes=space.short, limit=_AT_ONCE)
+        self._purge(until, now, wanted_bytes=space.short)
+
+    def _purge(self, until: Ages, now: float, *, wanted_bytes: float | None = None) -> Purged:
+        gone = purge.purge(
+            self._engine, self._spool, until, now, wanted_bytes=wanted_bytes, limit=_AT_ONCE
+        )
+        if gone:
+            kinds = {str(kind): count for kind, count in gone.files.items()}
+            log.info("files removed", action="purged", bytes=gone.bytes.total(), **kinds)
+        return gone
 
 
 def _adopt(engine: Engine, spool: Spool, path: str, now: float) -> bool:

@@ -14,14 +14,11 @@ from sqlalchemy import Engine
 
 from dicom_node.ledger import intake, retention
 from dicom_node.ledger.retention import Ages, Kind, Removable
-from dicom_node.observability import get_logger
 from dicom_node.settings import RetentionSettings
 from dicom_node.spool import Spool
 
 # So many rows in one transaction: others write between two of them.
 _BATCH = 200
-
-_log = get_logger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -86,13 +83,6 @@ def purge(
         purged.add([one for one in removed if spool.remove(one.path, unless_named_after=now)])
         if progress is not None:
             progress(min(at + _BATCH, len(chosen)), len(chosen))
-    if purged:
-        _log.info(
-            "files removed",
-            action="purged",
-            bytes=purged.bytes.total(),
-            **{kind.value: count for kind, count in purged.files.items()},
-        )
     return purged
 
 

@@ -94,7 +94,8 @@ def list_options(states: Sequence[str]) -> Callable[[Command], Command]:
             click.option("--since", type=Since(), help="Newer than 30m, 2h, 7d or a date."),
             click.option(
                 "--state",
-                type=click.Choice(states),
+                # Plain strings: click would show the names of an enumeration's members.
+                type=click.Choice([str(state) for state in states]),
                 multiple=True,
                 help="Only those in this state; repeat for several.",
             ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,10 +38,18 @@ def examine(config: Path) -> list[Diagnosis]:
         settings = common.load_settings(config)
     except ConfigurationError as error:
         return [Diagnosis("settings", "problem", each, "edit it") for each in error.problems]
-    found = [Diagnosis("settings", "good", str(config))]
+    found = [_settings_file(config)]
     for check in _CHECKS:
         found.extend(_guarded(check, settings))
     return found
+
+
+def _settings_file(config: Path) -> Diagnosis:
+    """Who may write node.toml says where patients' images go."""
+    if config.stat().st_mode & 0o022:
+        advice = f"chmod go-w {config}"
+        return Diagnosis("settings", "problem", f"{config} can be changed by others", advice)
+    return Diagnosis("settings", "good", str(config))
 
 
 def _guarded(
@@ -58,7 +68,8 @@ _ADVICE = {
     "ledger": "see that the database is there and the node's account may write to it",
     "refused": "give the node's account read permission to audit.journal",
     "model": "set engine.bundle to a bundle that is shipped, or to a folder with one",
-    "disk": "free space, or move the spool to a larger disk",
+    "disk": "free space, or move the spool to a larger disk; `dicom-node purge --dry-run`",
+    "clock": "let chrony or systemd-timesyncd keep the clocks of all machines",
 }
 
 
@@ -88,17 +99,114 @@ def _spool(settings: NodeSettings) -> Iterator[Diagnosis]:
 
 
 def _disk(settings: NodeSettings) -> Iterator[Diagnosis]:
-    folder = settings.spool.path
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
-    usage = shutil.disk_usage(existing)
-    percent = 100.0 * usage.free / usage.total
-    detail = f"{usage.free / 1e9:.1f} GB free ({percent:.0f} %)"
+    from dicom_node.disk import Disk
+
     limits = settings.spool
-    short = usage.free < limits.min_free_bytes or percent < limits.min_free_percent
-    if short:
+    folder = limits.path
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    space = Disk(
+        existing,
+        min_free_bytes=limits.min_free_bytes,
+        min_free_percent=limits.min_free_percent,
+        resume_factor=limits.resume_factor,
+    ).space()
+    percent = 100.0 * space.free / shutil.disk_usage(existing).total
+    detail = f"{space.free / 1e9:.1f} GB free ({percent:.0f} %)"
+    if space.free < space.marks.low:
         yield Diagnosis("disk", "problem", f"{detail}: C-STORE answers 0xA700", _ADVICE["disk"])
+    elif space.short:
+        detail = f"{detail}, {space.short / 1e9:.1f} GB below the mark where the janitor makes room"
+        yield Diagnosis("disk", "warning", detail, _ADVICE["disk"])
     else:
         yield Diagnosis("disk", "good", detail)
+
+
+def _permissions(settings: NodeSettings) -> Iterator[Diagnosis]:
+    """What names patients or their images is for the node's account alone."""
+    from sqlalchemy import make_url
+
+    database = make_url(settings.ledger.url)
+    files = [settings.audit.journal]
+    if database.get_backend_name() == "sqlite" and database.database:
+        files.append(Path(database.database))
+    open_files = [each for each in files if each.exists() and _is_open(each)]
+    for each in open_files:
+        yield Diagnosis("permissions", "warning", f"{each} is open to others", f"chmod o= {each}")
+    if not open_files:
+        yield Diagnosis("permissions", "good", "ledger and audit journal are closed to others")
+
+
+def _is_open(file: Path) -> bool:
+    """Whether accounts of no group of ours reach the file: it, and each folder on the way."""
+    way = (file.parent.resolve(), *file.parent.resolve().parents)
+    return bool(file.stat().st_mode & 0o006) and all(each.stat().st_mode & 0o001 for each in way)
+
+
+def _clock(settings: NodeSettings) -> Iterator[Diagnosis]:
+    """Leases, back-off and retention count by the clock, and so does who reads the history."""
+    from dicom_node.ledger import reports
+
+    engine = common.open_ledger(settings)
+    try:
+        here, there, newest = time.time(), *reports.clocks(engine)
+    finally:
+        engine.dispose()
+    if newest is not None and newest > here + _CLOCK_S:
+        detail = f"the ledger's newest entry lies {newest - here:.0f} s ahead: the clock went back"
+        yield Diagnosis("clock", "problem", detail, _ADVICE["clock"])
+    elif there is not None and abs(there - here) > _CLOCK_S:
+        detail = f"the database's clock is {there - here:+.1f} s from this machine's"
+        yield Diagnosis("clock", "warning", detail, _ADVICE["clock"])
+    elif not _is_synchronised():
+        detail = "no time service keeps this machine's clock"
+        yield Diagnosis("clock", "warning", detail, _ADVICE["clock"])
+    else:
+        yield Diagnosis("clock", "good", time.strftime("%Y-%m-%d %H:%M:%S %z"))
+
+
+def _is_synchronised() -> bool:
+    """Whether the kernel says that a time service steers the clock: adjtimex(2)."""
+    # struct timex is 208 bytes on Linux; with modes = 0 nothing is changed.
+    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(512))
+    return 0 <= int(state) < _TIME_ERROR
+
+
+_TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
+_CLOCK_S = 2.0
+
+
+def _backlog(settings: NodeSettings) -> Iterator[Diagnosis]:
+    """What waits for a person, and what waits too long."""
+    from dicom_node.ledger import reports
+
+    engine = common.open_ledger(settings)
+    try:
+        found = reports.stats(engine)
+    finally:
+        engine.dispose()
+    told = False
+    for group, state, advice in _WAITING:
+        if count := found[group][state]:
+            told = True
+            yield Diagnosis("backlog", "warning", f"{count} {group} are {state}", advice)
+    oldest = found["oldest_queued_job"]
+    if oldest is not None:
+        waited = time.time() - datetime.fromisoformat(oldest).timestamp()
+        if waited > _PATIENCE_S:
+            told = True
+            detail = f"a job has waited for {waited / 3600:.1f} h"
+            yield Diagnosis("backlog", "problem", detail, "see that the restore role runs")
+    if not told:
+        yield Diagnosis("backlog", "good", "nothing waits for a person")
+
+
+_PATIENCE_S = 3600.0
+_WAITING = (
+    ("jobs", "held", "`dicom-node jobs list --state held`, then release or reject them"),
+    ("jobs", "failed", "`dicom-node jobs list --state failed`, then retry or cancel them"),
+    ("deliveries", "dead", "`dicom-node deliveries list --state dead`, then retry them"),
+    ("instances", "rejected", "`dicom-node instances list --state rejected` says why"),
+)
 
 
 def _ledger(settings: NodeSettings) -> Iterator[Diagnosis]:
@@ -224,8 +332,11 @@ def _destinations(settings: NodeSettings) -> Iterator[Diagnosis]:
 _CHECKS = (
     _routes,
     _spool,
+    _permissions,
     _disk,
     _ledger,
+    _clock,
+    _backlog,
     _model,
     _tls,
     _listening,

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 import click
 
 from dicom_node import __version__
-from dicom_node.cli import admin, common, completion, decisions, destinations, local, recall, watch
+from dicom_node.cli import (
+    admin,
+    common,
+    completion,
+    decisions,
+    destinations,
+    local,
+    recall,
+    route,
+    watch,
+)
 from dicom_node.cli.common import config_option, json_option
 from dicom_node.errors import ConfigurationError
 
@@ -197,7 +207,7 @@ def _peer(settings: NodeSettings, name: str) -> Peer:
 
 
 cli.add_command(local.restore)
-cli.add_command(local.route)
+cli.add_command(route.route)
 cli.add_command(admin.jobs)
 cli.add_command(admin.series)
 cli.add_command(admin.deliveries)

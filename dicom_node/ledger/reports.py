@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, extract, func, select
 
 from dicom_node.errors import NotFoundError
 from dicom_node.ledger import judged_rows, retention, rows, story, tables
@@ -16,7 +16,6 @@ from dicom_node.ledger.rows import Report, Wanted
 from dicom_node.ledger.tables import (
     DeliveryState,
     Entity,
-    InstanceState,
     JobState,
     SeriesState,
     reading,
@@ -26,6 +25,7 @@ __all__ = [
     "Report",
     "Transfer",
     "breakers",
+    "clocks",
     "deliveries",
     "delivery",
     "instance",
@@ -262,6 +262,20 @@ def breakers(engine: Engine, *, window: int) -> list[Report]:
         return judged_rows.breakers(connection, window)
 
 
+def clocks(engine: Engine) -> tuple[float | None, float | None]:
+    """Return the time of the database's own machine and that of the newest event.
+
+    Both in seconds since 1970 UTC; the first is None where the database is a file on this machine.
+    """
+    # By the key: the newest that was written, whatever time it bears.
+    newest = select(tables.events.c.at).order_by(tables.events.c.id.desc()).limit(1)
+    with reading(engine) as connection:
+        there = None
+        if engine.dialect.name == "postgresql":
+            there = connection.scalar(select(extract("epoch", func.clock_timestamp())))
+        return None if there is None else float(there), connection.scalar(newest)
+
+
 def stats(engine: Engine) -> Report:
     """Return counts by state of instances, series, jobs and deliveries, and what is oldest."""
     with reading(engine) as connection:
@@ -338,7 +352,7 @@ def repeats(engine: Engine, association_id: int) -> list[Transfer]:
         .where(
             event.entity == Entity.ASSOCIATION,
             event.entity_id == str(association_id),
-            event.to_state.in_([InstanceState.DUPLICATE, InstanceState.CONFLICT]),
+            event.to_state.in_([tables.InstanceState.DUPLICATE, tables.InstanceState.CONFLICT]),
         )
         .distinct()
         .subquery()
@@ -356,7 +370,7 @@ def repeats(engine: Engine, association_id: int) -> list[Transfer]:
         .join(again, again.c.uid == instance.sop_instance_uid)
         .join(tables.associations, association.id == association_id)
         .where(
-            instance.state.in_([InstanceState.RECEIVED, InstanceState.IGNORED]),
+            instance.state.in_([tables.InstanceState.RECEIVED, tables.InstanceState.IGNORED]),
             instance.study_instance_uid.is_not(None),
         )
         .group_by(

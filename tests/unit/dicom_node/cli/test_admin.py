@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,68 @@ def test_an_ignored_series_is_forced(node: Bench) -> None:
     done = run(node, "series", "force", ignored["series_instance_uid"])
     assert done.exit_code == 0
     assert listed(node, "series", "list", "--state", "receiving") != []
+
+
+def test_listings_take_several_states_and_an_end(node: Bench) -> None:
+    both = ["--state", "ignored", "--state", "complete"]
+    assert {s["modality"] for s in listed(node, "series", "list", *both)} == {"CT", "MR"}
+    assert listed(node, "series", "list", "--until", "2023-11-01") == []
+    assert len(listed(node, "series", "list", "--until", "2023-12-01")) == 2
+    assert len(listed(node, "series", "list", "--limit", 1)) == 1
+    assert [s["modality"] for s in listed(node, "series", "list", "--modality", "MR")] == ["MR"]
+    assert listed(node, "series", "list", "--calling-ae", "NOBODY") == []
+
+
+def test_jobs_and_deliveries_are_found_by_what_they_belong_to(node: Bench) -> None:
+    restore(node)
+    (job,) = listed(node, "jobs", "list", "--model", "ab" * 32, "--destination", "pacs")
+    assert listed(node, "jobs", "list", "--series", job["series_instance_uid"]) == [job]
+    assert listed(node, "jobs", "list", "--model", "cd" * 32) == []
+    assert listed(node, "jobs", "list", "--destination", "elsewhere") == []
+    assert len(listed(node, "deliveries", "list", "--job", job["id"])) == 1
+    assert listed(node, "deliveries", "list", "--job", 99) == []
+
+
+def test_a_state_that_is_none_is_wrong_usage(node: Bench) -> None:
+    done = run(node, "jobs", "list", "--state", "gone")
+    assert done.exit_code == 2
+    assert "'queued', 'running'" in done.stderr
+
+
+def test_an_instance_tells_its_story_by_either_uid(node: Bench) -> None:
+    restore(node)
+    source = listed(node, "instances", "list", "--state", "received")[-1]["sop_instance_uid"]
+    story = listed(node, "instances", "show", source)
+    (made,) = story["outputs"]
+    again = listed(node, "instances", "show", made["sop_instance_uid"])
+    assert again["source_sop_instance_uid"] == source
+    assert again["story"] == story["story"]
+    assert [(each["what"], each["happened"]) for each in story["story"]] == [
+        ("instance", "received"),
+        ("series", "receiving"),
+        ("series", "complete"),
+        ("job 1", "queued"),
+        ("job 1", "running"),
+        ("job 1", "done"),
+        ("delivery 1 to pacs", "queued"),
+    ]
+    assert story == listed(node, "jobs", "show", 1, "--instance", source)
+    assert run(node, "instances", "show", source).exit_code == 0
+    assert run(node, "instances", "list").exit_code == 0
+
+
+def test_an_instance_that_a_job_does_not_have_is_refused(node: Bench) -> None:
+    done = run(node, "jobs", "show", 1, "--instance", "1.2.3")
+    assert (done.exit_code, done.stderr) == (1, "Error: job 1 has no instance 1.2.3\n")
+    assert run(node, "instances", "show", "1.2.3").exit_code == 1
+
+
+def test_stats_are_an_object_and_lines(node: Bench) -> None:
+    found = listed(node, "stats")
+    assert found["instances"] == {
+        "received": 5, "duplicate": 0, "conflict": 0, "ignored": 0, "rejected": 0,
+    }  # fmt: skip
+    assert found["kept_bytes"] > 0
+    lines = run(node, "stats").stdout
+    assert re.search(r"(?m)^jobs +queued 1$", lines)
+    assert "duplicate" not in lines

@@ -25,7 +25,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dicom_node.dicom import carry, pixels, policy, provenance
 from dicom_node.dicom.geometry import SAME_GRID, Resampling
-from dicom_node.dicom.header import quiet_pydicom, text, texts
+from dicom_node.dicom.header import as_stored, quiet_pydicom, text, texts
 from dicom_node.dicom.image_classes import CLASSES
 from dicom_node.dicom.making import Derivation, Frame, Making
 from dicom_node.dicom.pixels import Quantised
@@ -278,5 +278,6 @@ def _file_meta(image: Dataset) -> FileMetaDataset:
 
 def _encode(image: Dataset) -> bytes:
     buffer = BytesIO()
+    as_stored(image)
     dcmwrite(buffer, image, enforce_file_format=True)
     return buffer.getvalue()

@@ -36,6 +36,7 @@ __all__ = [
     "PRIVATE_SCHEME",
     "RESTORABLE",
     "InstanceSummary",
+    "as_stored",
     "convert_all",
     "instance_summary",
     "is_own_output",
@@ -64,6 +65,9 @@ _OUR_WORDS = re.compile(r"by neural network .+ \(sha256 [0-9a-f]{12}\), strength
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _UNDEFINED_LENGTH = 0xFFFFFFFF  # PS3.5 7.1.1
+# PS3.5 6.1.2.3: whose values Specific Character Set speaks of.
+_TEXT = frozenset({"SH", "LO", "ST", "LT", "UC", "UT", "PN"})
+_STORED = "stored_bytes"
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 # PS3.3 C.7.6.1.1.2 and C.8.2.1.1.1: words of Image Type that name no acquired slice.
@@ -176,9 +180,12 @@ def _lacks_pixels(dataset: Dataset) -> bool:
 def convert_all(dataset: Dataset, decisive: Collection[str] = ()) -> None:
     """Convert every element now, while warnings are held; leave out what does not convert.
 
+    Text keeps its bytes beside it (`as_stored`): in a character set other than the declared one it
+    does not survive being decoded and encoded again.
     Raises UnreadableInstanceError where that is an attribute of *decisive*, at any depth.
     """
     for tag in list(dataset.keys()):
+        raw = _raw(dataset, tag)
         try:
             element = dataset[tag]
         except Exception:
@@ -190,6 +197,25 @@ def convert_all(dataset: Dataset, decisive: Collection[str] = ()) -> None:
         if isinstance(element.value, DicomSequence):
             for item in element.value:
                 convert_all(item, decisive)
+        elif element.VR in _TEXT and isinstance(raw, RawDataElement):
+            element.__dict__[_STORED] = raw.value
+
+
+def as_stored(dataset: Dataset) -> None:
+    """Give text that `convert_all` has seen, and copies of it, its own bytes back, at any depth.
+
+    For the last step before writing in explicit VR little endian: what is read from the data set
+    then is decoded anew.
+    """
+    # pydicom writes raw bytes as they are where neither encoding nor character set has changed.
+    dataset.set_original_encoding(False, True, dataset._character_set)
+    for element in list(dataset):
+        if isinstance(element.value, DicomSequence):
+            for item in element.value:
+                as_stored(item)
+        elif (stored := element.__dict__.get(_STORED)) is not None:
+            tag = element.tag
+            dataset[tag] = RawDataElement(tag, element.VR, len(stored), stored, 0, False, True)
 
 
 def _raw(dataset: Dataset, tag: BaseTag) -> Any:

@@ -15,7 +15,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
 
-from dicom_node.dicom import functional_groups, geometry, group_values, provenance
+from dicom_node.dicom import carry, functional_groups, geometry, group_values, provenance
 from dicom_node.dicom.header import number, text, texts
 from dicom_node.dicom.making import Frame, Making, Value, described, slope_text, steps
 
@@ -130,7 +130,9 @@ def serial_number(making: Making, _: Frame) -> str:
 def institution_name(making: Making, _: Frame) -> Any:
     """The one that is configured, else where the patient was imaged."""
     configured = making.derivation.identity.equipment.institution_name
-    return configured or making.source.get("InstitutionName")
+    if configured or "InstitutionName" not in making.source:
+        return configured
+    return carry.public_copy(making.source["InstitutionName"])
 
 
 def station_name(making: Making, _: Frame) -> str | None:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from datetime import datetime
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,9 @@ from dicom_node.dicom.suv import (
     suv_factor,
 )
 from dicom_node.dicom.volume import SeriesVolume
+from dicom_node.dicom.volume import load as load_volume
 from dicom_node.errors import UnreadableInstanceError
-from dicom_node.settings import IdentitySettings
+from dicom_node.settings import IdentitySettings, PolicySettings
 from tests.factories import NAMES, make_series
 from tests.unit.dicom_node.dicom.conftest import Model, derive
 
@@ -254,6 +256,59 @@ def test_names_in_every_script_come_back_byte_for_byte(
     assert isinstance(names[0], bytes)
     assert names[0] == names[1]
     assert str(read(made).PatientName) == str(datasets[0].PatientName)
+
+
+ODD_TEXT = {
+    "a single code extension": (b"ISO 2022 IR 100", "Müller^Änne".encode("latin-1")),
+    "a single cyrillic extension": (b"ISO 2022 IR 144", "Люкceмбypг".encode("iso8859-5")),
+    "Latin as UTF-8": (b"ISO_IR 192", "Müller^Änne".encode("latin-1")),
+    "UTF-8 as Latin": (b"ISO_IR 100", "Müller^王".encode()),
+    "nothing declared": (b"", "Müller^Änne".encode("latin-1")),
+    "an unknown set": (b"ISO_IR 999", b"M\xfcller"),
+    "escapes as Latin": (b"ISO_IR 100", b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B"),
+    "a single multi-byte extension": (b"ISO 2022 IR 87", b"Yamada=\x1b$B;3ED\x1b(B"),
+    "two extensions": (b"ISO 2022 IR 100\\ISO 2022 IR 144", b"M\xfcller=\x1b-L\xbb\xee\xda"),
+}
+
+
+@pytest.mark.parametrize("case", list(ODD_TEXT))
+def test_text_in_another_character_set_than_is_declared_comes_back_byte_for_byte(
+    tmp_path: Path, case: str
+) -> None:
+    declared, name = ODD_TEXT[case]
+    plain = name.replace(b"^", b" ").replace(b"\\", b" ")
+    given = {
+        "SpecificCharacterSet": declared,
+        "PatientName": name,
+        "InstitutionName": plain,
+        "PatientComments": plain,
+    }
+    dataset = make_series("CT", slices=1, rows=8)[0]
+    # Written as long as the real ones, then replaced: no library writes such text.
+    marks = {keyword: bytes([65 + i]) * 40 for i, keyword in enumerate(given)}
+    for keyword, mark in marks.items():
+        if keyword != "SpecificCharacterSet":
+            setattr(dataset, keyword, mark.decode())
+    dataset.SpecificCharacterSet = "ISO_IR 100"
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    data = buffer.getvalue()
+    for keyword, value in given.items():
+        mark = b"ISO_IR 100" if keyword == "SpecificCharacterSet" else marks[keyword]
+        assert data.count(mark) == 1
+        at = data.index(mark) - 2
+        value += b" " * (len(value) % 2)
+        data = data[:at] + len(value).to_bytes(2, "little") + value + data[at + 2 + len(mark) :]
+    path = tmp_path / "odd.dcm"
+    path.write_bytes(data)
+    made = derive(load_volume([path], "ct_denoise", PolicySettings()))[0]
+    with quiet_pydicom():
+        source, result = (pydicom.dcmread(BytesIO(each)) for each in (data, made.data))
+        assert source.SpecificCharacterSet == result.SpecificCharacterSet
+        for keyword in marks.keys() - {"SpecificCharacterSet"}:
+            stored = result.get_item(keyword).value
+            assert stored == source.get_item(keyword).value
+            assert stored.rstrip() == given[keyword]
 
 
 def test_suv_is_the_same_from_source_and_from_derived_header(load: Load) -> None:

@@ -112,6 +112,14 @@ def _other_objects(settings: NodeSettings) -> Iterator[str]:
         " instances; the report refers to the source's instances as well. A presentation state"
         " carries the rescale and windows of its images, which makes one for each rescale."
     )
+    yield (
+        "Key Object Selection Document (TID 2010): a rejection note as IHE RAD IOCM has it, made"
+        " when an operator recalls a model. Title (113001, DCM, “Rejected for Quality Reasons”)"
+        " with modifier (111219, DCM, “Inappropriate image processing”), or (113037, DCM,"
+        " “Rejected for Patient Safety Reasons”). One for each restored series, in a series of its"
+        " own of the same study; it refers to all restored instances, and to their report and"
+        " presentation states, and is sent where any of them was stored."
+    )
 
 
 def _made(wanted: bool) -> str:

@@ -11,6 +11,7 @@ from dicom_node.access import DIAGNOSTICS
 from dicom_node.conformance.markdown import table, yes
 from dicom_node.dicom.documents import OBJECT_CLASSES
 from dicom_node.dicom.image_classes import CLASSES
+from dicom_node.dicom.rejection import KEY_OBJECT_SELECTION
 from dicom_node.errors import (
     LedgerError,
     MismatchError,
@@ -56,7 +57,8 @@ _ANSWERS = (
 def created_classes(settings: NodeSettings) -> list[str]:
     """The storage classes that the node makes instances of and sends."""
     wanted = {"SR": settings.report.sr, "PR": settings.report.gsps}
-    return [*CLASSES, *(uid for uid, modality in OBJECT_CLASSES.items() if wanted[modality])]
+    objects = (uid for uid, modality in OBJECT_CLASSES.items() if wanted[modality])
+    return [*CLASSES, *objects, KEY_OBJECT_SELECTION]
 
 
 def store_statuses() -> list[tuple[int, str, str]]:

@@ -24,15 +24,16 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicom_node.access import Admission, Requestor
-from dicom_node.association import STORAGE_CLASSES, EventHandler
+from dicom_node.association import STORAGE_COMMITMENT, VERIFICATION, EventHandler
 from dicom_node.errors import ConfigurationError
 from dicom_node.listener import Connected, Listener, Policy, Port, Refusal
 from dicom_node.observability import get_logger
 from dicom_node.settings import NodeSettings
 from dicom_node.tls import ServerCredentials, TLSFiles
 
-# PS3.4 B.3.1: level 2 (full), digital signatures bit-preserved, no element coercion.
-STORAGE_SUPPORT = b"\x02\x00\x03\x00\x00\x00"
+# PS3.4 Table B.3-2, a byte and a reserved one each: level of support 2 (full storage SCP), level of
+# digital signature support 3 (bit-preserving), element coercion 0 (none).
+STORAGE_SUPPORT = bytes((2, 0, 3, 0, 0, 0))
 
 _DRAIN_POLL_S = 0.02
 _UNKNOWN_PDU = b"\xff\x00\x00\x00\x00\x00"
@@ -222,9 +223,15 @@ def _on_asynchronous_operations(event: Event) -> tuple[int, int]:
 
 
 def _on_sop_class_extended(event: Event) -> dict[UID, bytes]:
-    """PS3.4 B.3.1: what is stored is what was received, to the last bit."""
+    """PS3.4 B.3.1: what is stored is what was received, to the last bit.
+
+    What the requestor says of itself changes nothing. Classes that we do not store, or that are of
+    another service, are not answered (PS3.7 D.3.3.5.2).
+    """
+    ours = {context.abstract_syntax for context in event.assoc.acceptor.supported_contexts}
     asked = event.assoc.requestor.sop_class_extended
-    return {uid: STORAGE_SUPPORT for uid in asked if str(uid) in STORAGE_CLASSES}
+    stored = ours - {VERIFICATION, STORAGE_COMMITMENT}
+    return {uid: STORAGE_SUPPORT for uid in asked if uid in stored}
 
 
 def _on_user_identity(event: Event) -> tuple[bool, None]:

@@ -21,7 +21,6 @@ from pynetdicom.pdu_primitives import (
     UserIdentityNegotiation,
 )
 
-from dicom_node.acceptor import STORAGE_SUPPORT
 from dicom_node.association import configure_protocol
 from dicom_node.errors import ConfigurationError
 from dicom_node.ledger import intake
@@ -78,12 +77,37 @@ def test_one_operation_at_a_time_is_answered_where_more_are_asked_for(node_scp: 
         assert association.acceptor.asynchronous_operations == (1, 1)
 
 
-def test_storage_is_said_to_keep_every_bit(node_scp: Node) -> None:
+# PS3.4 Table B.3-1: level of support, of digital signature support, and element coercion, each with
+# a reserved byte behind it. An SCU alone says 3, 0 and 2, as GDCM does by default.
+SCU_ONLY = bytes((3, 0, 0, 0, 2, 0))
+
+
+def support(sop_class_uid: str, information: bytes = SCU_ONLY) -> SOPClassExtendedNegotiation:
     asked = SOPClassExtendedNegotiation()
-    asked.sop_class_uid = CT
-    asked.service_class_application_information = b"\x03\x00\x00\x00\x02\x00"
-    with associated(node_scp, [asked]) as association:
-        assert association.acceptor.sop_class_extended == {CT: STORAGE_SUPPORT}
+    asked.sop_class_uid = sop_class_uid
+    asked.service_class_application_information = information
+    return asked
+
+
+@pytest.mark.parametrize("information", [SCU_ONLY, bytes((2, 0, 3, 0, 1, 0)), b"\1", bytes(9)])
+def test_storage_is_said_to_keep_every_bit_whatever_the_sender_says_of_itself(
+    information: bytes, node_scp: Node
+) -> None:
+    with associated(node_scp, [support(CT, information)]) as association:
+        answered = association.acceptor.sop_class_extended
+    # PS3.4 Table B.3-2: a level 2 SCP, signatures preserved bit by bit (level 3), no coercion.
+    level, _, signatures, _, coercion, _ = answered[CT]
+    assert (level, signatures, coercion) == (2, 3, 0)
+    assert answered == {CT: bytes((2, 0, 3, 0, 0, 0))}
+
+
+def test_extended_negotiation_is_answered_for_what_is_stored_and_for_nothing_else(
+    start_node: Callable[..., Node],
+) -> None:
+    node = start_node(association={"extra_storage_classes": [PRIVATE]})
+    asked = [support(uid) for uid in (PRIVATE, "1.2.840.10008.1.1", "1.2.3.4.5")]
+    with associated(node, asked, abstract=PRIVATE) as association:
+        assert set(association.acceptor.sop_class_extended) == {PRIVATE}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ that adds to every pixel shows what may not be touched whatever a network does.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -91,31 +92,43 @@ def test_pixels_survive_every_transfer_syntax(
     hold(derived(series, tmp_path, identity))
 
 
+# Each a series of two slices: two images, or one of two frames.
+KINDS: dict[str, Callable[..., list[Dataset]]] = {
+    "classic": make_series,
+    "enhanced": lambda modality, **shape: [make_enhanced(modality, **shape)],
+    "legacy converted": lambda modality, **shape: [legacy_converted(modality, **shape)],
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
 @pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2KLosslessRPCL])
 def test_pixels_survive_high_throughput_jpeg_2000(
-    tmp_path: Path, identity: Engine, modality: Any, syntax: str
+    tmp_path: Path, identity: Engine, modality: Any, syntax: str, kind: str
 ) -> None:
     """Encoded by OpenJPH, decoded by us."""
     imagecodecs = pytest.importorskip("imagecodecs")
-    series = make_series(modality, slices=2, rows=32, columns=40)
+    series = KINDS[kind](modality, slices=2, rows=32, columns=40)
     for dataset in series:
-        coded = imagecodecs.htj2k_encode(dataset.pixel_array, reversible=True)
-        dataset.PixelData = encapsulate([coded])
+        frames = frames_of(dataset)
+        coded = [imagecodecs.htj2k_encode(frame, reversible=True) for frame in frames]
+        dataset.PixelData = encapsulate(coded)
         dataset["PixelData"].is_undefined_length = True
         dataset.file_meta.TransferSyntaxUID = syntax
     hold(derived(series, tmp_path, identity))
 
 
 @pytest.mark.dcmtk
+@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
 @pytest.mark.parametrize(("process", "syntax"), [("+e1", JPEGLosslessSV1), ("+el", JPEGLossless)])
 def test_pixels_survive_jpeg_lossless(
-    tmp_path: Path, identity: Engine, modality: Any, process: str, syntax: str
+    tmp_path: Path, identity: Engine, modality: Any, process: str, syntax: str, kind: str
 ) -> None:
     """Encoded by DCMTK, decoded by us."""
     # dcmcjpeg takes the range of the values for the bits that are stored: unsigned is plain.
-    plain = write_series(make_series(modality, slices=2, signed=False), tmp_path / "plain")
+    series = KINDS[kind](modality, slices=2, signed=False)
+    plain = write_series(series, tmp_path / "plain")
     folder = tmp_path / "encoded"
     folder.mkdir()
     for path in plain:

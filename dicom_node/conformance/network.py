@@ -187,7 +187,10 @@ def application_entity(settings: NodeSettings) -> Iterator[str]:
             ["Maximum PDU length offered, bytes", given.max_pdu],
             ["Associations accepted at the same time", given.max_associations],
             ["… from one address", given.max_associations_per_address],
-            ["Associations initiated at the same time", "1 for each deliver process"],
+            [
+                "Associations initiated at the same time",
+                f"{settings.delivery.workers} for each deliver process",
+            ],
             ["Outstanding operations (asynchronous window)", "1, not extended"],
         ],
     )

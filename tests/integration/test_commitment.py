@@ -16,10 +16,9 @@ from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.events import Event
 
 from dicom_node import commitment
-from dicom_node.association import STORAGE_COMMITMENT, Peer, contexts_scp
-from dicom_node.commitment import PUSH_MODEL_INSTANCE
+from dicom_node.association import STORAGE_COMMITMENT, contexts_scp
+from dicom_node.commitment import PUSH_MODEL_INSTANCE, CommitmentWorker
 from dicom_node.delivery import DeliveryWorker
-from dicom_node.errors import DestinationRefusedError
 from dicom_node.ledger import reports
 from dicom_node.ledger.tables import open_ledger
 from tests.conftest import ManualClock
@@ -118,19 +117,28 @@ def node(start_node: Callable[..., Node], tmp_path: Any, clock: ManualClock) -> 
     return started
 
 
-def deliver(node: Node, port: int, clock: ManualClock, title: str = "ARCHIVE") -> None:
-    """Deliver what is due and ask for its commitment."""
+def workers(
+    node: Node, port: int, clock: ManualClock, title: str = "ARCHIVE", **delivery: Any
+) -> tuple[DeliveryWorker, CommitmentWorker]:
+    """What delivers to *port*, and what asks for the commitment of what is delivered."""
     destination = {"ae_title": title, "host": "127.0.0.1", "port": port}
-    settings = node_settings(node.spool.root.parent, destinations={"pacs": destination})
-    worker = DeliveryWorker(
-        settings,
-        node.spool,
-        node.ledger,
-        clock,
-        rng=random.Random(1),
-        on_delivered=commitment.requester(node.ledger, clock),
+    settings = node_settings(
+        node.spool.root.parent,
+        destinations={"pacs": destination},
+        delivery={"commitment": True, "commitment_wait_s": 0, **delivery},
     )
-    assert worker.run_once()
+    deliver = DeliveryWorker(
+        settings, node.spool, node.ledger, clock, name="deliver-0", rng=random.Random(1)
+    )
+    return deliver, CommitmentWorker(settings, node.ledger, clock)
+
+
+def deliver(node: Node, port: int, clock: ManualClock, title: str = "ARCHIVE", **more: Any) -> None:
+    """Deliver what is due and ask for its commitment."""
+    sender, asker = workers(node, port, clock, title, **more)
+    assert sender.run_once()
+    assert asker.run_once()
+    assert not asker.run_once()
 
 
 def the_delivery(node: Node) -> dict[str, Any]:
@@ -181,37 +189,88 @@ def test_a_report_on_the_association_of_the_request_is_taken(
     node: Node, clock: ManualClock
 ) -> None:
     outgoing_series(node, ["pacs"], slices=2)
-    with committing(CommittingArchive()) as archive:
-        deliver(node, archive.port, clock)
-        archive.on_same_association = True
-        (row,) = reports.deliveries(node.ledger)
-        commitment.request(
-            Peer("ARCHIVE", "127.0.0.1", archive.port, "DIFFCODE"),
-            node.ledger,
-            row["id"],
-            [
-                commitment.Reference(item["sop_class_uid"], item["sop_instance_uid"])
-                for item in the_delivery(node)["items"]
-            ],
-            clock=clock,
-            linger_s=20,
-        )
+    with committing(CommittingArchive(on_same_association=True)) as archive:
+        deliver(node, archive.port, clock, commitment_wait_s=20)
     assert the_delivery(node)["state"] == "committed"
 
 
-def test_a_refused_request_leaves_the_series_delivered(node: Node, clock: ManualClock) -> None:
+def test_the_same_report_again_is_answered_with_success(node: Node, clock: ManualClock) -> None:
+    outgoing_series(node, ["pacs"], slices=2)
+    with committing(CommittingArchive()) as archive:
+        deliver(node, archive.port, clock)
+        assert archive.send_report(node) == 0x0000
+        assert archive.send_report(node) == 0x0000
+    assert the_delivery(node)["state"] == "committed"
+
+
+def test_a_request_that_is_not_reported_in_time_is_made_again(
+    node: Node, clock: ManualClock
+) -> None:
+    outgoing_series(node, ["pacs"], slices=2)
+    with committing(CommittingArchive()) as archive:
+        sender, asker = workers(node, archive.port, clock, commitment_timeout_s=3600)
+        assert sender.run_once()
+        assert asker.run_once()
+        clock.advance(3599)
+        assert not asker.run_once()
+        clock.advance(1)
+        assert asker.run_once()
+        first, second = archive.requests
+        assert first.TransactionUID != second.TransactionUID
+        assert not sender.run_once(), "nothing is sent again"
+        assert archive.send_report(node, 0) == 0x0000, "a late report of the first counts"
+    assert the_delivery(node)["state"] == "committed"
+
+
+def test_a_destination_that_never_reports_ends_as_dead_and_told(
+    node: Node, clock: ManualClock
+) -> None:
+    from dicom_node.ledger import notices
+
+    outgoing_series(node, ["pacs"], slices=2)
+    with committing(CommittingArchive()) as archive:
+        sender, asker = workers(
+            node, archive.port, clock, commitment_timeout_s=3600, commitment_asks=3
+        )
+        assert sender.run_once()
+        for _ in range(10):
+            asker.run_once()
+            clock.advance(3600)
+        assert len(archive.requests) == 3
+    row = the_delivery(node)
+    assert (row["state"], row["reason"]) == ("dead", "not committed after 3 requests")
+    assert [item["state"] for item in row["items"]] == ["delivered"] * 2
+    notice = notices.claim(node.ledger, lease_s=1, now=clock())
+    assert notice is not None
+    assert (notice.event["stored"], notice.event["committed"]) == (2, 0)
+
+
+def test_a_destination_that_is_down_when_asked_is_asked_again(
+    node: Node, clock: ManualClock
+) -> None:
+    outgoing_series(node, ["pacs"], slices=2)
+    with committing(CommittingArchive()) as archive:
+        sender, _ = workers(node, archive.port, clock)
+        assert sender.run_once()
+    _, asker = workers(node, reserve_port(), clock)
+    assert asker.run_once()
+    assert the_delivery(node)["state"] == "delivered"
+    clock.advance(4 * 3600)
+    with committing(CommittingArchive()) as archive:
+        _, asker = workers(node, archive.port, clock)
+        assert asker.run_once()
+        assert archive.send_report(node) == 0x0000
+    assert the_delivery(node)["state"] == "committed"
+
+
+def test_a_refused_request_is_dead_and_says_so(node: Node, clock: ManualClock) -> None:
     outgoing_series(node, ["pacs"], slices=2)
     with committing(CommittingArchive(answer=0x0122)) as archive:
         deliver(node, archive.port, clock)
-        assert the_delivery(node)["state"] == "delivered"
-        with pytest.raises(DestinationRefusedError, match="refuses the Storage Commitment"):
-            commitment.request(
-                Peer("ARCHIVE", "127.0.0.1", archive.port, "DIFFCODE"),
-                node.ledger,
-                the_delivery(node)["id"],
-                [],
-                clock=clock,
-            )
+    row = the_delivery(node)
+    assert row["state"] == "dead"
+    assert "refuses the Storage Commitment request (0x0122)" in row["reason"]
+    assert [item["state"] for item in row["items"]] == ["delivered"] * 2
 
 
 @pytest.mark.orthanc
@@ -228,22 +287,3 @@ def test_orthanc_commits_to_a_delivered_series(
     outgoing_series(node, ["pacs"], slices=3)
     deliver(node, orthanc.dicom_port, clock, title="ORTHANC")
     until(lambda: the_delivery(node)["state"] == "committed", "Orthanc's report", 30)
-
-
-def test_a_destination_that_is_gone_when_asked_leaves_the_series_delivered(
-    node: Node, clock: ManualClock
-) -> None:
-    from dicom_node.errors import DestinationError
-
-    outgoing_series(node, ["pacs"], slices=1)
-    with committing(CommittingArchive()) as archive:
-        deliver(node, archive.port, clock)
-    with pytest.raises(DestinationError, match="connection refused"):
-        commitment.request(
-            Peer("ARCHIVE", "127.0.0.1", reserve_port(), "DIFFCODE"),
-            node.ledger,
-            the_delivery(node)["id"],
-            [],
-            clock=clock,
-        )
-    assert the_delivery(node)["state"] == "delivered"

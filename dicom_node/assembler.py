@@ -1,203 +1,164 @@
-"""When a series is complete: divide it into volumes, route each, and put the work in the queue.
+"""When a series is complete: it is looked at until signals say so, planned, and put in the queue.
 
-A series is complete when no association that brought it is open and nothing has come for the
-quiet time of its modality. What happens then is decided from the headers alone and written in one
-transaction, so a crash leaves the series as it was and the next tick decides alike.
+Signals are the end of the associations that brought it, the quiet time of its source and modality,
+the counts that headers announce or the source tells by C-FIND, and gaps in position. What they say
+is kept with the series. Jobs and state are written in one transaction, so a crash leaves the series
+as it was and the next tick decides alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address
 
 from pydicom.dataset import Dataset
 from sqlalchemy import Engine
 
-from dicom_node.dicom import division
-from dicom_node.dicom.division import VolumeGroup
-from dicom_node.dicom.header import read_header, texts, why_ignored
-from dicom_node.errors import RefusedError, TransientError, UnreadableInstanceError
+from dicom_node.dicom.expected import Evidence, announced_by
+from dicom_node.dicom.header import read_header
+from dicom_node.errors import TransientError, UnreadableInstanceError
 from dicom_node.ledger import intake, queue
-from dicom_node.ledger.intake import InstanceRow, SeriesProgress
-from dicom_node.ledger.queue import NewJob
-from dicom_node.ledger.tables import JobState, SeriesState
+from dicom_node.ledger.intake import InstanceRow, Sender, SeriesProgress
+from dicom_node.ledger.tables import SeriesState
 from dicom_node.observability import get_logger
-from dicom_node.routing import Decision, Routes, Titles, decide
-from dicom_node.settings import AssemblySettings, NodeSettings, PolicySettings
+from dicom_node.planning import Plan, is_whole, plan, why_sent_back
+from dicom_node.query_scu import SourceCount, count_instances, source_peer
+from dicom_node.routing import Routes, Titles
+from dicom_node.settings import NodeSettings, Source, SourceQuery
 from dicom_node.spool import Spool
 
-# One slice of CT or MR restores alike in any company, so a late one is restored alone. PET is
-# reconstructed and quantified as a set: a late slice makes a new revision of the whole.
-_RESTORED_SLICE_BY_SLICE = frozenset({"CT", "MR"})
+# A source that did not answer holds up every series at each look; it is left alone for so long.
+_NOT_ASKED_AGAIN_S = 60.0
+
+Ask = Callable[[SourceQuery, str, str], SourceCount]
 
 _log = get_logger(__name__)
 
 
-def is_quiet(series: SeriesProgress, assembly: AssemblySettings, now: float) -> bool:
-    """True when nothing more is to be expected of a series."""
-    if series.forced:
-        return True
-    if series.open_associations:
-        return False
-    return now - series.last_received >= assembly.quiet_for(series.modality)
-
-
 @dataclass(frozen=True)
-class Plan:
-    """What is to become of one series: jobs, or none and the reason it is left alone."""
+class Readiness:
+    """Why a series is looked at now: what the clock, the senders and a person say of it."""
 
-    state: SeriesState
-    reason: str | None
-    jobs: tuple[NewJob, ...]
+    evidence: tuple[Evidence, ...]
+    #: Only counts that prove it whole let it be concluded, as its quiet time is not over.
+    only_if_whole: bool = False
 
 
-def plan(
-    titles: Titles,
-    headers: Mapping[str, Dataset],
+def quiet_time(
+    settings: NodeSettings, modality: str, senders: Iterable[Sender]
+) -> tuple[float, str]:
+    """How long a series must be quiet, in seconds, and by whose habit; the longest counts."""
+    default = settings.assembly.quiet_for(modality), "any source"
+    known = {
+        name: source.quiet_for(modality)
+        for sender in senders
+        for name, source in sources_of(settings, sender)
+    }
+    own = [(seconds, name) for name, seconds in known.items() if seconds is not None]
+    return max(own) if own else default
+
+
+def sources_of(settings: NodeSettings, sender: Sender) -> list[tuple[str, Source]]:
+    """The `[sources]` tables that a sender matches, by name."""
+    found = settings.sources.items()
+    return [(n, s) for n, s in found if s.matches(sender.calling_ae, sender.address)]
+
+
+def readiness(
+    series: SeriesProgress,
+    senders: Sequence[Sender],
+    settings: NodeSettings,
+    now: float,
     *,
-    routes: Routes,
-    policy: PolicySettings,
-    sent_back: Callable[[Dataset], str | None] = lambda header: None,
-    late: Collection[str] = (),
-) -> Plan:
-    """Decide what becomes of the instances whose headers are given by SOP Instance UID. Pure.
+    last_activity: float | None = None,
+    open_since: float | None = None,
+) -> Readiness | None:
+    """Whether a series is to be concluded now, and on what; None: it is left open. Pure.
 
-    *sent_back* says why an instance is taken for our own work returned by a destination. Where
-    there are *late* instances, the others have had their jobs and only tell the volumes apart.
+    *last_activity* replaces the time of the last instance where the clock has gone back;
+    *open_since* is when the first instance came that has not been dealt with.
     """
-    reasons = {uid: why_ignored(h) or sent_back(h) for uid, h in headers.items()}
-    wanted = {uid: header for uid, header in headers.items() if reasons[uid] is None}
-    if not wanted:
-        found = (reason or "" for reason in reasons.values())
-        return Plan(SeriesState.IGNORED, _joined(found) or "no instance is left", ())
-    groups = division.group_volumes(list(wanted.values()), policy.split_by)
-    gaps = _joined(group.note or "" for group in groups)
-    note = f"late, apart from {len(headers) - len(late)} earlier instances" if late else None
-    jobs: list[NewJob] = []
-    ignored: list[str] = []
-    for whole in groups:
-        group = _only(whole, late) if late else whole
-        if not group.sop_instance_uids:
-            continue
-        members = [wanted[uid] for uid in group.sop_instance_uids]
-        decision = decide(titles, division.representative(members), routes)
-        outcome = _job(group, members, decision, policy, note)
-        if isinstance(outcome, NewJob):
-            jobs.append(outcome)
-        else:
-            ignored.append(outcome)
-    if not jobs:
-        return Plan(SeriesState.IGNORED, _joined(ignored), ())
-    state = SeriesState.INCOMPLETE if gaps else SeriesState.COMPLETE
-    return Plan(state, _joined((gaps, *ignored)) or None, tuple(jobs))
-
-
-def _only(group: VolumeGroup, late: Collection[str]) -> VolumeGroup:
-    uids = tuple(uid for uid in group.sop_instance_uids if uid in late)
-    return replace(group, sop_instance_uids=uids)
-
-
-def _job(
-    group: VolumeGroup,
-    members: Sequence[Dataset],
-    decision: Decision,
-    policy: PolicySettings,
-    note: str | None,
-) -> NewJob | str:
-    """The job of one volume in the state its headers put it in, or why there is none."""
-    if decision.task is None:
-        return decision.reason or "no route matches"
-    refused = ""
-    try:
-        division.judge(members, task=decision.task, policy=policy)
-    except RefusedError as error:
-        refused = error.message
-    state, reason = _state(group, refused, policy)
-    note = note if state is JobState.QUEUED else None
-    return NewJob(
-        series_instance_uid=str(members[0].SeriesInstanceUID),
-        volume_key=group.key,
-        task=decision.task,
-        destinations=decision.destinations,
-        instance_uids=group.sop_instance_uids,
-        route=decision.route or "",
-        priority=decision.priority,
-        state=state,
-        reason=_joined((note or "", reason or "")) or None,
-    )
-
-
-def _state(group: VolumeGroup, refused: str, policy: PolicySettings) -> tuple[JobState, str | None]:
-    if refused:
-        return JobState.REFUSED, refused
-    if group.note and policy.incomplete == "refuse":
-        return JobState.REFUSED, group.note
-    if group.note and policy.incomplete == "hold":
-        return JobState.HELD, group.note
-    return JobState.QUEUED, group.note
-
-
-def _joined(reasons: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-
-
-def why_sent_back(header: Dataset, *, titles: Titles, settings: NodeSettings) -> str | None:
-    """Why an instance counts as our own work that a destination returns; None: it does not.
-
-    The last of the loop guards, for a destination that keeps no attribute of ours: what it sends
-    is not restored where it calls itself derived, or by policy in any case.
-    """
-    rule = settings.policy.from_destinations
-    if rule == "restore" or not _is_destination(titles, settings):
-        return None
-    if rule == "ignore":
-        return "sent by one of our destinations"
-    derived = texts(header, "ImageType")[:1] == ("DERIVED",)
-    return "a derived image, sent by one of our destinations" if derived else None
-
-
-def _is_destination(titles: Titles, settings: NodeSettings) -> bool:
-    return any(
-        peer.ae_title == titles.calling_ae and peer.host in (titles.address, _name(peer.host))
-        for peer in settings.destinations.values()
-    )
-
-
-def _name(host: str) -> str | None:
-    """The host itself where it is a name, which is not looked up; None where an address."""
-    try:
-        ip_address(host)
-    except ValueError:
-        return host
+    if series.forced:
+        words = f"taken as it is by a person: {series.reason or 'no reason given'}"
+        return Readiness((Evidence("forced", "unproven", words), *_brought(senders)))
+    last = series.last_received if last_activity is None else last_activity
+    quiet_s, by = quiet_time(settings, series.modality, senders)
+    idle = now - last
+    if not series.open_associations and idle >= quiet_s:
+        words = f"quiet for {idle:.0f} s of {quiet_s:g} s ({by})"
+        return Readiness((Evidence("quiet", "unproven", words), *_ended(senders)))
+    limit = settings.assembly.longest_s
+    if open_since is not None and now - open_since >= limit:
+        words = f"still being sent after {limit:g} s"
+        return Readiness((Evidence("overdue", "short", words), *_brought(senders)))
+    released = bool(senders) and senders[-1].outcome == "released"
+    if settings.assembly.complete_when_counted and released and not series.open_associations:
+        return Readiness(_ended(senders), only_if_whole=True)
     return None
+
+
+def _brought(senders: Sequence[Sender]) -> tuple[Evidence, ...]:
+    if not senders:
+        return ()
+    return (Evidence("association", "unproven", _words(senders)),)
+
+
+def _ended(senders: Sequence[Sender]) -> tuple[Evidence, ...]:
+    """How the associations ended: a sender that broke off had not sent everything."""
+    if not senders:
+        return ()
+    last = senders[-1].outcome
+    if last in ("aborted", "lost"):
+        broke = {"aborted": "was aborted", "lost": "was lost when the node ended"}[last]
+        words = f"the last association {broke}: {_words(senders)}"
+        return (Evidence("association", "short", words),)
+    return _brought(senders)
+
+
+def _words(senders: Sequence[Sender]) -> str:
+    shown = [
+        f"{each.calling_ae}@{each.address} {each.outcome or 'open'}, {each.instances} instances"
+        for each in senders[-5:]
+    ]
+    earlier = len(senders) - len(shown)
+    return "; ".join([*([f"{earlier} associations before"] if earlier else []), *shown])
 
 
 class Assembler:
     """Looks at the open series of the ledger and concludes those that are complete."""
 
     def __init__(
-        self, settings: NodeSettings, spool: Spool, ledger: Engine, routes: Routes
+        self,
+        settings: NodeSettings,
+        spool: Spool,
+        ledger: Engine,
+        routes: Routes,
+        ask: Ask | None = None,
     ) -> None:
+        """*ask* counts the instances of (study, series) at a source; by C-FIND where it is None."""
         self._settings = settings
         self._spool = spool
         self._ledger = ledger
         self.routes = routes
+        self._ask = ask or partial(_ask_by_c_find, settings)
+        self._clock_went_back: dict[str, tuple[float, float]] = {}
+        self._looked_at: dict[str, int] = {}
+        self._silent_until: dict[str, float] = {}
 
     def tick(self, now: float) -> int:
-        """Conclude every series that has become quiet; returns how many."""
-        due = [
-            series
-            for series in intake.series_progress(self._ledger)
-            if is_quiet(series, self._settings.assembly, now)
-        ]
-        return sum(self._conclude_alone(series, now) for series in due)
+        """Conclude every series that is complete; returns how many."""
+        open_series = intake.series_progress(self._ledger)
+        known = {series.series_instance_uid for series in open_series}
+        for memory in (self._clock_went_back, self._looked_at):
+            for gone in memory.keys() - known:
+                del memory[gone]
+        return sum(self._consider_alone(series, now) for series in open_series)
 
-    def _conclude_alone(self, series: SeriesProgress, now: float) -> int:
+    def _consider_alone(self, series: SeriesProgress, now: float) -> int:
         """One series in trouble must not hold up the others; it is looked at again next tick."""
         try:
-            self._conclude(series, now)
+            return self._consider(series, now)
         except TransientError as error:
             _log.warning(
                 "series not concluded",
@@ -206,31 +167,115 @@ class Assembler:
                 error=str(error),
             )
             return 0
-        return 1
 
-    def _conclude(self, series: SeriesProgress, now: float) -> None:
+    def _consider(self, series: SeriesProgress, now: float) -> int:
+        uid = series.series_instance_uid
+        overdue = now - series.first_received >= self._settings.assembly.longest_s
+        if series.open_associations and not overdue and not series.forced:
+            return 0
+        senders = intake.series_senders(self._ledger, uid)
+        ready = readiness(
+            series,
+            senders,
+            self._settings,
+            now,
+            last_activity=self._last_activity(series, now),
+            open_since=intake.open_since(self._ledger, uid) if overdue else None,
+        )
+        if ready is None or (ready.only_if_whole and not self._may_be_whole(series)):
+            return 0
+        return self._conclude(series, senders, ready, now)
+
+    def _last_activity(self, series: SeriesProgress, now: float) -> float:
+        """When the last instance came; where the clock has gone back since, when we saw that."""
+        uid, last = series.series_instance_uid, series.last_received
+        if last <= now:
+            self._clock_went_back.pop(uid, None)
+            return last
+        stamp, seen = self._clock_went_back.get(uid, (last, now))
+        if stamp != last or seen > now:
+            seen = now
+        self._clock_went_back[uid] = (last, seen)
+        return seen
+
+    def _may_be_whole(self, series: SeriesProgress) -> bool:
+        """Whether it is worth reading every header before the quiet time is over.
+
+        Once for each number of instances, and only where one header announces no more than came.
+        """
+        uid = series.series_instance_uid
+        if self._looked_at.get(uid) == series.instances:
+            return False
+        self._looked_at[uid] = series.instances
+        (first, *_) = intake.series_instances(self._ledger, uid)
+        try:
+            announced = announced_by(read_header(self._spool.resolve(first.path)))
+        except (UnreadableInstanceError, FileNotFoundError):
+            return False
+        return announced is not None and series.instances >= announced
+
+    def _conclude(
+        self, series: SeriesProgress, senders: Sequence[Sender], ready: Readiness, now: float
+    ) -> int:
         uid = series.series_instance_uid
         rows = intake.series_instances(self._ledger, uid)
-        late = [row for row in rows if not row.assigned]
-        alone = series.modality in _RESTORED_SLICE_BY_SLICE and 0 < len(late) < len(rows)
-        titles = Titles(series.calling_ae, series.called_ae, series.address)
+        headers = self._headers(rows, now)
+        titles = _titles(senders, series)
+        asked = [] if ready.only_if_whole else self._source_counts(series, senders, now)
         decided = plan(
             titles,
-            self._headers(rows, now),
+            headers,
             routes=self.routes,
             policy=self._settings.policy,
             sent_back=partial(why_sent_back, titles=titles, settings=self._settings),
-            late=[row.sop_instance_uid for row in late] if alone else (),
+            earlier=queue.series_jobs(self._ledger, uid),
+            evidence=[*ready.evidence, *asked],
+            forced=series.forced,
+            trust=self._settings.assembly.trust_images_in_acquisition,
+            now=now,
         )
-        if self._write(series, decided, now):
-            _log.info(
-                "series concluded",
-                action="series_concluded",
-                series_instance_uid=uid,
-                state=decided.state.value,
-                reason=decided.reason,
-                jobs=len(decided.jobs),
+        if ready.only_if_whole and not is_whole(decided.evidence):
+            return 0
+        if not self._write(series, decided, now):
+            return 0
+        _log.info(
+            "series concluded",
+            action="series_concluded",
+            series_instance_uid=uid,
+            state=decided.state.value,
+            reason=decided.reason,
+            jobs=len(decided.jobs),
+        )
+        return 1
+
+    def _source_counts(
+        self, series: SeriesProgress, senders: Sequence[Sender], now: float
+    ) -> list[Evidence]:
+        """What the sources that can be asked say of the number of instances."""
+        finds = {
+            name: source.find
+            for sender in senders
+            for name, source in sources_of(self._settings, sender)
+            if source.find is not None
+        }
+        kept = intake.instances_kept(self._ledger, series.series_instance_uid) if finds else ()
+        return [
+            _compared(name, self._asked(name, find, series, now), frozenset(kept))
+            for name, find in finds.items()
+        ]
+
+    def _asked(
+        self, name: str, find: SourceQuery, series: SeriesProgress, now: float
+    ) -> SourceCount:
+        if now < self._silent_until.get(name, now):
+            return SourceCount(name, None, trouble="did not answer a moment ago")
+        counted = self._ask(find, series.study_instance_uid, series.series_instance_uid)
+        if counted.trouble is not None:
+            self._silent_until[name] = now + _NOT_ASKED_AGAIN_S
+            _log.warning(
+                "source not counted", action="source_trouble", source=name, error=counted.trouble
             )
+        return counted
 
     def _headers(self, rows: Sequence[InstanceRow], now: float) -> dict[str, Dataset]:
         """Headers by SOP Instance UID; an instance that has become unreadable is put aside."""
@@ -259,17 +304,53 @@ class Assembler:
 
     def _write(self, series: SeriesProgress, decided: Plan, now: float) -> bool:
         """False when an instance came in between: the next look sees it."""
-        uid = series.series_instance_uid
-        if not decided.jobs:
-            seen, reason = series.instances, decided.reason or ""
-            return intake.ignore_series(self._ledger, uid, reason, now, instances_seen=seen)
+        uid, seen = series.series_instance_uid, series.instances
+        evidence: list[Mapping[str, object]] = [each.as_row() for each in decided.evidence]
+        if decided.state is SeriesState.IGNORED:
+            reason = decided.reason or ""
+            return intake.ignore_series(
+                self._ledger, uid, reason, now, instances_seen=seen, evidence=evidence
+            )
         made = queue.enqueue(
             self._ledger,
             uid,
             series_state=decided.state,
             reason=decided.reason,
             jobs=decided.jobs,
-            instances_seen=series.instances,
+            instances_seen=seen,
             now=now,
+            evidence=evidence,
         )
         return made is not None
+
+
+def _titles(senders: Sequence[Sender], series: SeriesProgress) -> Titles:
+    """Who sent a series: of several senders the one that brought most, of those the first."""
+    if not any(sender.instances for sender in senders):
+        return Titles(series.calling_ae, series.called_ae, series.address)
+    brought: dict[Titles, int] = {}
+    for sender in senders:
+        titles = Titles(sender.calling_ae, sender.called_ae, sender.address)
+        brought[titles] = brought.get(titles, 0) + sender.instances
+    return max(brought, key=lambda titles: brought[titles])
+
+
+def _ask_by_c_find(
+    settings: NodeSettings, find: SourceQuery, study_uid: str, series_uid: str
+) -> SourceCount:
+    return count_instances(source_peer(find, settings.node.ae_title), study_uid, series_uid)
+
+
+def _compared(name: str, told: SourceCount, kept: frozenset[str]) -> Evidence:
+    """What a source has beside what we have of a series."""
+    if told.expected is None:
+        words = f"source {name}: {told.trouble or 'gave no number'}"
+        return Evidence("c_find", "unproven", words, found=len(kept))
+    absent = told.expected - len(kept)
+    if told.sop_instance_uids is not None:
+        absent = len(told.sop_instance_uids - kept)
+    if absent > 0:
+        words = f"source {name} has {told.expected} instances, {absent} of them are missing here"
+        return Evidence("c_find", "short", words, told.expected, len(kept))
+    words = f"source {name} has {told.expected} instances, all of them here"
+    return Evidence("c_find", "whole", words, told.expected, len(kept))

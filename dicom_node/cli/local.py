@@ -153,6 +153,7 @@ def _write(
             created=datetime.now(UTC),
             note=job.reason,
             strength=job.strength,
+            strength=job.strength,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
         verdict = made.judgement.worst

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dicom_node.assembler import plan
 from dicom_node.cli.starter import DEFAULT_ROUTES
 from dicom_node.dicom.derived import DerivedInstance
 from dicom_node.dicom.header import instance_summary, read_header, why_ignored
@@ -20,6 +19,7 @@ from dicom_node.errors import PermanentError, RefusedError, UnreadableInstanceEr
 from dicom_node.inference import Engine
 from dicom_node.ledger.queue import NewJob
 from dicom_node.ledger.tables import JobState
+from dicom_node.planning import plan
 from dicom_node.restoring import restore_series
 from dicom_node.routing import Titles, parse_routes
 from dicom_node.settings import NodeSettings

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from dicom_node.assembler import is_quiet, plan, why_sent_back
+from dicom_node.assembler import Assembler, readiness
 from dicom_node.ledger import intake, queue, reports
-from dicom_node.ledger.intake import SeriesProgress
-from dicom_node.ledger.tables import JobState, SeriesState
+from dicom_node.ledger.intake import Sender, SeriesProgress
+from dicom_node.ledger.tables import Entity, JobState, SeriesState, move, writing
+from dicom_node.planning import plan, why_sent_back
+from dicom_node.query_scu import SourceCount
 from dicom_node.routing import Routes, Titles, parse_routes
-from dicom_node.settings import AssemblySettings, NodeSettings, PolicySettings
+from dicom_node.settings import NodeSettings, PolicySettings, SourceQuery
 from tests.conftest import ManualClock
 from tests.factories import make_series
 from tests.multiframe import make_enhanced
@@ -51,8 +53,52 @@ def progress(**changes: Any) -> SeriesProgress:
 def test_a_series_is_quiet_by_modality_once_no_association_is_open(
     changes: dict[str, Any], now: float, quiet: bool
 ) -> None:
-    assembly = AssemblySettings(quiet_s=10.0, quiet_by_modality_s={"PT": 60.0})
-    assert is_quiet(progress(**changes), assembly, now) is quiet
+    assembly = {"quiet_s": 10.0, "quiet_by_modality_s": {"PT": 60.0}}
+    settings = NodeSettings.model_validate({"assembly": assembly})
+    assert (readiness(progress(**changes), [], settings, now) is not None) is quiet
+
+
+CT1 = {"calling_ae": "CT1", "quiet_s": 30.0, "quiet_by_modality_s": {"PT": 90.0}}
+WARD = {"address": "10.2.0.0/16", "quiet_s": 45.0}
+
+
+def sender(
+    title: str = "CT1", address: str = "10.0.0.7", outcome: str | None = "released", n: int = 3
+) -> Sender:
+    return Sender(title, "DIFFCODE", address, outcome, n)
+
+
+@pytest.mark.parametrize(
+    ("senders", "modality", "wait"),
+    [
+        ([sender("MR9")], "CT", 10.0),  # no source of ours: [assembly]
+        ([sender("CT1")], "CT", 30.0),
+        ([sender("CT1")], "PT", 90.0),
+        ([sender("MR9", "10.2.3.4")], "CT", 45.0),
+        ([sender("CT1"), sender("MR9", "10.2.3.4")], "CT", 45.0),  # the longer of two
+        ([sender("CT1"), sender("MR9", "10.2.3.4")], "PT", 90.0),
+    ],
+)
+def test_the_quiet_time_is_that_of_the_source_and_of_the_modality(
+    senders: list[Sender], modality: str, wait: float
+) -> None:
+    settings = NodeSettings.model_validate({"sources": {"ct1": CT1, "ward": WARD}})
+    series = progress(modality=modality)
+    assert readiness(series, senders, settings, 100.0 + wait) is not None
+    before = readiness(series, senders, settings, 100.0 + wait - 0.1)
+    assert before is None or before.only_if_whole
+
+
+def test_a_series_that_is_sent_for_ever_is_concluded_as_incomplete() -> None:
+    settings = NodeSettings.model_validate({"assembly": {"longest_s": 600.0}})
+    series = progress(open_associations=1, last_received=699.0)
+    assert readiness(series, [sender()], settings, 699.9, open_since=100.0) is None
+    ready = readiness(series, [sender(outcome=None)], settings, 700.0, open_since=100.0)
+    assert ready is not None
+    assert [(each.signal, each.verdict) for each in ready.evidence] == [
+        ("overdue", "short"),
+        ("association", "unproven"),
+    ]
 
 
 def test_a_quiet_series_becomes_one_job_with_all_its_instances(node: Bench) -> None:
@@ -294,6 +340,7 @@ def test_fewer_slices_than_a_pet_announces_are_incomplete(node: Bench) -> None:
     node.tick()
     assert node.series()["state"] == "incomplete"
     assert "4 of the 6 slices" in node.series()["reason"]
+    assert "2 of 6 images missing by Image Index: 5-6" in node.series()["reason"]
 
 
 def test_an_instance_whose_file_was_damaged_is_put_aside_and_the_rest_goes_on(
@@ -379,3 +426,277 @@ def test_a_magnitude_volume_beside_an_ignored_phase_volume_says_both() -> None:
     (job,) = decided.jobs
     assert (job.state, set(job.instance_uids)) == (JobState.QUEUED, uids(magnitude))
     assert "phase image" in (decided.reason or "")
+
+
+# Associations as evidence -----------------------------------------------------------------------
+
+
+def bring(node: Bench, datasets: Any, outcome: Any = "released", title: str = "CT1") -> None:
+    """Receive over an association of its own that ends as given."""
+    node.association = intake.open_association(
+        node.ledger, calling_ae=title, called_ae="DIFFCODE", address="10.0.0.7", now=node.clock()
+    )
+    node.receive(datasets)
+    intake.close_association(node.ledger, node.association, outcome, node.clock())
+
+
+def signals(row: dict[str, Any]) -> dict[str, str]:
+    return {each["signal"]: each["verdict"] for each in row["evidence"]}
+
+
+def by_position(datasets: Any) -> list[Any]:
+    return sorted(datasets, key=lambda each: float(each.ImagePositionPatient[2]))
+
+
+def test_a_series_that_was_broken_off_is_incomplete_until_the_rest_has_come(node: Bench) -> None:
+    sent = by_position(make_series("CT", slices=6))
+    bring(node, sent[:3], "aborted")
+    node.tick()
+    assert node.series()["state"] == "incomplete"
+    assert node.series()["reason"].startswith("the last association was aborted: CT1@10.0.0.7")
+    bring(node, sent)
+    node.tick()
+    assert (node.series()["state"], node.series()["reason"]) == ("complete", None)
+    assert [len(node.sources(job)) for job in node.jobs()] == [3, 3]
+
+
+def test_a_count_that_is_reached_outweighs_that_the_sender_broke_off(node: Bench) -> None:
+    bring(node, make_series("PT", slices=5), "aborted")
+    node.tick()
+    assert node.series()["state"] == "complete"
+    assert signals(node.series())["image_index"] == "whole"
+    assert signals(node.series())["association"] == "short"
+
+
+def test_a_pet_series_of_which_all_is_there_is_not_waited_for(node: Bench) -> None:
+    sent = make_series("PT", slices=5)
+    bring(node, sent[:4])
+    assert node.tick(0.0) == 0
+    bring(node, sent[4:])
+    assert node.tick(0.0) == 1
+    assert node.series()["state"] == "complete"
+    assert [len(node.sources(job)) for job in node.jobs()] == [5]
+
+
+def test_a_ct_series_is_waited_for_as_nothing_counts_it(node: Bench) -> None:
+    bring(node, make_series("CT", slices=5))
+    assert node.tick(0.0) == 0
+    assert node.tick(QUIET) == 1
+
+
+def test_the_evidence_is_kept_with_the_series_and_its_jobs(node: Bench) -> None:
+    bring(node, make_series("CT", slices=8, missing=[3]))
+    node.tick()
+    assert signals(node.series()) == {
+        "quiet": "unproven",
+        "association": "unproven",
+        "slice_position": "short",
+    }
+    assert signals(node.job()) == signals(node.series())
+    words = {each["signal"]: each["words"] for each in node.job()["evidence"]}
+    assert words["association"] == "CT1@10.0.0.7 released, 7 instances"
+    assert words["quiet"] == "quiet for 10 s of 10 s (any source)"
+
+
+def test_a_clock_that_goes_back_does_not_hold_a_series_up(node: Bench) -> None:
+    node.receive(make_series("CT", slices=3))
+    node.clock.advance(-86_400.0)
+    assert node.tick(0.0) == 0
+    assert node.tick(QUIET) == 1
+
+
+def test_the_sender_of_most_instances_is_the_one_that_the_routes_see(node: Bench) -> None:
+    test = {
+        "name": "ct1",
+        "task": "ct_denoise",
+        "destinations": ["*"],
+        "match": {"calling_ae": "CT1"},
+    }
+    node.assembler.routes = parse_routes({"route": [test]}, ["pacs"])
+    sent = make_series("CT", slices=6)
+    bring(node, sent[:4], title="CT1")
+    bring(node, sent, title="PACS2")
+    node.tick()
+    assert [job["route"] for job in node.jobs()] == ["ct1"]
+    assert [len(node.sources(job)) for job in node.jobs()] == [6]
+
+
+# What is missing, and comes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("incomplete", ["hold", "refuse"])
+def test_what_was_kept_back_for_missing_slices_is_restored_with_them(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock, incomplete: str
+) -> None:
+    node = bench(tmp_path, bench_ledger, clock, policy={"incomplete": incomplete})
+    sent = by_position(make_series("CT", slices=6))
+    node.receive([*sent[:3], *sent[4:]])
+    node.tick()
+    (kept,) = node.jobs()
+    assert (kept["state"], len(node.sources(kept))) == (
+        {"hold": "held", "refuse": "refused"}[incomplete], 5,
+    )  # fmt: skip
+    node.receive([sent[3]])
+    node.tick()
+    first, second = node.jobs()
+    assert first["state"] == {"hold": "cancelled", "refuse": "refused"}[incomplete]
+    assert (second["state"], node.sources(second)) == ("queued", uids(sent))
+    assert node.series()["state"] == "complete"
+
+
+def test_a_person_may_take_an_incomplete_series_as_it_is(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock
+) -> None:
+    node = bench(tmp_path, bench_ledger, clock, policy={"incomplete": "hold"})
+    node.receive(make_series("CT", slices=8, missing=[3]))
+    node.tick()
+    uid = node.series()["series_instance_uid"]
+    intake.force_series(node.ledger, uid, reason="the scanner lost it", now=node.clock())
+    node.tick(0.0)
+    held, forced = node.jobs()
+    assert (held["state"], forced["state"]) == ("cancelled", "queued")
+    assert "superseded by revision 2" in held["reason"]
+    assert node.series()["state"] == "incomplete"
+    assert node.series()["evidence"][0]["words"] == (
+        "taken as it is by a person: the scanner lost it"
+    )
+
+
+def test_a_job_that_a_person_released_meanwhile_is_not_made_twice(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = bench(tmp_path, bench_ledger, clock, policy={"incomplete": "hold"})
+    sent = by_position(make_series("CT", slices=6))
+    node.receive([*sent[:3], *sent[4:]])
+    node.tick()
+    node.receive([sent[3]])
+    enqueue = queue.enqueue
+
+    def released_first(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        (held,) = node.jobs()
+        with writing(node.ledger) as connection:
+            assert move(
+                connection, Entity.JOB, held["id"], "queued", reason="released", now=node.clock()
+            )
+        return enqueue(*args, **kwargs)
+
+    monkeypatch.setattr(queue, "enqueue", released_first)
+    assert node.tick() == 0
+    assert node.tick() == 1
+    assert [len(node.sources(job)) for job in node.jobs()] == [5, 1]
+
+
+def test_late_slices_follow_their_volume_whatever_the_routes_say_now(node: Bench) -> None:
+    sent = make_series("MR", slices=5)
+    node.receive(sent[:4])
+    node.tick()
+    changed = {
+        "name": "new",
+        "task": "mri_sr",
+        "destinations": ["*"],
+        "strength": 0.5,
+        "priority": 3,
+    }
+    node.assembler.routes = parse_routes({"route": [changed]}, ["elsewhere"])
+    node.receive(sent[4:])
+    node.tick()
+    first, second = node.jobs()
+    for key in ("route", "strength", "priority", "task"):
+        assert second[key] == first[key], key
+
+
+def test_a_pet_revision_takes_the_place_of_one_that_has_not_begun(node: Bench) -> None:
+    sent = make_series("PT", slices=5)
+    node.receive(sent[:4])
+    node.tick()
+    node.receive(sent[4:])
+    node.tick()
+    first, second = node.jobs()
+    assert (first["state"], second["state"], second["revision"]) == ("cancelled", "queued", 2)
+    assert second["note"].startswith("revision with 5 instances of a series when it had 4")
+
+
+def test_a_second_volume_that_comes_late_leaves_the_first_alone(node: Bench) -> None:
+    first, second = (
+        make_series("PT", slices=4, FrameReferenceTime=str(60000 * i), seed=i) for i in (1, 2)
+    )
+    for dataset in second:
+        dataset.SeriesInstanceUID = first[0].SeriesInstanceUID
+    node.receive(first)
+    node.tick()
+    node.receive(second)
+    node.tick()
+    assert [node.sources(job) for job in node.jobs()] == [uids(first), uids(second)]
+
+
+def test_a_late_slice_of_a_refused_series_is_refused_with_it(node: Bench) -> None:
+    axial = make_series("MR", slices=3)
+    coronal = make_series("MR", slices=3, plane="coronal", seed=1)
+    for dataset in coronal:
+        dataset.SeriesInstanceUID = axial[0].SeriesInstanceUID
+    node.receive([*axial, *coronal[:2]])
+    node.tick()
+    node.receive(coronal[2:])
+    node.tick()
+    assert [job["state"] for job in node.jobs()] == ["refused", "refused"]
+
+
+# What the source says ---------------------------------------------------------------------------
+
+
+def asking(node: Bench, told: SourceCount, asked: list[tuple[str, str]] | None = None) -> Assembler:
+    find = {"ae_title": "CT1", "host": "10.0.0.7", "port": 104}
+    sources = {"ct1": {"calling_ae": "CT1", "find": find}}
+    settings = NodeSettings.model_validate({**node.settings.model_dump(), "sources": sources})
+
+    def ask(query: SourceQuery, study_uid: str, series_uid: str) -> SourceCount:
+        assert query.ae_title == "CT1"
+        if asked is not None:
+            asked.append((study_uid, series_uid))
+        return told
+
+    return Assembler(settings, node.spool, node.ledger, ROUTES, ask)
+
+
+@pytest.mark.parametrize(
+    ("told", "state", "verdict"),
+    [
+        (SourceCount("ct1", 5), "complete", "whole"),
+        (SourceCount("ct1", 7), "incomplete", "short"),
+        (SourceCount("ct1", 1, frozenset({"1.2.3"})), "incomplete", "short"),
+        (SourceCount("ct1", None, trouble="does not answer"), "complete", "unproven"),
+    ],
+)
+def test_the_source_is_asked_how_many_there_are(
+    node: Bench, told: SourceCount, state: str, verdict: str
+) -> None:
+    sent = make_series("CT", slices=5)
+    asked: list[tuple[str, str]] = []
+    node.assembler = asking(node, told, asked)
+    bring(node, sent)
+    node.tick()
+    assert asked == [(str(sent[0].StudyInstanceUID), str(sent[0].SeriesInstanceUID))]
+    assert node.series()["state"] == state
+    assert signals(node.series())["c_find"] == verdict
+
+
+def test_a_source_that_is_silent_is_left_alone_for_a_while(node: Bench) -> None:
+    asked: list[tuple[str, str]] = []
+    node.assembler = asking(node, SourceCount("ct1", None, trouble="no answer"), asked)
+    for number in range(3):
+        bring(node, make_series("CT", slices=2, seed=number))
+        node.tick()
+    assert len(asked) == 1
+    node.clock.advance(60.0)
+    bring(node, make_series("CT", slices=2, seed=9))
+    node.tick()
+    assert len(asked) == 2
+
+
+def test_only_a_source_that_says_where_is_asked(node: Bench) -> None:
+    asked: list[tuple[str, str]] = []
+    node.assembler = asking(node, SourceCount("ct1", 1), asked)
+    bring(node, make_series("CT", slices=2), title="OTHER")
+    node.tick()
+    assert asked == []

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from dicom_node import acceptor, association, commitment
+from dicom_node import acceptor, association
 from dicom_node.access import DIAGNOSTICS
+from dicom_node.conformance import commitment
 from dicom_node.conformance.markdown import table, yes
 from dicom_node.dicom.documents import OBJECT_CLASSES
 from dicom_node.dicom.image_classes import CLASSES
@@ -92,18 +93,18 @@ def overview(settings: NodeSettings) -> Iterator[str]:
     yield (
         "The node receives CT, MR and PET images by C-STORE, restores them with a neural network"
         " and stores the result as new series of the same study on other systems. Originals are"
-        " neither changed nor sent on."
+        " not changed, and are sent on only where commitment_scp.forward says so."
     )
-    wants = settings.delivery.commitment
+    asks, answers = commitment.asks(settings), settings.commitment_scp.enabled
     yield "### 1.1 Network services"
     yield table(
         ["Service", "User (SCU)", "Provider (SCP)"],
         [
             ["Verification", "Yes", "Yes"],
             ["Storage", "Yes", "Yes"],
-            ["Storage Commitment Push Model", yes(wants), "No"],
+            ["Storage Commitment Push Model", yes(asks), yes(answers)],
             ["Query/Retrieve, Worklist, MPPS, Print", "No", "No"],
-            ["DICOMweb", "No", "No"],
+            ["DICOMweb: STOW-RS", yes(bool(settings.stow)), "No"],
             ["Media interchange", "No", "No"],
         ],
     )
@@ -241,7 +242,8 @@ def _acceptance(settings: NodeSettings) -> Iterator[str]:
         "Storage Commitment Push Model",
         association.STORAGE_COMMITMENT,
         "Implicit and Explicit VR Little Endian",
-        "SCU, as the peer reverses the roles",
+        "SCU, as the peer reverses the roles"
+        + ("; SCP" if settings.commitment_scp.enabled else ""),
         "None",
     ]
     yield table(
@@ -281,13 +283,16 @@ def _initiation(settings: NodeSettings) -> Iterator[str]:
     yield "### 3.4 Association initiation: real-world activity *deliver*"
     delivery = settings.delivery
     yield (
-        "One association for each series and destination. A delivery that fails is tried again"
+        "One association after the other for each destination, up to the number below at the same"
+        " time; series that wait go over the same one. A delivery that fails is tried again"
         f" after {delivery.first_s:g} s, then after {delivery.factor:g} times as long, at most"
         f" {delivery.max_s:g} s, and given up {delivery.give_up_after_s / 3600:g} h after the"
-        " first try. It goes on with the first instance that was not stored."
+        " first try; a fifth of each wait at most is taken off at random. It goes on with the"
+        " first instance that was not stored. While a destination does not answer, or is out of"
+        " resources, one series tries it and the others wait."
     )
     yield table(
-        ["Destination", "AE title", "Address", "Calling AE title", "TLS"],
+        ["Destination", "AE title", "Address", "Calling AE title", "TLS", "Associations"],
         [
             [
                 name,
@@ -295,6 +300,7 @@ def _initiation(settings: NodeSettings) -> Iterator[str]:
                 f"{each.host}:{each.port}",
                 each.calling_ae_title or settings.node.ae_title,
                 yes(each.tls),
+                each.max_associations,
             ]
             for name, each in settings.destinations.items()
         ],
@@ -314,7 +320,7 @@ def _initiation(settings: NodeSettings) -> Iterator[str]:
                 ]
                 for each in contexts
             ),
-            *(_commitment_context() if settings.delivery.commitment else ()),
+            *(commitment.contexts() if commitment.asks(settings) else ()),
         ],
     )
     yield (
@@ -330,27 +336,9 @@ def _initiation(settings: NodeSettings) -> Iterator[str]:
             ["none", "time-out, A-ABORT, release", _MEANS[classify_status(None)]],
         ],
     )
-    yield from _commitment(settings)
-
-
-def _commitment_context() -> list[list[str]]:
-    uid = association.STORAGE_COMMITMENT
-    return [
-        [UID(uid).name, uid, f"{name} VR Little Endian", "SCU"] for name in ("Explicit", "Implicit")
-    ]
-
-
-def _commitment(settings: NodeSettings) -> Iterator[str]:
-    yield "### 3.5 Storage Commitment"
-    if not settings.delivery.commitment:
-        yield "Not asked for (delivery.commitment)."
-        return
-    yield f"""After each delivery an N-ACTION (action type {commitment.REQUEST_COMMITMENT}) to
-`{commitment.PUSH_MODEL_INSTANCE}` names every instance of the series, with a new Transaction UID.
-The N-EVENT-REPORT is taken on the same association or on one that the destination opens, and
-answered with {commitment.SUCCESS:04X}, {commitment.INVALID_ARGUMENT:04X} (a report that names no
-request of ours) or {commitment.RESOURCE_LIMITATION:04X} (it could not be recorded). Instances that
-were not committed are sent again."""
+    yield from commitment.as_scu(settings)
+    yield from commitment.as_scp(settings)
+    yield from commitment.stow(settings)
 
 
 def communication_profiles(settings: NodeSettings) -> Iterator[str]:

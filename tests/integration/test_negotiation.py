@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -239,6 +239,25 @@ def test_noise_on_an_association_ends_it_and_nothing_else(
     until(node.all_released, "the association has ended")
     assert echo(node.peer()).ok
     assert audit_events(node.settings.audit.journal) == []
+
+
+@pytest.mark.parametrize("path", RECEIVE_PATHS)
+def test_malformed_requests_are_aborted_at_once_and_hold_no_place(
+    path: str, start_node: Callable[..., Node]
+) -> None:
+    # Two places, and time-outs so long that a held one would still be held at the end.
+    limits = {"max_associations": 2, "max_associations_per_address": 2, "acse_timeout_s": 300.0}
+    node = start_node(association={**RECEIVE_PATHS[path], **limits})
+    sound = request_pdu()
+    # Its last sub-item, the maximum length of four octets, is said to have three.
+    malformed = sound[:-5] + b"\x03" + sound[-4:]
+    with ExitStack() as held:
+        for _ in range(6):
+            connection = held.enter_context(peer(("127.0.0.1", node.port)))
+            connection.sendall(malformed)
+            # PS3.8 Table 9-26: invalid-PDU-parameter value, by the service provider.
+            assert read_pdu(connection) == bytes([ABORT, 0, 0, 0, 0, 4, 0, 0, 2, 6])
+            assert echo(node.peer()).ok
 
 
 def test_a_fault_of_ours_ends_the_association_and_leaves_no_thread(

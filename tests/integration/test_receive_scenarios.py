@@ -1,7 +1,8 @@
 """Scenarios in which receivers have failed before, on both ways to receive.
 
 T1 and T2 are in test_receive_faults.py and test_receive_killed.py, T7 in tests/fuzz, the soak of
-T13 in test_receive_soak.py; the TLS half of T6 is in test_tls.py.
+T13 in test_receive_soak.py; the TLS half of T6 is in test_tls.py. T3 with one content is in
+test_receive.py, T9 in derived instances in tests/unit/dicom_node/dicom/test_derived.py.
 """
 
 from __future__ import annotations
@@ -442,7 +443,12 @@ NAMES = {
     "unicode": (b"ISO_IR 192", "Wang^XiaoDong=王^小东".encode()),
     "japanese": (b"\\ISO 2022 IR 87", b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B"),
     "single code extension": (b"ISO 2022 IR 100", "Müller^Änne".encode("latin-1")),
+    "single cyrillic extension": (b"ISO 2022 IR 144", "Люкceмбypг".encode("iso8859-5")),
+    "two extensions": (b"ISO 2022 IR 100\\ISO 2022 IR 144", b"M\xfcller=\x1b-L\xbb\xee\xda"),
     "wrong declaration": (b"ISO_IR 192", "Müller^Änne".encode("latin-1")),
+    "UTF-8 declared as Latin": (b"ISO_IR 100", "Müller^王".encode()),
+    "escapes declared as Latin": (b"ISO_IR 100", b"Yamada=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B"),
+    "nothing declared": (b"", "Müller^Änne".encode("latin-1")),
     "unknown": (b"ISO_IR 999", b"M\xfcller"),
 }
 

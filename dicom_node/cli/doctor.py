@@ -318,12 +318,16 @@ _IF_WANTED = "if it should be let in, mend what is named; else nothing"
 def _destinations(settings: NodeSettings) -> Iterator[Diagnosis]:
     from dicom_node.association import Peer
     from dicom_node.storage_scu import echo
+    from dicom_node.stow import WebPeer, check
 
-    if not settings.destinations:
+    if not settings.destination_names:
         advice = "add a [destinations.NAME] table to node.toml"
         yield Diagnosis("destinations", "warning", "none: results stay in the spool", advice)
-    for name, destination in settings.destinations.items():
-        result = echo(Peer.of(destination, settings))
+    results = {
+        **{name: echo(Peer.of(each, settings)) for name, each in settings.destinations.items()},
+        **{name: check(WebPeer.of(each, settings)) for name, each in settings.stow.items()},
+    }
+    for name, result in results.items():
         state: State = "good" if result.ok else "problem"
         advice = "" if result.ok else "see that it runs, and that both sides know the AE titles"
         yield Diagnosis(f"destination {name}", state, result.words, advice)

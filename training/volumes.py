@@ -30,7 +30,12 @@ def read(source: Path, out: Path) -> FileVolume:
         raise ValueError(f"{out} must be a {kind} file, as {source} is")
     if out.exists():
         raise ValueError(f"{out} exists; nothing is overwritten")
-    return _read_nifti(source) if kind == "NIfTI" else FileVolume(_read_npy(source))
+    return load(source)
+
+
+def load(source: Path) -> FileVolume:
+    """Read a .npy or a NIfTI file; ValueError when it is neither or cannot be read."""
+    return _read_nifti(source) if _kind(source) == "NIfTI" else FileVolume(_read_npy(source))
 
 
 def write(

@@ -34,10 +34,20 @@ def gradient(stack: Tensor) -> Tensor:
     return torch.hypot(along, down)
 
 
-def eroded(mask: Tensor) -> Tensor:
-    """The mask (slices, rows, columns) without what touches its outside; borders stay."""
-    outside = (~mask).float()[:, None]
-    return F.max_pool2d(outside, 3, stride=1, padding=1)[:, 0] == 0
+def shrunk(stack: Tensor, step: int) -> Tensor:
+    """Means of step x step pixels; what is left over at the right and the bottom is left out."""
+    return stack if step == 1 else F.avg_pool2d(stack[:, None], step)[:, 0]
+
+
+def extremes(stack: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest value of each pixel and its eight neighbours, where there are."""
+    padded = F.pad(stack[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    along = padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:]
+    low = torch.minimum(torch.minimum(*along[:2]), along[2])
+    high = torch.maximum(torch.maximum(*along[:2]), along[2])
+    low = torch.minimum(torch.minimum(low[:, :-2], low[:, 1:-1]), low[:, 2:])
+    high = torch.maximum(torch.maximum(high[:, :-2], high[:, 1:-1]), high[:, 2:])
+    return low, high
 
 
 def masked_mean(stack: Tensor, mask: Tensor, least: int = 1) -> Tensor:
@@ -83,16 +93,18 @@ def slope(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(variance > 0, cross / variance, torch.nan)
 
 
-def noise(stack: Tensor, mask: Tensor) -> Tensor:
+def noise(stack: Tensor, mask: Tensor, step: int = 1) -> Tensor:
     """Robust SD of the finest diagonal detail inside the mask: the median of |differences|.
 
-    White noise of SD s gives s; smooth structure and the few pixels of edges hardly count.
+    White noise of SD s gives s; smooth structure and the few pixels of edges hardly count. The
+    mask is that of `shrunk(stack, step)`, and one detail of each of its pixels is looked at.
     """
-    a, b = stack[:, :-1, :-1], stack[:, 1:, 1:]
-    c, d = stack[:, :-1, 1:], stack[:, 1:, :-1]
+    a, b = stack[:, :-1:step, :-1:step], stack[:, 1::step, 1::step]
+    c, d = stack[:, :-1:step, 1::step], stack[:, 1::step, :-1:step]
     detail = ((a + b - c - d) / 2).abs()
-    step = 2 if min(stack.shape[-2:]) >= 128 else 1
-    found = masked_median(detail[:, ::step, ::step], mask[:, :-1:step, :-1:step], least=50)
+    rows = min(detail.shape[1], mask.shape[1])
+    columns = min(detail.shape[2], mask.shape[2])
+    found = masked_median(detail[:, :rows, :columns], mask[:, :rows, :columns], least=50)
     return found / _NORMAL_MEDIAN
 
 

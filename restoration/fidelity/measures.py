@@ -45,70 +45,109 @@ TISSUES = {
     "bone": (200.0, math.inf),
 }
 _SOFT = (-150.0, 150.0)  # what most of a body that is not lung reads in HU
+_LARGE = 256  # rows and columns from which half of the pixels tell enough
 RINGS = 6  # of the spectrum that says what an input is like
 
 
 @dataclass(frozen=True)
 class Slices:
-    """Some slices of a series before and after; what several measures need is made once."""
+    """Some slices of a series before and after: (slices, rows, columns), float32."""
 
-    x: Tensor  #: (slices, rows, columns), float32; MR scaled to 1150
+    x: Tensor  #: MR scaled to 1150
     y: Tensor  #: the same after restoration at full strength
     task: RestorationTask
     support: Support | None  #: the acquired k-space of MR, where it was found
 
+
+@dataclass(frozen=True)
+class _View:
+    """What the measures share: images at half their pixels where they have enough of them."""
+
+    step: int  #: pixels of the images that are one of these
+    x: Tensor
+    change: Tensor
+    smooth: Tensor  #: x without its noise
+    body: Tensor
+
+    def smoothed(self, stack: Tensor, width: float) -> Tensor:
+        """By a Gaussian of so many pixels of the original image."""
+        return images.gaussian(stack, width / self.step)
+
     @property
     def coarse(self) -> float:
-        """Width of the low frequencies in pixels; less in images of few pixels."""
-        return min(_COARSE, min(self.x.shape[-2:]) / 8)
+        """Width of the low frequencies in original pixels; less in images of few pixels."""
+        return min(_COARSE, self.step * min(self.x.shape[-2:]) / 8)
 
 
 def slice_measures(given: Slices) -> Measures:
     """Name → (slices,) of everything that a slice says alone."""
     x, y, task = given.x, given.y, given.task
     change = y - x
-    smooth = _smooth(x, task)
-    body = smooth > _BODY[task]
+    view = _view(x, change, task)
     found = {
-        "finite": (~y.isfinite()).sum(_PLANE).double(),
         "range": _overshoot(x, y),
-        **_low_frequencies(given, change),
+        **_low_frequencies(view, task),
         "whiteness": _whiteness(change),
-        "edge_correlation": images.correlation(change.abs(), images.gradient(smooth)),
-        **_input_measures(given, body),
+        "edge_correlation": images.correlation(view.change.abs(), images.gradient(view.smooth)),
+        **_input_measures(x, view, task),
     }
-    local = change if given.support is None else acquired(change, given.support)
-    found["structure"] = structure(local, smooth, body, _BLOBS[task])
-    found["residual_energy"] = _energy(given, change, found["noise_level"])
-    if task is _CT:
-        found |= tissue_bias(change, images.gaussian(x, _TISSUE_WIDTH))
-    if given.support is not None:
+    found["residual_energy"] = _energy(given, view, change, found["noise_level"])
+    if given.support is None:
+        found["structure"] = _structure(view, view.change, task)
+    else:
+        local = acquired(change, given.support)
+        found["structure"] = _structure(view, images.shrunk(local, view.step), task)
         found["data_consistency"] = 100 * _inconsistency(x, local, given.support)
+    if task is _CT:
+        found |= _tissue_bias(view)
     return found
 
 
-def structure(change: Tensor, smooth: Tensor, body: Tensor, widths: tuple[float, ...]) -> Tensor:
+def body_noise(x: Tensor, task: RestorationTask) -> Tensor:
+    """SD of the finest detail in the body (slices,), in the units of `x`; NaN without a body."""
+    view = _view(x, x, task)
+    return images.noise(x, view.body, view.step)
+
+
+def noise_level(x: Tensor, task: RestorationTask) -> Tensor:
+    """The gate of that name: HU for CT, else relative to the median of the body; (slices,)."""
+    return _input_measures(x, _view(x, x, task), task)["noise_level"]
+
+
+def _view(x: Tensor, change: Tensor, task: RestorationTask) -> _View:
+    step = 2 if min(x.shape[-2:]) >= _LARGE else 1
+    x, change = (images.shrunk(stack, step) for stack in (x, change))
+    smooth = images.gaussian(x, (1.0 if task is _PET else 2.0) / step)
+    return _View(step, x, change, smooth, smooth > _BODY[task])
+
+
+def _structure(view: _View, change: Tensor, task: RestorationTask) -> Tensor:
     """The strongest blob in the change, in SD of what the change has elsewhere in the slice.
 
     The change is smoothed to the size of a blob, divided by its local fine SD (noise differs over a
     slice) and by what edges of the input excuse, then by the robust SD of the result.
     """
-    fine = change - images.gaussian(change, 4.0)
-    spread = images.gaussian(fine.square(), min(16.0, min(change.shape[-2:]) / 6)).clamp(min=0)
-    edges = _EDGE_SHIFT * images.gradient(smooth)
+    blobs = {width: view.smoothed(change, width) for width in (*_BLOBS[task], 4.0)}
+    fine = (change - blobs[4.0]).square()
+    spread = view.smoothed(fine, 2 * view.coarse).clamp(min=0)
+    edges = _EDGE_SHIFT / view.step * images.gradient(view.smooth)
     excuse = (spread + edges.square()).sqrt()
     excuse = excuse + 1e-6 * excuse.amax(_PLANE, keepdim=True) + 1e-12
-    found = [_outlier(images.gaussian(change, width) / excuse, body) for width in widths]
+    least = _LEAST_PIXELS // view.step**2
+    found = [_outlier(blobs[width] / excuse, view.body, least) for width in _BLOBS[task]]
     return torch.stack(found).amax(0)
 
 
-def tissue_bias(change: Tensor, smooth: Tensor) -> Measures:
+def _tissue_bias(view: _View) -> Measures:
     """Mean change in HU of each tissue class of the smoothed input, eroded by a pixel."""
-    found = {}
-    for tissue, (low, high) in TISSUES.items():
-        mask = images.eroded((smooth >= low) & (smooth <= high))
-        found[f"hu_bias_{tissue}"] = images.masked_mean(change, mask, _LEAST_PIXELS)
-    return found
+    low, high = images.extremes(view.smoothed(view.x, _TISSUE_WIDTH))
+    least = _LEAST_PIXELS // view.step**2
+    return {
+        f"hu_bias_{tissue}": images.masked_mean(
+            view.change, (low >= lowest) & (high <= highest), least
+        )
+        for tissue, (lowest, highest) in TISSUES.items()
+    }
 
 
 def acquired(change: Tensor, support: Support) -> Tensor:
@@ -132,29 +171,16 @@ def input_features(x: Tensor, noise_level: Tensor) -> Tensor:
     return torch.cat([rings, noise_level.clamp(min=1e-6).log10()[:, None]], 1)
 
 
-def body_noise(x: Tensor, task: RestorationTask) -> Tensor:
-    """SD of the finest detail in the body (slices,), in the units of `x`; NaN without a body."""
-    return images.noise(x, _smooth(x, task) > _BODY[task])
-
-
-def _smooth(x: Tensor, task: RestorationTask) -> Tensor:
-    return images.gaussian(x, 1.0 if task is _PET else 2.0)
-
-
-def _input_measures(given: Slices, body: Tensor) -> Measures:
+def _input_measures(x: Tensor, view: _View, task: RestorationTask) -> Measures:
     """What the input says about itself: noise, and whether its values are those of its units."""
-    x, task = given.x, given.task
-    noise = images.noise(x, body)
+    noise = images.noise(x, view.body, view.step)
     if task is _CT:
-        soft = (x >= _SOFT[0]) & (x <= _SOFT[1])
-        return {
-            "noise_level": noise,
-            "intensity": images.masked_mean(soft.float(), body, _LEAST_PIXELS),
-        }
-    level = images.masked_median(x, body, least=20)
-    if task is _PET:
-        return {"noise_level": noise / level, "intensity": level}
-    return {"noise_level": noise / level, "intensity": level / MR_REFERENCE_INTENSITY}
+        soft = (view.smooth >= _SOFT[0]) & (view.smooth <= _SOFT[1])
+        share = images.masked_mean(soft.float(), view.body, _LEAST_PIXELS // view.step**2)
+        return {"noise_level": noise, "intensity": share}
+    level = images.masked_median(view.x, view.body, least=20)
+    unit = 1.0 if task is _PET else MR_REFERENCE_INTENSITY
+    return {"noise_level": noise / level, "intensity": level / unit}
 
 
 def _overshoot(x: Tensor, y: Tensor) -> Tensor:
@@ -163,14 +189,14 @@ def _overshoot(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(above, below).clamp(min=0).double()
 
 
-def _low_frequencies(given: Slices, change: Tensor) -> Measures:
+def _low_frequencies(view: _View, task: RestorationTask) -> Measures:
     """RMS of the smoothed change (HU for CT, else % of that of the input), and its gain in %."""
-    x, coarse = (images.gaussian(stack, given.coarse) for stack in (given.x, change))
-    moved = images.rms(coarse)
-    if given.task is not _CT:
+    x, change = (view.smoothed(stack, view.coarse) for stack in (view.x, view.change))
+    moved = images.rms(change)
+    if task is not _CT:
         whole = images.rms(x)
         moved = torch.where(whole > 0, 100 * moved / whole, torch.nan)
-    return {"low_frequency": moved, "gain": 100 * images.slope(x, coarse)}
+    return {"low_frequency": moved, "gain": 100 * images.slope(x, change)}
 
 
 def _whiteness(change: Tensor) -> Tensor:
@@ -179,14 +205,9 @@ def _whiteness(change: Tensor) -> Tensor:
     return torch.where(spread > 0, mean / spread, torch.nan)
 
 
-def _energy(given: Slices, change: Tensor, noise_level: Tensor) -> Tensor:
-    """SD of the change over the noise of the input; for MR over its finest detail."""
-    if given.task is _CT:
-        expected = noise_level
-    elif given.task is _PET:
-        expected = images.rms(given.x - images.gaussian(given.x, 1.0))
-    else:
-        expected = images.rms(given.x - images.gaussian(given.x, 2.0))
+def _energy(given: Slices, view: _View, change: Tensor, noise: Tensor) -> Tensor:
+    """SD of the change over the noise of the input; for PET and MR over its finest detail."""
+    expected = noise if given.task is _CT else images.rms(view.x - view.smooth)
     return torch.where(expected > 0, images.deviation(change) / expected, torch.nan)
 
 
@@ -197,9 +218,9 @@ def _inconsistency(x: Tensor, local: Tensor, support: Support) -> Tensor:
     return torch.where(whole > 0, images.rms(local) / whole, torch.nan)
 
 
-def _outlier(response: Tensor, body: Tensor) -> Tensor:
+def _outlier(response: Tensor, body: Tensor, least: int) -> Tensor:
     """Largest |response| in the body over the robust SD of all of it there."""
     size = response.abs()
-    typical = images.masked_median(size, body, least=_LEAST_PIXELS) / 0.6745
+    typical = images.masked_median(size, body, least) / 0.6745
     largest = torch.where(body, size, 0.0).amax(_PLANE).double()
     return torch.where(typical > 0, largest / typical, torch.nan)

@@ -1,6 +1,6 @@
 """What neighbouring slices say about each other: order and continuity along the series.
 
-They look at thumbnails: smoothed slices at a fraction of their pixels.
+They look at thumbnails: means of blocks of pixels.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from torch import Tensor
 from restoration.fidelity import images
 
 REACH = 3  # slices before and after that a slice is compared with
-_WIDTH = 4.0  # pixels, of a thumbnail's Gaussian; less in images of few pixels
+_BLOCK = 8  # pixels that one of a thumbnail stands for
 
 
 def thumbnail(stack: Tensor) -> Tensor:
-    """(slices, rows, columns) smoothed and thinned: (slices, rows / step, columns / step)."""
-    width = min(_WIDTH, min(stack.shape[-2:]) / 16)
-    step = max(1, int(width))
-    return images.gaussian(stack, width)[:, ::step, ::step].contiguous()
+    """Means of blocks of (slices, rows, columns), of 8 x 8 pixels where there are enough."""
+    step = max(1, min(_BLOCK, min(stack.shape[-2:]) // 8))
+    return images.shrunk(stack, step).contiguous()
 
 
 def slice_order(before: Tensor, after: Tensor) -> Tensor:

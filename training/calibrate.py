@@ -1,0 +1,219 @@
+"""Learn the levels of the gates for a bundle, and write them into its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from restoration.fidelity import (
+    Calibration,
+    Evidence,
+    Fidelity,
+    InputModel,
+    Measured,
+    judge,
+    measure,
+)
+from restoration.fidelity.measures import input_features, noise_level
+from restoration.guards import support_of
+from restoration.restorer import Restorer
+from restoration.tasks import RestorationTask, intensity_scale
+from training import levels
+from training.manifest import Item
+from training.restored import Series, in_domain, restored_series
+from training.slices import PreparedSet
+
+SPLIT = "calibration"  # of subjects kept out of the training for this
+_LEAST_KEPT_OUT = 4  # held-out subjects of a task that are shared between learning and testing
+_FEATURE_SLICES = 400
+_SHRINKAGE = 0.1  # of the covariance towards its diagonal
+_PROBED = 4  # one slice in so many
+
+Progress = Callable[[int, int, str], None]
+Chosen = list[tuple[PreparedSet, Item]]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Who the levels of a task are learnt from."""
+
+    learn: tuple[str, ...]
+    kept_out: int  #: of `learn`: not trained on
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What calibration found for one task."""
+
+    calibration: Calibration
+    values: dict[str, dict[str, npt.NDArray[np.float64]]]  #: gate → subject → values
+
+
+def pseudonym(subject: str) -> str:
+    """What a manifest keeps of a subject's name: enough to leave the subject out of a test."""
+    return hashlib.sha256(subject.encode()).hexdigest()[:16]
+
+
+def subjects_of(restorer: Restorer, sets: Sequence[PreparedSet], task: str) -> Subjects:
+    """The subjects of a task to learn from.
+
+    A split of their own, if there is one. Else every other validation subject, and training
+    subjects, which widen the levels: see `diffcode calibrate`.
+    """
+    items = [item for _, item in _items(restorer, sets, task)]
+    held = sorted({item.subject for item in items if item.split == "val"})
+    own = sorted({item.subject for item in items if item.split == SPLIT})
+    if own:
+        return Subjects(tuple(own), len(own))
+    # By a hash of the name: neighbours in the alphabet come from one site.
+    order = sorted(held, key=pseudonym)
+    mine = order[::2] if len(held) >= _LEAST_KEPT_OUT else []
+    trained = sorted({item.subject for item in items if item.split == "train"})
+    return Subjects((*mine, *trained), len(mine))
+
+
+def calibrate(
+    restorer: Restorer,
+    sets: Sequence[PreparedSet],
+    task: str,
+    *,
+    most: int = 12,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Learn the levels of one task from at most `most` slices of each item.
+
+    Raises ValueError when fewer than two subjects of the task lie in the model's domain.
+    """
+    subjects = subjects_of(restorer, sets, task)
+    inputs = input_model(restorer, sets, task)
+    chosen = [
+        (dataset, item)
+        for dataset, item in _items(restorer, sets, task)
+        if item.subject in subjects.learn and item.split in ("train", "val", SPLIT)
+    ]
+    table: dict[str, dict[str, list[npt.NDArray[np.float64]]]] = {}
+    slices = 0
+    for done, series in enumerate(restored_series(restorer, chosen, most=most, cache=cache)):
+        if progress is not None:
+            progress(done, len(chosen), series.name)
+        found = measured(restorer, series, inputs, every=_PROBED)
+        slices += len(series.lq)
+        for name, column in columns(found, len(series.lq)).items():
+            table.setdefault(name, {}).setdefault(series.subject, []).append(column)
+    values = {
+        name: {subject: np.concatenate(parts) for subject, parts in rows.items()}
+        for name, rows in table.items()
+    }
+    learnt = levels.learn(values, RestorationTask(task))
+    basis = {
+        "quantiles": {each.name.lower(): each.quantile for each in levels.Level},
+        "margin": {"warn": learnt.factors[0], "fail": learnt.factors[1]},
+        "left_out_alarms": {"warn": learnt.alarms[0], "fail": learnt.alarms[1]},
+        "slices": slices,
+        "medians": learnt.medians,
+        **_counts(subjects),
+    }
+    return Outcome(Calibration(learnt.levels, inputs, basis), values)
+
+
+def measured(
+    restorer: Restorer,
+    series: Series,
+    inputs: InputModel | None,
+    *,
+    every: int = 0,
+    intact: bool | None = None,
+) -> dict[str, Measured]:
+    """The values of every gate for a restored series; probes of one slice in `every`, 0 = none."""
+    said = series.made.diagnostics
+    probes = {}
+    if every:
+        chosen = list(range(min(every, len(series.lq)) // 2, len(series.lq), every))
+        probes = restorer.probe(series.lq, series.made, series.task, chosen)
+    evidence = Evidence(
+        spacing_mm=series.spacing_mm,
+        domain=restorer.manifest.domain.get(series.task.value),
+        diagnostics=said,
+        support=support_of(said),
+        probes=probes,
+        intact=restorer.network.intact if intact is None else intact,
+    )
+    return measure(series.lq, series.made.volume, series.task, evidence=evidence, inputs=inputs)
+
+
+def judged(found: dict[str, Measured], series: Series, calibration: Calibration | None) -> Fidelity:
+    """The verdicts on what was measured."""
+    return judge(found, series.task, len(series.lq), calibration)
+
+
+def input_model(restorer: Restorer, sets: Sequence[PreparedSet], task: str) -> InputModel:
+    """Mean and inverse covariance of what training inputs are like; no network is involved."""
+    chosen = [pair for pair in _items(restorer, sets, task) if pair[1].split == "train"]
+    chosen = chosen or _items(restorer, sets, task)
+    share = max(1, _FEATURE_SLICES // max(1, len(chosen)))
+    rows = [_features(dataset, item, share) for dataset, item in chosen]
+    # Each subject counts alike, however many slices it has.
+    means = np.concatenate(rows)
+    weights = np.concatenate([np.full(len(row), 1 / len(row)) for row in rows])
+    good = np.isfinite(means).all(axis=1)
+    means, weights = means[good], weights[good]
+    if len(means) < 2 * means.shape[1]:
+        raise ValueError(f"{task}: {len(means)} slices are too few to say what inputs are like")
+    centre = np.average(means, axis=0, weights=weights)
+    covariance = np.cov(means.T, aweights=weights)
+    spread = np.diag(np.diag(covariance)) + 1e-6 * np.eye(len(centre))
+    precision = np.linalg.inv((1 - _SHRINKAGE) * covariance + _SHRINKAGE * spread)
+    return InputModel(
+        tuple(float(value) for value in centre),
+        tuple(tuple(float(value) for value in row) for row in precision),
+    )
+
+
+def _features(dataset: PreparedSet, item: Item, share: int) -> npt.NDArray[np.float64]:
+    lq, _ = dataset.pair(item)
+    places = np.unique(np.linspace(0, len(lq) - 1, share).round().astype(int))
+    task = RestorationTask(item.task)
+    x = torch.from_numpy(np.array(lq[places], np.float32)) * intensity_scale(np.asarray(lq), task)
+    found: npt.NDArray[np.float64] = input_features(x, noise_level(x, task)).numpy()
+    return found
+
+
+def _items(restorer: Restorer, sets: Sequence[PreparedSet], task: str) -> Chosen:
+    return [
+        (dataset, item)
+        for dataset in sets
+        for item in dataset.items(task)
+        if in_domain(restorer, item) and min(item.shape[1:]) >= 16
+    ]
+
+
+def columns(found: Mapping[str, Measured], slices: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Gate → (slices,) with NaN where it has no value; a value of the series stands everywhere."""
+    columns = {}
+    for name, values in found.items():
+        column = np.full(slices, np.nan)
+        if values.slices:
+            numbers = [np.nan if value is None else value for value in values.values]
+            column[list(values.slices)] = numbers
+        elif values.values and values.values[0] is not None:
+            column[:] = values.values[0]
+        columns[name] = column
+    return columns
+
+
+def _counts(subjects: Subjects) -> dict[str, Any]:
+    # No names: a manifest travels further than the images.
+    return {
+        "subjects": len(subjects.learn),
+        "learnt_from": [pseudonym(name) for name in subjects.learn],
+        "kept_out": subjects.kept_out,
+        "trained_on": len(subjects.learn) - subjects.kept_out,
+    }

@@ -1,0 +1,199 @@
+"""``diffcode gates``, ``calibrate`` and ``harm``: judge a result, learn how, prove it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing
+
+if TYPE_CHECKING:
+    from restoration.fidelity import Fidelity
+    from training.slices import PreparedSet
+
+_BUNDLE = click.option(
+    "--bundle", default="compact", show_default=True, help="built-in name or folder"
+)
+_DATA = click.option(
+    "--data", "folders", required=True, multiple=True, type=EXISTING, help="prepared folder; repeat"
+)
+_CACHE = click.option("--cache", type=FOLDER, help="keep restored series here")
+_THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads")
+_DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=EXISTING)
+@click.argument("result", metavar="OUT", type=EXISTING)
+@click.option("--task", required=True, type=click.Choice(TASKS))
+@_BUNDLE
+@click.option(
+    "--spacing", nargs=3, type=float, metavar="Z Y X", help="mm; a NIfTI file tells it itself"
+)
+@click.option("--json", "as_json", is_flag=True, help="values of every slice on stdout")
+@refusing
+def gates(
+    source: Path,
+    result: Path,
+    task: str,
+    bundle: str,
+    spacing: tuple[float, float, float] | None,
+    as_json: bool,
+) -> None:
+    """Judge a restored volume OUT beside its input IN, by the levels of a bundle.
+
+    Both are .npy of shape (slices, rows, columns) or NIfTI files in physical units. Gates that
+    need the network itself (routing, probes, weights) do not apply to a pair of files and say so.
+    Exit code 1 when a gate fails.
+
+    \b
+    diffcode gates low-dose.npy restored.npy --task ct_denoise --spacing 2.5 0.7 0.7
+    """
+    import numpy as np
+
+    from restoration.fidelity import Evidence, Verdict, assess
+    from restoration.restorer import bundle_folder, read_manifest
+    from training import volumes
+
+    before, after = (volumes.load(path) for path in (source, result))
+    manifest = read_manifest(bundle_folder(bundle))
+    found = assess(
+        before.array.astype(np.float32),
+        after.array.astype(np.float32),
+        task,
+        evidence=Evidence(
+            spacing_mm=spacing or before.spacing_mm, domain=manifest.domain.get(task)
+        ),
+        calibration=manifest.calibration.get(task),
+    )
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        _print(found)
+    if found.verdict is Verdict.FAIL:
+        raise SystemExit(1)
+
+
+def _print(found: Fidelity) -> None:
+    for gate in found.gates:
+        known = [value for value in gate.values if value is not None]
+        span = f"{min(known):.4g} ... {max(known):.4g} {gate.unit}" if known else ""
+        where = "" if gate.worst_slice is None else f"slice {gate.worst_slice}"
+        line = f"{gate.name:18}{gate.verdict.value:16}{span:34}{where:11}{gate.reason}"
+        click.echo(line.rstrip())
+    source = "calibrated for the model" if found.calibrated else "not calibrated: defaults"
+    click.echo(f"{found.verdict.value}; levels {source}")
+
+
+@click.command()
+@click.argument("bundle")
+@click.argument("out", type=FOLDER)
+@_DATA
+@click.option("--slices", default=12, show_default=True, type=click.IntRange(1), help="of an item")
+@click.option("--plots", type=FOLDER, help="draw the distributions into this folder")
+@_CACHE
+@_THREADS
+@_DEVICE
+@click.option("--overwrite", is_flag=True, help="replace the bundle in OUT")
+@refusing
+def calibrate(
+    bundle: str,
+    out: Path,
+    folders: tuple[Path, ...],
+    slices: int,
+    plots: Path | None,
+    cache: Path | None,
+    threads: int | None,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """Learn the levels of the gates and write BUNDLE with them as OUT; the weights stay.
+
+    Levels are quantiles over slices, 0.99 to warn and 0.999 to fail, moved outwards until subjects
+    that were left out of the learning raise few alarms. Subjects with the split "calibration" in a
+    prepared manifest are learnt from where there are any. Otherwise every other validation subject
+    is (with four or more), and training subjects widen the levels; the manifest counts both.
+
+    \b
+    diffcode calibrate compact compact-calibrated --data prepared --plots docs/gates
+    """
+    from restoration.restorer import Restorer
+    from training import calibrated
+    from training.calibrate import calibrate as learn
+
+    restorer = Restorer.open(bundle, device=device, threads=threads)
+    sets = _open(folders)
+    outcomes = {}
+    with progress_bar("calibrating") as progress:
+        for task in restorer.manifest.tasks:
+            outcomes[task] = learn(
+                restorer, sets, task, most=slices, cache=cache, progress=progress
+            )
+    if plots is not None:
+        for task, outcome in outcomes.items():
+            calibrated.draw(outcome, task, plots / f"{task}.png")
+    manifest = calibrated.write(bundle, out, outcomes, overwrite=overwrite)
+    for task, outcome in outcomes.items():
+        basis = outcome.calibration.basis
+        click.echo(
+            f"{task}: {basis['slices']} slices of {basis['subjects']} subjects, "
+            f"{basis['kept_out']} not trained on; left out, "
+            f"{100 * basis['left_out_alarms']['fail']:.2f} % of slices fail",
+            err=True,
+        )
+    click.echo(f"{out}: {manifest.name} {manifest.version}, {manifest.sha256}")
+
+
+@click.command()
+@_BUNDLE
+@_DATA
+@click.option("--json", "json_path", type=FOLDER, help="everything, for each gate and subject")
+@click.option("--slices", default=12, show_default=True, type=click.IntRange(1), help="of an item")
+@click.option("--series", default=6, show_default=True, help="for faults that run the network")
+@click.option("--seed", default=0, show_default=True, help="of the faults")
+@_CACHE
+@_THREADS
+@_DEVICE
+@refusing
+def harm(
+    bundle: str,
+    folders: tuple[Path, ...],
+    json_path: Path | None,
+    slices: int,
+    series: int,
+    seed: int,
+    cache: Path | None,
+    threads: int | None,
+    device: str,
+) -> None:
+    """Plant faults into restored series and print how many of them the gates catch.
+
+    Only validation subjects that calibration did not learn from are used. Prepare the validation
+    packs with several seeds for more noise: each folder adds its own.
+
+    \b
+    diffcode harm --data prepared --data prepared-seed-1 --json harm.json > harm.md
+    """
+    from restoration.restorer import Restorer
+    from training import harm_bench
+
+    restorer = Restorer.open(bundle, device=device, threads=threads)
+    extent = harm_bench.Extent(most=slices, network_series=series, seed=seed)
+    with progress_bar("planting") as progress:
+        result = harm_bench.run(
+            restorer, _open(folders), extent=extent, cache=cache, progress=progress
+        )
+    values = result.to_dict()
+    if json_path is not None:
+        json_path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    for line in harm_bench.markdown(values):
+        click.echo(line)
+
+
+def _open(folders: tuple[Path, ...]) -> list[PreparedSet]:
+    from training.slices import PreparedSet
+
+    return [PreparedSet.open(folder) for folder in folders]

@@ -1,0 +1,228 @@
+"""The bench of planted harm: series that calibration never saw, every fault, one table.
+
+A fault costs a restoration only where the network takes part; those are planted into some series.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from restoration.fidelity import Calibration
+from restoration.restorer import Restorer
+from restoration.tasks import RestorationTask
+from training.calibrate import pseudonym
+from training.faults import Fault, Planted, finished_faults
+from training.harm import Caught, Rate, Slice, slices_of, table
+from training.manifest import Item
+from training.network_faults import network_faults
+from training.restored import Series, in_domain, restored_series
+from training.slices import PreparedSet
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much the bench looks at."""
+
+    most: int = 12  #: neighbouring slices of an item
+    network_series: int = 6  #: of a task, for faults that run the network
+    network_slices: int = 4  #: of those series
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """Alarms without a fault, and what was caught of each."""
+
+    clean: tuple[Slice, ...]
+    caught: tuple[Caught, ...]
+
+    def false_alarms(self, task: str) -> Rate:
+        """Slices of a task that fail without a fault, by the levels of the manifest."""
+        own = [each for each in self.clean if each.task == task]
+        return Rate(sum(each.score > 1 for each in own), len(own))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; subjects by number, for a table travels further than names."""
+        numbers = _numbers([each.subject for each in self.clean])
+        tasks = sorted({each.task for each in self.clean})
+        return {
+            "false_alarms": {task: self.false_alarms(task).to_dict() for task in tasks},
+            "clean_subjects": {
+                task: {
+                    str(numbers[name]): self._alarms_of(task, name).to_dict()
+                    for name in sorted({e.subject for e in self.clean if e.task == task})
+                }
+                for task in tasks
+            },
+            "faults": [_plain(each, numbers) for each in self.caught],
+        }
+
+    def _alarms_of(self, task: str, subject: str) -> Rate:
+        own = [e for e in self.clean if e.task == task and e.subject == subject]
+        return Rate(sum(each.score > 1 for each in own), len(own))
+
+
+def run(
+    restorer: Restorer,
+    sets: Sequence[PreparedSet],
+    *,
+    extent: Extent,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Plant every fault into the series that calibration left for testing.
+
+    Raises ValueError when the bundle has no calibration for a task with series to test.
+    """
+    clean: list[Slice] = []
+    faulty: dict[Fault, list[Slice]] = {}
+    for task in RestorationTask:
+        chosen = test_items(restorer, sets, task.value)
+        if not chosen or task.value not in restorer.manifest.tasks:
+            continue
+        series = list(restored_series(restorer, chosen, most=extent.most, cache=cache))
+        calibrations = _calibrations(restorer, task)
+        for each in series:
+            everything = Planted(each, tuple(range(len(each.lq))))
+            clean += slices_of(restorer, everything, calibrations[task.value])
+        for done, fault in enumerate(finished_faults()):
+            if progress is not None:
+                progress(done, 0, f"{task.value}: {fault.name} {fault.size}")
+            if task in fault.tasks:
+                _plant(restorer, fault, series, calibrations, extent, faulty)
+        some = _some(series, extent)
+        for done, fault in enumerate(network_faults(restorer)):
+            if progress is not None:
+                progress(done, 0, f"{task.value}: {fault.name} {fault.size}")
+            if task in fault.tasks:
+                _plant(restorer, fault, some, calibrations, extent, faulty)
+    return Result(tuple(clean), tuple(table(clean, faulty)))
+
+
+def test_items(
+    restorer: Restorer, sets: Sequence[PreparedSet], task: str
+) -> list[tuple[PreparedSet, Item]]:
+    """Held-out items in the model's domain of subjects that calibration did not learn from."""
+    made = restorer.manifest.calibration.get(task)
+    learnt = set() if made is None else set(made.basis["learnt_from"])
+    return [
+        (dataset, item)
+        for dataset in sets
+        for item in dataset.items(task, "val")
+        if pseudonym(item.subject) not in learnt
+        and in_domain(restorer, item)
+        and min(item.shape[1:]) >= 16
+    ]
+
+
+def _calibrations(restorer: Restorer, task: RestorationTask) -> Mapping[str, Calibration]:
+    made = restorer.manifest.calibration
+    if task.value not in made:
+        raise ValueError(
+            f"{restorer.manifest.name} has no calibration of {task.value}; run `diffcode calibrate`"
+        )
+    return made
+
+
+def _plant(
+    restorer: Restorer,
+    fault: Fault,
+    series: Sequence[Series],
+    calibrations: Mapping[str, Calibration],
+    extent: Extent,
+    faulty: dict[Fault, list[Slice]],
+) -> None:
+    for index, each in enumerate(series):
+        name = f"{fault.name}|{fault.size}|{each.name}"
+        rng = np.random.default_rng([extent.seed, index, zlib.crc32(name.encode())])
+        planted = fault.plant(each, rng)
+        if planted is not None:
+            calibration = calibrations[planted.series.task.value]
+            faulty.setdefault(fault, []).extend(slices_of(restorer, planted, calibration))
+
+
+def _some(series: Sequence[Series], extent: Extent) -> list[Series]:
+    """Series of as many subjects as there may be, the middle slices of each."""
+    by_subject: dict[str, Series] = {}
+    for each in series:
+        by_subject.setdefault(each.subject, each)
+    chosen = list(by_subject.values())[: extent.network_series]
+    return [_middle(each, extent.network_slices) for each in chosen]
+
+
+def _middle(series: Series, most: int) -> Series:
+    start = max(0, (len(series.lq) - most) // 2)
+    part = slice(start, start + most)
+    said = {
+        name: value[part] if isinstance(value, list) else value
+        for name, value in series.made.diagnostics.items()
+    }
+    made = replace(series.made, volume=series.made.volume[part], diagnostics=said)
+    return replace(series, lq=series.lq[part], hq=series.hq[part], made=made)
+
+
+def _numbers(names: Sequence[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(sorted(set(names)), 1)}
+
+
+def _plain(caught: Caught, numbers: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "fault": caught.name,
+        "size": caught.size,
+        "task": caught.task,
+        "shipped": caught.shipped.to_dict(),
+        "at_false_alarms": caught.at_false_alarms.to_dict(),
+        "gates": {name: rate.to_dict() for name, rate in caught.gates.items()},
+        "subjects": {
+            str(numbers.get(name, 0)): rate.to_dict() for name, rate in caught.subjects.items()
+        },
+    }
+
+
+def markdown(values: Mapping[str, Any]) -> Iterator[str]:
+    """The table of `Result.to_dict` as lines of Markdown."""
+    yield "| task | slices without a fault | of them fail | 95 % interval |"
+    yield "| --- | --- | --- | --- |"
+    for task, rate in values["false_alarms"].items():
+        yield f"| {task} | {rate['total']} | {_share(rate)} | {_interval(rate)} |"
+    yield ""
+    yield (
+        "| task | fault | size | slices | caught as shipped | caught at 1 % false alarms "
+        "| 95 % interval | by which gates | least and most of a subject |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row in sorted(values["faults"], key=lambda row: (row["task"], row["fault"])):
+        at = row["at_false_alarms"]
+        yield (
+            f"| {row['task']} | {row['fault']} | {row['size']} | {at['total']} "
+            f"| {_share(row['shipped'])} | {_share(at)} | {_interval(at)} "
+            f"| {_best(row['gates'])} | {_range(row['subjects'])} |"
+        )
+
+
+def _share(rate: Mapping[str, Any]) -> str:
+    return f"{100 * rate['hits'] / rate['total']:.1f} %" if rate["total"] else "-"
+
+
+def _interval(rate: Mapping[str, Any]) -> str:
+    low, high = rate["interval_95"]
+    return f"{100 * low:.1f} ... {100 * high:.1f}"
+
+
+def _best(gates: Mapping[str, Mapping[str, Any]]) -> str:
+    shares = {name: rate["hits"] / rate["total"] for name, rate in gates.items() if rate["total"]}
+    best = sorted((name for name in shares if shares[name] >= 0.1), key=lambda n: -shares[n])[:3]
+    return ", ".join(f"{name} {100 * shares[name]:.0f}" for name in best) or "none"
+
+
+def _range(subjects: Mapping[str, Mapping[str, Any]]) -> str:
+    shares = [100 * rate["hits"] / rate["total"] for rate in subjects.values() if rate["total"]]
+    return f"{min(shares):.0f} ... {max(shares):.0f} ({len(shares)})" if shares else "-"

@@ -1,0 +1,245 @@
+"""Harm before and inside the network: another task, another scale, other weights, other inputs.
+
+Each of these runs the network again, so they are planted into some series and slices alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from restoration.restorer import Restoration, RestorationError, Restorer
+from restoration.tasks import RestorationTask, normalise, spec
+from training.degrade import truncate_kspace
+from training.faults import CT, MR, PET, Fault, Planted
+from training.metrics import score
+from training.phantoms import body_pet, brain_t2, chest_ct
+from training.restored import Series
+
+Volume = npt.NDArray[np.float32]
+_PSNR_LOSS = 1.0  # dB, from which flipped bits count as harm
+_FLIPS = 64  # tries for a series
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The model that the faults run, and whether its node would look at series of this shape."""
+
+    restorer: Restorer
+
+    def again(
+        self, series: Series, lq: Volume, task: RestorationTask | None = None
+    ) -> Series | None:
+        """The series with another input or task, restored afresh; None where that is refused."""
+        task = task or series.task
+        try:
+            made = self.restorer.restore(lq, task)
+        except RestorationError:
+            return None  # not finite: never sent
+        return replace(series, lq=lq, task=task, made=made)
+
+
+def network_faults(restorer: Restorer) -> Iterator[Fault]:
+    """Every fault that runs the network."""
+    bench = Bench(restorer)
+    for wrong in (RestorationTask(name) for name in restorer.manifest.tasks):
+        others = tuple(task for task in (CT, MR, PET) if task is not wrong)
+        yield Fault("wrong task", f"as {wrong.value}", others, _route(bench, wrong))
+        yield Fault("wrong expert", f"of {wrong.value}", others, _expert(bench, wrong))
+    yield Fault(
+        "wrong normalisation", "intercept left out", (CT,), _input(bench, lambda x: x + 1024)
+    )
+    yield Fault("wrong normalisation", "intercept twice", (CT,), _input(bench, lambda x: x - 1024))
+    for factor in (0.25, 4.0):
+        yield Fault("wrong normalisation", f"scale x {factor:g}", (MR,), _scaled(bench, factor))
+    for factor in (0.1, 10.0, 5000.0):
+        yield Fault(
+            "wrong normalisation", f"SUV x {factor:g}", (PET,), _input(bench, _times(factor))
+        )
+    yield Fault("weights flipped", "exponent bit", (CT, MR, PET), _flipped(bench))
+    yield Fault("other domain", "sharp kernel", (CT,), _input(bench, _sharp))
+    yield Fault("other domain", "already restored", (CT, MR, PET), _restored_twice(bench))
+    yield Fault("other domain", "full quality", (CT, MR, PET), _full_quality(bench))
+    yield Fault("other domain", "noise-free phantom", (CT, MR, PET), _phantom(bench))
+    yield Fault("other domain", "motion", (CT, MR), _motion(bench))
+    for size in (2.0, 5.0):
+        yield Fault("adversarial noise", f"{size:g} HU", (CT,), _adversarial(bench, size))
+
+
+def _all(series: Series | None, intact: bool = True) -> Planted | None:
+    return None if series is None else Planted(series, tuple(range(len(series.lq))), intact)
+
+
+def _input(bench: Bench, change: Callable[[Volume], Volume]) -> Callable[..., Planted | None]:
+    def plant(series: Series, _: np.random.Generator) -> Planted | None:
+        return _all(bench.again(series, change(series.lq).astype(np.float32)))
+
+    return plant
+
+
+def _times(factor: float) -> Callable[[Volume], Volume]:
+    return lambda x: x * np.float32(factor)
+
+
+def _route(bench: Bench, wrong: RestorationTask) -> Callable[..., Planted | None]:
+    """The series handled as another modality: its window, its expert and its gates."""
+
+    def plant(series: Series, _: np.random.Generator) -> Planted | None:
+        return _all(bench.again(series, series.lq, wrong))
+
+    return plant
+
+
+def _expert(bench: Bench, wrong: RestorationTask) -> Callable[..., Planted | None]:
+    """The right window, but the expert (and codebook) of another task inside the network."""
+
+    def plant(series: Series, _: np.random.Generator) -> Planted | None:
+        network = bench.restorer.network
+        start = network.start
+        with mock.patch.object(network, "start", lambda lq, _task, seeds: start(lq, wrong, seeds)):
+            return _all(bench.again(series, series.lq))
+
+    return plant
+
+
+def _scaled(bench: Bench, factor: float) -> Callable[..., Planted | None]:
+    """MR brought into the window by a scale that is not that of its series."""
+
+    def plant(series: Series, _: np.random.Generator) -> Planted | None:
+        right = series.made.diagnostics["intensity_scale"]
+        assert isinstance(right, float)
+        made = bench.restorer.restore(series.lq, series.task, scale=right * factor)
+        return _all(replace(series, made=made))
+
+    return plant
+
+
+def _flipped(bench: Bench) -> Callable[..., Planted | None]:
+    """One exponent bit of one weight at a time, until a slice loses more than 1 dB."""
+
+    def plant(series: Series, rng: np.random.Generator) -> Planted | None:
+        for _ in range(_FLIPS):
+            with _one_bit(bench.restorer, rng):
+                broken = bench.again(series, series.lq)
+                harmed = () if broken is None else _worse(series, broken.made)
+                if broken is not None and harmed:
+                    return Planted(broken, harmed, bench.restorer.network.intact)
+        return None
+
+    return plant
+
+
+@contextlib.contextmanager
+def _one_bit(restorer: Restorer, rng: np.random.Generator) -> Iterator[None]:
+    """Flip one of the upper exponent bits of a float32 weight of the backbone, and back."""
+    tensors = list(restorer.network.model.backbone.parameters())
+    sizes = np.array([tensor.numel() for tensor in tensors], float)
+    chosen = tensors[int(rng.choice(len(tensors), p=sizes / sizes.sum()))]
+    weights = chosen.detach()
+    place = np.unravel_index(int(rng.integers(weights.numel())), weights.shape)
+    bit = 1 << int(rng.integers(26, 31))
+    before = weights[place].clone()
+    weights[place] = (before.view(torch.int32) ^ bit).view(torch.float32)
+    try:
+        yield
+    finally:
+        weights[place] = before
+
+
+def _worse(series: Series, made: Restoration) -> tuple[int, ...]:
+    harmed = []
+    for index, truth in enumerate(series.hq):
+        before = score(series.made.volume[index], truth, series.task)
+        after = score(made.volume[index], truth, series.task)
+        if before is not None and after is not None and before.psnr - after.psnr > _PSNR_LOSS:
+            harmed.append(index)
+    return tuple(harmed)
+
+
+def _sharp(x: Volume) -> Volume:
+    """A bone kernel: high spatial frequencies raised threefold, noise and edges alike."""
+    spectrum = np.fft.rfft2(x)
+    radius = np.hypot(np.fft.fftfreq(x.shape[1])[:, None], np.fft.rfftfreq(x.shape[2])[None])
+    lifted = np.fft.irfft2(spectrum * (1 + 2 * np.clip(radius / 0.25, 0, 1)), x.shape[1:])
+    return lifted.astype(np.float32)
+
+
+def _restored_twice(bench: Bench) -> Callable[..., Planted | None]:
+    def plant(series: Series, _: np.random.Generator) -> Planted | None:
+        return _all(bench.again(series, series.made.volume))
+
+    return plant
+
+
+def _full_quality(bench: Bench) -> Callable[..., Planted | None]:
+    """Full dose, full counts or full k-space: nothing to restore."""
+
+    def plant(series: Series, _: np.random.Generator) -> Planted | None:
+        return _all(bench.again(series, series.hq))
+
+    return plant
+
+
+def _phantom(bench: Bench) -> Callable[..., Planted | None]:
+    def plant(series: Series, rng: np.random.Generator) -> Planted | None:
+        seed, slices = int(rng.integers(1 << 31)), min(4, len(series.lq))
+        make = {CT: chest_ct, MR: brain_t2, PET: body_pet}[series.task]
+        volume = make(slices=slices, seed=seed).volume.astype(np.float32)
+        if series.task is MR:
+            volume = truncate_kspace(volume)
+        made = bench.again(series, volume)
+        return None if made is None else _all(replace(made, hq=volume))
+
+    return plant
+
+
+def _motion(bench: Bench) -> Callable[..., Planted | None]:
+    """MR: phase errors along the rows of k-space; CT: two positions in one image."""
+
+    def plant(series: Series, rng: np.random.Generator) -> Planted | None:
+        if series.task is CT:
+            moved = np.roll(series.lq, (3, 4), axis=(1, 2))
+            return _all(bench.again(series, ((series.lq + moved) / 2).astype(np.float32)))
+        shifts = rng.normal(0, 2.0, (len(series.lq), series.lq.shape[1], 1))
+        frequency = np.fft.fftfreq(series.lq.shape[1])[None, :, None]
+        spectrum = np.fft.fft2(series.lq) * np.exp(2j * np.pi * frequency * shifts)
+        return _all(bench.again(series, np.abs(np.fft.ifft2(spectrum)).astype(np.float32)))
+
+    return plant
+
+
+def _adversarial(bench: Bench, size: float, steps: int = 4) -> Callable[..., Planted | None]:
+    """Signed-gradient noise that makes the network change a patch most, at most `size` HU."""
+
+    def plant(series: Series, rng: np.random.Generator) -> Planted | None:
+        chosen = [len(series.lq) // 2]
+        x = series.lq[chosen]
+        low, high = spec(series.task).window
+        clean = torch.from_numpy(x)[:, None].clamp(low, high)
+        model, device = bench.restorer.network.model, bench.restorer.device
+        noise = torch.from_numpy(rng.uniform(-size, size, clean.shape)).float()
+        centre = tuple(slice(edge // 2 - 8, edge // 2 + 8) for edge in x.shape[1:])
+        for _ in range(steps):
+            noise.requires_grad_(True)
+            lq = normalise(clean + noise, series.task).to(device)
+            out = model(_padded(lq, model.config.factor), series.task.index, None).restored
+            change = (out[..., : x.shape[1], : x.shape[2]] - lq)[..., centre[0], centre[1]]
+            (gradient,) = torch.autograd.grad(change.mean(), noise)
+            noise = (noise.detach() + size / 2 * gradient.sign()).clamp(-size, size)
+        part = replace(series, lq=x, hq=series.hq[chosen])
+        return _all(bench.again(part, (clean + noise.detach())[:, 0].numpy()))
+
+    return plant
+
+
+def _padded(x: Tensor, factor: int) -> Tensor:
+    from restoration.tiling import pad_to_multiple
+
+    return pad_to_multiple(x, factor, least=2 * factor)[0]

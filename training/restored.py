@@ -1,0 +1,120 @@
+"""Series of a prepared folder, restored once and kept: what calibration and the harm bench look at.
+
+A CT series is cut to a square about its middle row, so that a bench of a thousand slices takes
+minutes; gates measure in pixels and see the same in a part as in the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from restoration.domain import outside
+from restoration.kspace import SAME_GRID
+from restoration.restorer import Restoration, Restorer
+from restoration.tasks import RestorationTask
+from training.manifest import Item
+from training.slices import PreparedSet
+
+Volume = npt.NDArray[np.float32]
+CT_SIDE = 256  # pixels of the part of a CT slice
+VERSION = 1  # of what is kept
+
+
+@dataclass(frozen=True)
+class Series:
+    """A degraded series, its reference, and what the model made of it; physical units."""
+
+    name: str
+    task: RestorationTask
+    subject: str
+    kept_out: bool  #: not of the split that was trained on
+    spacing_mm: tuple[float, float, float]
+    lq: Volume
+    hq: Volume
+    made: Restoration
+
+
+def in_domain(restorer: Restorer, item: Item) -> bool:
+    """Whether the model states that it may be used at the spacing of an item."""
+    domain = restorer.manifest.domain.get(item.task)
+    spacing, thickness = item.spacing_mm[1:], item.spacing_mm[0]
+    facts = {"pixel_spacing_mm": spacing, "slice_thickness_mm": thickness}
+    return domain is None or not outside(domain, facts)
+
+
+def restored_series(
+    restorer: Restorer,
+    chosen: Sequence[tuple[PreparedSet, Item]],
+    *,
+    most: int,
+    cache: Path | None = None,
+) -> Iterator[Series]:
+    """Restore at most `most` neighbouring slices of each item, or read them where they are kept."""
+    for dataset, item in chosen:
+        lq, hq = _part(dataset, item, most)
+        task = RestorationTask(item.task)
+        made = _restored(restorer, lq, task, cache)
+        yield Series(
+            name=item.name,
+            task=task,
+            subject=item.subject,
+            kept_out=item.split != "train",
+            spacing_mm=item.spacing_mm,
+            lq=lq,
+            hq=hq,
+            made=made,
+        )
+
+
+def _part(dataset: PreparedSet, item: Item, most: int) -> tuple[Volume, Volume]:
+    slices, rows, columns = item.shape
+    start = max(0, (slices - most) // 2)
+    down = along = slice(None)
+    if item.task == RestorationTask.CT_DENOISE.value:
+        top = max(0, (rows - CT_SIDE) // 2)
+        # Not always the middle: sides of a body hold ribs, arms and air.
+        place = np.random.default_rng(list(item.name.encode())).integers(
+            max(1, columns - CT_SIDE + 1)
+        )
+        down, along = slice(top, top + CT_SIDE), slice(int(place), int(place) + CT_SIDE)
+    lq, hq = (
+        np.array(volume[start : start + most, down, along], np.float32)
+        for volume in dataset.pair(item)
+    )
+    return lq, hq
+
+
+def _restored(
+    restorer: Restorer, lq: Volume, task: RestorationTask, cache: Path | None
+) -> Restoration:
+    if cache is None:
+        return restorer.restore(lq, task)
+    parts = (restorer.manifest.sha256, task.value, str(VERSION), str(lq.shape))
+    key = hashlib.sha256("|".join(parts).encode() + lq.tobytes()).hexdigest()
+    path = cache / f"{key[:32]}.npz"
+    if path.is_file():
+        return _read(path)
+    made = restorer.restore(lq, task)
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.npz")
+    said = json.dumps({"flags": made.flags, "seconds": made.seconds, "said": made.diagnostics})
+    np.savez(unfinished, volume=made.volume, said=np.array(said))
+    os.replace(unfinished, path)
+    return made
+
+
+def _read(path: Path) -> Restoration:
+    with np.load(path, allow_pickle=False) as stored:
+        values: dict[str, Any] = json.loads(str(stored["said"]))
+        volume = stored["volume"]
+    flags = tuple(values["flags"])
+    return Restoration(volume, flags, values["seconds"], values["said"], SAME_GRID)

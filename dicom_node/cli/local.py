@@ -153,7 +153,6 @@ def _write(
             created=datetime.now(UTC),
             note=job.reason,
             strength=job.strength,
-            strength=job.strength,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
         verdict = made.judgement.worst

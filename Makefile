@@ -21,7 +21,7 @@ SERIES ?=
 .PHONY: help setup run test unit soak kill-test kill-test-pipeline bench fuzz fuzz-derived input-table lint check format docs reference lock clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv and install the project with everything it may use
 

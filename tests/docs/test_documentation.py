@@ -55,6 +55,8 @@ def test_every_promised_command_exists(reference: ModuleType) -> None:
         dicom-node jobs release, dicom-node jobs cancel, dicom-node series list,
         dicom-node series show, dicom-node series force, dicom-node deliveries list,
         dicom-node deliveries show, dicom-node deliveries retry, dicom-node watch,
+        dicom-node instances list, dicom-node instances show, dicom-node stats,
+        dicom-node recall, dicom-node purge, dicom-node completion,
         diffcode prepare, diffcode train codebook, diffcode train diffusion,
         diffcode train restoration, diffcode codebook build, diffcode codebook inspect,
         diffcode evaluate, diffcode bundle, diffcode restore

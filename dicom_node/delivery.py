@@ -184,6 +184,10 @@ class DeliveryWorker:
         """Give back what an earlier process of the same name, or this one, left in hand."""
         return outbox.release_delivery_leases(self._engine, self._name, self._clock())
 
+    def close(self) -> None:
+        """End the association that is kept for a next series; on the worker's own thread."""
+        self._hang_up()
+
     def run_once(self) -> bool:
         """Attempt the next delivery that is due; False when there is none."""
         delivery, self._following = self._following, None

@@ -91,11 +91,16 @@ class Outbound:
             worker.recover()
 
     def _run(self, worker: DeliveryWorker) -> None:
-        while not self._stop.is_set():
-            try:
-                pause = 0.0 if worker.run_once() else self._idle_s
-            except TransientError as error:
-                _log.warning("delivery waits", action="delivery_trouble", error=error.message)
-                pause = _TROUBLE_S
-            if pause:
-                self._stop.wait(pause)
+        try:
+            while not self._stop.is_set():
+                self._stop.wait(self._turn(worker))
+        finally:
+            worker.close()
+
+    def _turn(self, worker: DeliveryWorker) -> float:
+        """One delivery; how long to wait before the next, in seconds."""
+        try:
+            return 0.0 if worker.run_once() else self._idle_s
+        except TransientError as error:
+            _log.warning("delivery waits", action="delivery_trouble", error=error.message)
+            return _TROUBLE_S

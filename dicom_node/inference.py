@@ -6,7 +6,7 @@ opened: the processes that receive or deliver never load torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,7 @@ from dicom_node.errors import ConfigurationError, EngineMemoryError, NodeError, 
 from dicom_node.readings import GateReading, Level
 
 if TYPE_CHECKING:
-    from restoration.restorer import Restorer
+    from restoration.restorer import Fidelity, Restorer
 
 Progress = Callable[[int, int], None]
 
@@ -173,7 +173,7 @@ class LocalEngine:
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None
     ) -> RestorationResult:
-        """Restore one volume.
+        """Restore one volume and have the gates measure what came of it.
 
         Raises:
             EngineMemoryError: host or accelerator memory ran out; worth another try.
@@ -192,6 +192,15 @@ class LocalEngine:
                 upsample=request.upsample,
                 progress=progress,
             )
+            fidelity = self._restorer.assess(
+                request.array,
+                made,
+                request.task,
+                spacing=request.spacing,
+                facts=_on_grid(request),
+                seeds=request.seeds,
+                strength=request.strength,
+            )
         except (RestorationError, MemoryError, RuntimeError, ValueError, TypeError) as error:
             raise _translated(error, request.task) from error
         return RestorationResult(
@@ -201,20 +210,42 @@ class LocalEngine:
             made.seconds,
             made.diagnostics,
             Resampling(made.grid.factor, made.grid.shift),
-            guard_readings(made.flags, made.diagnostics),
+            (*_readings(fidelity), guard_reading(made.flags, made.diagnostics)),
+            fidelity.calibrated,
         )
 
 
-def guard_readings(flags: Sequence[str], diagnostics: Mapping[str, Any]) -> tuple[GateReading, ...]:
+def _on_grid(request: RestorationRequest) -> Mapping[str, Any] | None:
+    """The facts of the acquisition for the grid of the result; None where nothing is known."""
+    if request.upsample > 1:
+        return _finer(request.facts, request.upsample)
+    return request.facts or None
+
+
+def _readings(fidelity: Fidelity) -> Iterator[GateReading]:
+    """What the model's gates say, as plain data of the node."""
+    for gate in fidelity.gates:
+        yield GateReading(
+            gate=gate.name,
+            unit=gate.unit,
+            values=gate.values,
+            slices=gate.slices,
+            levels=tuple(Level(verdict.value) for verdict in gate.verdicts),
+            warn=(gate.levels.warn.low, gate.levels.warn.high),
+            fail=(gate.levels.fail.low, gate.levels.fail.high),
+            worst_slice=gate.worst_slice,
+            reason=gate.reason,
+        )
+
+
+def guard_reading(flags: Sequence[str], diagnostics: Mapping[str, Any]) -> GateReading:
     """The engine's own guards, which a network gone wrong trips, as a gate of the volume."""
     tripped = [name for name in _GUARDS if name in flags]
     worst = (max(abs(value) for value in diagnostics[name]) for name in tripped)
     words = ", ".join(f"{name} {value:.3g}" for name, value in zip(tripped, worst, strict=True))
     level = Level.FAIL if tripped else Level.PASS
-    none = (None, None)
-    return (
-        GateReading("guard", "1", (float(len(tripped)),), (), (level,), none, none, None, words),
-    )
+    count, any_value, none = float(len(tripped)), (None, None), (0.0, 0.0)
+    return GateReading("guard", "guards", (count,), (), (level,), any_value, none, None, words)
 
 
 _GUARDS = ("mean_drift", "residual_ratio")

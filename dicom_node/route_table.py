@@ -338,7 +338,7 @@ class _Reader:
             return None
         for unit in REFERENCES:
             try:
-                value = convert(*found, unit)
+                value = convert(found[0], found[1], unit)
             except ValueError:
                 continue
             if value > 0:
@@ -402,15 +402,15 @@ class _Reader:
         if key.numeric is False:
             self.problem(place, "this attribute is text; use equals, in or regex")
             return None
-        if not isinstance(operand, list) or len(operand) != 2:
-            return self._lowest_highest(place, operand)
-        pair = [self._number(place, each, key) for each in operand]
-        if pair[0] is None or pair[1] is None:
+        low = high = None
+        if isinstance(operand, list) and len(operand) == 2:
+            low, high = (self._number(place, each, key) for each in operand)
+            if low is None or high is None:
+                return None
+        if low is None or high is None or low > high:
+            self.problem(place, f"must be [lowest, highest] numbers, not {operand!r}")
             return None
-        return (pair[0], pair[1]) if pair[0] <= pair[1] else self._lowest_highest(place, operand)
-
-    def _lowest_highest(self, place: Place, operand: Any) -> None:
-        self.problem(place, f"must be [lowest, highest] numbers, not {operand!r}")
+        return low, high
 
     def _regex(self, place: Place, operand: Any) -> str | None:
         try:

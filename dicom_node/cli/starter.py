@@ -20,16 +20,31 @@ DEFAULT_ROUTES = """\
 # every value and why it matched or not.
 #
 #   name          appears in every reason
-#   match         tests that must all hold: modality, called_ae, calling_ae, address, and any
-#                 DICOM keyword. "text" or 120 = equals; ["a", "b"] = one of;
-#                 { regex = "…" }, { min = 80, max = 120 }, { range = [80, 120] },
-#                 { not_in = ["…"] }, { exists = true }. Of an attribute with several values
-#                 (ImageType), any one may satisfy the test.
+#   match         tests that must all hold: modality, called_ae, calling_ae, address, any DICOM
+#                 keyword, also Sequence.Keyword, and quantities with their units: kvp, mas,
+#                 ctdi_vol, slice_thickness, pixel_spacing, kernel, activity, activity_per_kg,
+#                 dose_fraction, frame_duration, matrix, acquisition_matrix, echo_time,
+#                 repetition_time, field_strength. "text" or 120 = equals; ["a", "b"] = one of;
+#                 { regex = "…" }, { min = "80 kV", max = "120 kV" }, { range = [80, 120] },
+#                 { not_in = ["…"] }, { exists = true }, { network = "10.1.0.0/16" }. Of an
+#                 attribute with several values (ImageType), any one may satisfy the test.
 #   task          ct_denoise | mri_sr | pet_synthesis | ignore
 #   destinations  names from node.toml, or ["*"] for all of them
 #   priority      a larger number is restored earlier (0)
+#   strength      how much of the change is applied, above 0 up to 1 (1)
+#   hours         { open = "22:00-06:00", days = "mon-fri", zone = "Europe/Berlin",
+#                 closed = "wait" }: restored then; closed = "skip" leaves it to the next route
 #   enabled       false switches the route off (true)
 #   reason        what an ignored series is said to be (task = "ignore" only)
+#
+# Whoever is on the opt-out list is ignored before any route is asked. A value may be written as
+# "sha256:…" of itself; a file has one value a line.
+#
+#   [opt_out]
+#   PatientID = { file = "opt-out.txt" }
+#   StudyInstanceUID = ["1.2.3"]
+#
+# Rules are tested by `dicom-node route test FIXTURE`: see the page on routing.
 
 [[route]]
 name = "localizer"
@@ -75,19 +90,21 @@ match = { modality = "PT" }
 # destinations = ["pacs"]
 # [route.match]
 # modality = "CT"
-# KVP = { max = 120 }                      # kV
-# Exposure = { max = 60 }                  # mAs
-# SliceThickness = { range = [0.5, 5] }    # mm
+# kvp = { max = "120 kV" }
+# mas = { max = "60 mAs" }
+# slice_thickness = { range = ["0.5 mm", "5 mm"] }
 #
 # [[route]]
 # name = "ct-screening"
 # task = "ct_denoise"
 # destinations = ["pacs"]
 # priority = 10
+# strength = 0.8
+# hours = { open = "19:00-07:00", closed = "wait" }
 # [route.match]
 # calling_ae = "CTSCREEN"
-# CTDIvol = { max = 3.0 }                  # mGy
-# ConvolutionKernel = { not_in = ["BONE", "LUNG"] }
+# ctdi_vol = { max = "3 mGy" }
+# kernel = { not_in = ["BONE", "LUNG"] }
 #
 # [[route]]
 # name = "pet-short-frames"
@@ -96,7 +113,8 @@ match = { modality = "PT" }
 # [route.match]
 # modality = "PT"
 # Units = "BQML"
-# ActualFrameDuration = { max = 60000 }    # ms
+# frame_duration = { max = "60 s" }
+# dose_fraction = { max = 0.5, of = "6 MBq*min/kg" }
 #
 # [[route]]
 # name = "mr-t2-fast"
@@ -104,7 +122,8 @@ match = { modality = "PT" }
 # destinations = ["pacs"]
 # [route.match]
 # modality = "MR"
-# EchoTime = { min = 60 }                  # ms
+# echo_time = { min = "60 ms" }
+# acquisition_matrix = { max = 192 }
 # SeriesDescription = { regex = "(?i)t2.*fast" }
 """
 

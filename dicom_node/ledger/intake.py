@@ -138,7 +138,7 @@ def lost_association(engine: Engine, series_uid: str) -> int | None:
         .where(series.c.series_instance_uid == series_uid, associations.c.closed_at.is_(None))
     )
     with reading(engine) as connection:
-        found: float | None = connection.scalar(query)
+        found: int | None = connection.scalar(query)
         return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,22 @@ def one(match: str, task: str = "ct_denoise") -> Routes:
     )
 
 
+PHARMA = "RadiopharmaceuticalInformationSequence"
+
+
+def injected(becquerel: str) -> list[Dataset]:
+    item = Dataset()
+    item.RadionuclideTotalDose = becquerel
+    return [item]
+
+
+def private(number: int) -> Dataset:
+    made = header()
+    block = made.private_block(0x0019, "OURS 1", create=True)
+    block.add_new(0x02, "IS", str(number))
+    return made
+
+
 MATCHES = [
     # rule, header, holds
     ('modality = "CT"', header(), True),
@@ -68,6 +86,55 @@ MATCHES = [
     ("address = { regex = '^10\\.' }", header(), True),
     ('called_ae = "DIFFCODE"', header(), True),
     ("", header(), True),  # a route without tests takes everything
+    # a number with its unit, in any unit of the kind
+    ('KVP = "120 kV"', header(KVP="120"), True),
+    ('KVP = { max = "100000 V" }', header(KVP="101"), False),
+    ('SliceThickness = { range = ["0.5 mm", "0.3 cm"] }', header(SliceThickness="3.0"), True),
+    ('EchoTime = { min = "0.06 s" }', header(EchoTime="90"), True),
+    # quantities, whatever attribute tells them
+    ('kvp = { max = "100 kV" }', header(KVP="100"), True),
+    ('mas = { max = "30 mAs" }', header(Exposure="25"), True),
+    ('mas = { max = "30 mAs" }', header(ExposureInuAs="31000"), False),
+    ('mas = { max = "30 mAs" }', header(XRayTubeCurrent="100", ExposureTime="250"), True),  # 25
+    ('mas = { max = "30 mAs" }', header(), False),
+    ('ctdi_vol = { max = "3 mGy" }', header(CTDIvol=2.5), True),
+    ('ctdi_vol = { max = "0.3 cGy" }', header(CTDIvol=3.5), False),
+    ('slice_thickness = { min = "2 mm" }', header(SliceThickness="1"), False),
+    ('kernel = { regex = "^B3" }', header(ConvolutionKernel="B31f"), True),
+    ('pixel_spacing = { min = "1.2 mm" }', header(PixelSpacing=["0.9", "1.3"]), True),
+    ("matrix = { max = 256 }", header(Rows=256, Columns=192), True),
+    ("matrix = { max = 256 }", header(Rows=192, Columns=320), False),
+    ("acquisition_matrix = { max = 160 }", header(AcquisitionMatrix=[0, 160, 128, 0]), True),
+    ('echo_time = { min = "60 ms" }', header(EchoTime="90"), True),
+    ('field_strength = { range = ["1.4 T", "1.6 T"] }', header(MagneticFieldStrength="1.5"), True),
+    ('activity = { max = "100 MBq" }', header(**{PHARMA: injected("74000000")}), True),
+    ('activity = { max = "1 mCi" }', header(**{PHARMA: injected("74000000")}), False),  # 37 MBq
+    (
+        'activity_per_kg = { max = "1 MBq/kg" }',
+        header(PatientWeight="80", **{PHARMA: injected("74000000")}),  # 0.925
+        True,
+    ),
+    # a share of a reference that the rule names
+    ('dose_fraction = { max = 0.3, of = "10 mGy" }', header(CTDIvol=2.9), True),
+    ('dose_fraction = { max = 0.3, of = "1 cGy" }', header(CTDIvol=3.1), False),
+    (
+        'dose_fraction = { max = 0.5, of = "6 MBq*min/kg" }',  # 0.925 · 2 min / 6 = 0.308
+        header(PatientWeight="80", ActualFrameDuration="120000", **{PHARMA: injected("74e6")}),
+        True,
+    ),
+    # within sequences, by tag, and private
+    (
+        f'{PHARMA}.RadionuclideTotalDose = {{ max = "100 MBq" }}',
+        header(**{PHARMA: injected("74000000")}),
+        True,
+    ),
+    (f'"{PHARMA}.RadionuclideTotalDose" = {{ exists = true }}', header(), False),
+    ('"(0018,0060)" = 120', header(KVP="120"), True),
+    ("'(0019,\"OURS 1\",02)' = 7", private(7), True),
+    ("'(0019,\"OURS 1\",02)' = { min = 8 }", private(7), False),
+    ("'(0019,\"THEIRS\",02)' = { exists = true }", private(7), False),
+    ('address = { network = "10.0.0.0/8" }', header(), True),
+    ('address = { network = "192.168.0.0/16" }', header(), False),
 ]
 
 
@@ -124,7 +191,7 @@ def test_the_explanation_shows_each_value_and_whether_it_held() -> None:
     table = one("KVP = { range = [80, 120] }, ConvolutionKernel = { exists = true }")
     (trace,) = decide(TITLES, header(KVP="140"), table).explanation
     assert [str(each) for each in trace.conditions] == [
-        "KVP in range 80..120: 140 → no",
+        "KVP in range 80..120 kV: 140 kV → no",
         "ConvolutionKernel present: (absent) → no",
     ]
 
@@ -190,6 +257,141 @@ def test_every_mistake_of_a_table_is_reported_at_once_with_its_place() -> None:
             "route[1].destinations",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "says"),
+    [
+        ("kvp = 120", "route[0].match.kvp.equals", 'needs its unit, as "120 kV"'),
+        ('kvp = "120 mAs"', "route[0].match.kvp.equals", "is in kV, a voltage; mAs is a charge"),
+        ('kvp = "120 kVp"', "route[0].match.kvp.equals", "'kVp' is no unit that is known"),
+        ('kvp = "high"', "route[0].match.kvp.equals", "'high' is no number with a unit"),
+        ('Rows = "256 mm"', "route[0].match.Rows.equals", "must be a number, not '256 mm'"),
+        ("dose_fraction = { max = 0.5 }", "route[0].match.dose_fraction.of", "is missing"),
+        (
+            'dose_fraction = { max = 0.5, of = "3 mm" }',
+            "route[0].match.dose_fraction.of",
+            "must be above 0 in one of mGy",
+        ),
+        ('KVP = { max = 1, of = "3 mGy" }', "route[0].match.KVP.of", "only dose_fraction"),
+        ('calling_ae = { network = "10.0.0.0/8" }', "route[0].match.calling_ae.network", "unknown"),
+        ('address = { network = "10.0.0/8" }', "route[0].match.address.network", "10.0.0/8"),
+        ("Modality.KVP = 3", "route[0].match.Modality.KVP", "Modality is no DICOM sequence"),
+    ],
+)
+def test_a_mistake_names_the_file_the_line_the_key_and_what_is_wrong(
+    tmp_path: Path, line: str, place: str, says: str
+) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text(
+        '# one route\n\n[[route]]\nname = "r"\ntask = "ct_denoise"\ndestinations = ["*"]\n'
+        f'[route.match]\nmodality = [\n    "CT",\n]\n{line}\n'
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        load_routes(path, [])
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}:11: {place}: ")
+    assert says in problem
+
+
+NIGHT = (
+    'hours = { open = "22:00-06:00", days = "mon-fri", zone = "Europe/Berlin", closed = "CLOSED" }'
+)
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def night(closed: str) -> Routes:
+    first = '[[route]]\nname = "night"\ntask = "ct_denoise"\ndestinations = ["pacs"]\n'
+    second = '[[route]]\nname = "day"\ntask = "ct_denoise"\ndestinations = ["backup"]\n'
+    return routes(first + NIGHT.replace("CLOSED", closed) + "\n" + second)
+
+
+def test_a_route_that_waits_takes_the_series_for_when_it_opens() -> None:
+    noon, evening = at("2026-01-28T12:00:00+01:00"), at("2026-01-28T22:00:00+01:00")
+    decision = decide(TITLES, header(), night("wait"), noon)
+    assert (decision.route, decision.not_before) == ("night", evening)
+    assert decide(TITLES, header(), night("wait"), evening + 60).not_before == evening + 60
+
+
+def test_a_route_that_is_closed_leaves_the_series_to_the_next() -> None:
+    noon = at("2026-01-28T12:00:00+01:00")
+    decision = decide(TITLES, header(), night("skip"), noon)
+    assert (decision.route, decision.not_before) == ("day", 0.0)
+    (trace, _) = decision.explanation
+    assert (trace.matched, trace.hours) == (
+        False,
+        "22:00-06:00 on mon, tue, wed, thu, fri (Europe/Berlin): closed, the next route is tried",
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "says"),
+    [
+        ('hours = { open = "22-6" }', "hours.open", "no span of the day"),
+        ('hours = { open = "06:00-06:00" }', "hours.open", "begins when it ends"),
+        ("hours = { days = ['mon'] }", "hours.open", "is empty"),
+        ('hours = { open = "01:00-02:00", days = "someday" }', "hours.days", "no day of the week"),
+        ('hours = { open = "01:00-02:00", zone = "Mars" }', "hours.zone", "is no time zone"),
+        ('hours = { open = "01:00-02:00", closed = "no" }', "hours.closed", 'must be "wait"'),
+        ('hours = "night"', "hours", "must be a table"),
+        ("strength = 0", "strength", "above 0 and up to 1"),
+        ("strength = 1.2", "strength", "above 0 and up to 1"),
+        ("strength = true", "strength", "above 0 and up to 1"),
+    ],
+)
+def test_hours_and_strength_are_checked_when_the_table_is_read(
+    line: str, key: str, says: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        routes(f'[[route]]\nname = "r"\ntask = "mri_sr"\ndestinations = ["*"]\n{line}')
+    assert any(f"route[0].{key}: " in problem for problem in caught.value.problems)
+    assert says in str(caught.value)
+
+
+def test_a_route_gives_its_strength() -> None:
+    table = routes('[[route]]\nname = "r"\ntask = "mri_sr"\ndestinations = ["*"]\nstrength = 0.6')
+    assert decide(TITLES, header(), table).strength == 0.6
+    assert decide(TITLES, header(), one("")).strength == 1.0
+
+
+def test_who_is_on_the_opt_out_list_is_ignored_without_a_word_of_who_it_is(tmp_path: Path) -> None:
+    hashed = sha256(b"P-3").hexdigest()
+    (tmp_path / "opt-out.txt").write_text(f"# asked on paper\nP-1\n\nsha256:{hashed}\n")
+    path = tmp_path / "routes.toml"
+    path.write_text(
+        '[opt_out]\nPatientID = { file = "opt-out.txt" }\nStudyInstanceUID = ["1.2.3"]\n'
+        '[[route]]\nname = "all"\ntask = "ct_denoise"\ndestinations = ["*"]\n'
+    )
+    table = load_routes(path, ["pacs"])
+    for values in ({"PatientID": "P-1"}, {"PatientID": "P-3"}, {"StudyInstanceUID": "1.2.3"}):
+        decision = decide(TITLES, header(**values), table)
+        (key,) = values
+        assert (decision.task, decision.reason) == (None, f"on the opt-out list by {key}")
+        assert [trace.skipped for trace in decision.explanation] == [
+            None, "'opt_out' matched before",
+        ]  # fmt: skip
+    assert decide(TITLES, header(PatientID="P-2"), table).task == "ct_denoise"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('[opt_out]\nPatientID = { file = "absent.txt" }', "opt_out.PatientID.file"),
+        ("[opt_out]\nPatientID = 7", "opt_out.PatientID"),
+        ('[opt_out]\nPatientId = ["x"]', "opt_out.PatientId"),
+        ('[opt_out]\nKVP = ["120"]', "opt_out.KVP"),
+        ('[opt_out]\nPatientID = ["sha256:123"]', "opt_out.PatientID"),
+        ("opt_out = 3", "opt_out"),
+    ],
+)
+def test_a_mistake_in_the_opt_out_list_is_never_passed_over(text: str, place: str) -> None:
+    table = '[[route]]\nname = "r"\ntask = "mri_sr"\ndestinations = ["*"]\n'
+    with pytest.raises(ConfigurationError) as caught:
+        routes(f"{text}\n{table}")
+    assert any(f"{place}: " in problem for problem in caught.value.problems)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ SPLIT = "calibration"  # of subjects kept out of the training for this
 _LEAST_KEPT_OUT = 4  # held-out subjects of a task that are shared between learning and testing
 _FEATURE_SLICES = 400
 _SHRINKAGE = 0.1  # of the covariance towards its diagonal
-_PROBED = 4  # one slice in so many
+_PROBED = 8  # one slice in so many
+_ITEMS = 2  # of a subject and a contrast
 
 Progress = Callable[[int, int, str], None]
 Chosen = list[tuple[PreparedSet, Item]]
@@ -94,11 +95,7 @@ def calibrate(
     """
     subjects = subjects_of(restorer, sets, task)
     inputs = input_model(restorer, sets, task)
-    chosen = [
-        (dataset, item)
-        for dataset, item in _items(restorer, sets, task)
-        if item.subject in subjects.learn and item.split in ("train", "val", SPLIT)
-    ]
+    chosen = _of_subjects(_items(restorer, sets, task), subjects.learn)
     table: dict[str, dict[str, list[npt.NDArray[np.float64]]]] = {}
     slices = 0
     for done, series in enumerate(restored_series(restorer, chosen, most=most, cache=cache)):
@@ -193,6 +190,18 @@ def _items(restorer: Restorer, sets: Sequence[PreparedSet], task: str) -> Chosen
         for item in dataset.items(task)
         if in_domain(restorer, item) and min(item.shape[1:]) >= 16
     ]
+
+
+def _of_subjects(items: Chosen, subjects: Sequence[str]) -> Chosen:
+    """The first items of each subject: a long series must not outweigh ten subjects."""
+    taken: dict[tuple[str, str], int] = {}
+    chosen = []
+    for dataset, item in items:
+        key = (item.subject, item.contrast or "")
+        if item.subject in subjects and taken.get(key, 0) < _ITEMS:
+            taken[key] = taken.get(key, 0) + 1
+            chosen.append((dataset, item))
+    return chosen
 
 
 def columns(found: Mapping[str, Measured], slices: int) -> dict[str, npt.NDArray[np.float64]]:

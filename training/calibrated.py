@@ -20,15 +20,14 @@ _COLUMNS = 4
 def write(
     bundle: str | Path, out: Path, outcomes: Mapping[str, Outcome], *, overwrite: bool
 ) -> Manifest:
-    """Write a bundle again with these calibrations; weights, card and all else stay.
+    """Write a bundle again with these calibrations; weights, card and other tasks stay.
 
     Raises BundleError as `write_bundle` does.
     """
     folder = bundle_folder(bundle)
     old, model = load_bundle(folder)
-    made = replace(
-        old, calibration={task: outcome.calibration for task, outcome in outcomes.items()}
-    )
+    learnt = {task: outcome.calibration for task, outcome in outcomes.items()}
+    made = replace(old, calibration={**old.calibration, **learnt})
     card = folder / CARD
     return write_bundle(
         out,

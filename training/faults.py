@@ -249,11 +249,14 @@ def _ball(
 ) -> Plane:
     """1 inside a disc, with an edge of one pixel."""
     row, column = np.ogrid[: shape[0], : shape[1]]
-    apart = np.hypot((row - place[0]) * spacing_mm[1], (column - place[1]) * spacing_mm[2]).astype(np.float32)
-    return np.clip(0.5 - (apart - radius_mm) / spacing_mm[1], 0, 1).astype(np.float32)
+    apart = np.hypot((row - place[0]) * spacing_mm[1], (column - place[1]) * spacing_mm[2]).astype(
+        np.float32
+    )
+    edge: Plane = np.clip(0.5 - (apart - radius_mm) / spacing_mm[1], 0, 1).astype(np.float32)
+    return edge
 
 
 def _smooth(plane: Plane, sigma: float) -> Plane:
     rows, columns = (smoothing_matrix(size, sigma).astype(np.float32) for size in plane.shape)
-    smooth: Plane = rows @ plane @ columns
+    smooth: Plane = (rows @ plane @ columns).astype(np.float32)
     return smooth

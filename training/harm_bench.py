@@ -5,9 +5,10 @@ A fault costs a restoration only where the network takes part; those are planted
 
 from __future__ import annotations
 
+import hashlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from training.faults import Fault, Planted, finished_faults
 from training.harm import Caught, Rate, Slice, slices_of, table
 from training.manifest import Item
 from training.network_faults import network_faults
-from training.restored import Series, in_domain, restored_series
+from training.restored import Series, in_domain, part, restored_series
 from training.slices import PreparedSet
 
 Progress = Callable[[int, int, str], None]
@@ -73,6 +74,7 @@ class Result:
 def run(
     restorer: Restorer,
     sets: Sequence[PreparedSet],
+    tasks: Sequence[str],
     *,
     extent: Extent,
     cache: Path | None = None,
@@ -84,12 +86,10 @@ def run(
     """
     clean: list[Slice] = []
     faulty: dict[Fault, list[Slice]] = {}
-    for task in RestorationTask:
-        chosen = test_items(restorer, sets, task.value)
-        if not chosen or task.value not in restorer.manifest.tasks:
-            continue
-        series = list(restored_series(restorer, chosen, most=extent.most, cache=cache))
+    for task in (RestorationTask(name) for name in tasks):
         calibrations = _calibrations(restorer, task)
+        chosen = test_items(restorer, sets, task.value)
+        series = _distinct(restored_series(restorer, chosen, most=extent.most, cache=cache))
         for each in series:
             everything = Planted(each, tuple(range(len(each.lq))))
             clean += slices_of(restorer, everything, calibrations[task.value])
@@ -144,9 +144,18 @@ def _plant(
         name = f"{fault.name}|{fault.size}|{each.name}"
         rng = np.random.default_rng([extent.seed, index, zlib.crc32(name.encode())])
         planted = fault.plant(each, rng)
-        if planted is not None:
+        # A series on the route of a task that is not calibrated has no levels to be judged by.
+        if planted is not None and planted.series.task.value in calibrations:
             calibration = calibrations[planted.series.task.value]
             faulty.setdefault(fault, []).extend(slices_of(restorer, planted, calibration))
+
+
+def _distinct(series: Iterable[Series]) -> list[Series]:
+    """Each input once: what is degraded without noise is the same whatever the seed."""
+    found: dict[bytes, Series] = {}
+    for each in series:
+        found.setdefault(hashlib.sha256(each.lq.tobytes()).digest(), each)
+    return list(found.values())
 
 
 def _some(series: Sequence[Series], extent: Extent) -> list[Series]:
@@ -160,13 +169,7 @@ def _some(series: Sequence[Series], extent: Extent) -> list[Series]:
 
 def _middle(series: Series, most: int) -> Series:
     start = max(0, (len(series.lq) - most) // 2)
-    part = slice(start, start + most)
-    said = {
-        name: value[part] if isinstance(value, list) else value
-        for name, value in series.made.diagnostics.items()
-    }
-    made = replace(series.made, volume=series.made.volume[part], diagnostics=said)
-    return replace(series, lq=series.lq[part], hq=series.hq[part], made=made)
+    return part(series, slice(start, start + most))
 
 
 def _numbers(names: Sequence[str]) -> dict[str, int]:

@@ -73,31 +73,46 @@ def learn(table: Table, task: RestorationTask) -> Learnt:
         if values.size == 0:
             continue
         medians[spec.name] = float(np.median(values))
-        inner = bounds(spec, values, task, Level.WARN, warn[0])
-        outer = bounds(spec, values, task, Level.FAIL, fail[0])
+        inner, outer = (
+            bounds(spec, Spread.of(spec, values, level), task, level, factor)
+            for level, factor in ((Level.WARN, warn[0]), (Level.FAIL, fail[0]))
+        )
         levels[spec.name] = Levels(inner, _around(outer, inner))
     return Learnt(levels, medians, (warn[0], fail[0]), (warn[1], fail[1]))
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Where the values of a gate lie: median and both tails, on the gate's own scale."""
+
+    middle: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, spec: GateSpec, values: Values, level: Level) -> Spread:
+        """Of pooled values, at least one."""
+        scaled = np.log(np.maximum(values, _TINY)) if spec.logarithmic else values
+        tails = np.quantile(scaled, [0.5, 1 - level.quantile, level.quantile])
+        return cls(*(float(each) for each in tails))
+
+
 def bounds(
-    spec: GateSpec, values: Values, task: RestorationTask, level: Level, factor: float
+    spec: GateSpec, spread: Spread, task: RestorationTask, level: Level, factor: float
 ) -> Bounds:
-    """From the quantile of each tail that the gate looks at, moved out from the median.
+    """The tails that the gate looks at, moved out from the median by a factor.
 
     Never nearer to zero than a share of the program's own level: rounding is no harm.
     """
-    scaled = np.log(np.maximum(values, _TINY)) if spec.logarithmic else values
-    middle = float(np.median(scaled))
-    tails = (1 - level.quantile, level.quantile)
-    ends = [middle + factor * (float(np.quantile(scaled, tail)) - middle) for tail in tails]
+    ends = (spread.middle + factor * (end - spread.middle) for end in (spread.low, spread.high))
     low, high = (float(np.exp(end)) if spec.logarithmic else end for end in ends)
     default = getattr(spec.level(task), level.name.lower())
     if default.low is not None and default.low <= 0:
-        low = min(low, _LEAST * default.low)  # 0 for the classifier: another task is never right
+        low = min(low, _LEAST * default.low)
     if default.high is not None and default.high >= 0:
         high = max(high, _LEAST * default.high)
     if spec.name == "routing":
-        low = max(low, 0.0)
+        low = max(low, 0.0)  # a classifier that prefers another task is never right
     return Bounds(
         low if spec.learn in ("low", "both") else None,
         high if spec.learn in ("high", "both") else None,
@@ -106,35 +121,51 @@ def bounds(
 
 def alarms(table: Table, subject: str, levels: Mapping[str, Bounds]) -> float:
     """The share of a subject's slices in which some gate lies outside its bounds."""
-    outside: npt.NDArray[np.bool_] | None = None
-    for name, limits in levels.items():
-        values = table[name].get(subject)
-        if values is None:
-            continue
-        hit = np.array([not np.isnan(value) and value not in limits for value in values])
-        outside = hit if outside is None else outside | hit
-    return 0.0 if outside is None or outside.size == 0 else float(outside.mean())
+    outside = [
+        _outside(table[name][subject], limits)
+        for name, limits in levels.items()
+        if subject in table[name]
+    ]
+    return float(np.any(outside, axis=0).mean()) if outside else 0.0
+
+
+def _outside(values: Values, limits: Bounds) -> npt.NDArray[np.bool_]:
+    """NaN, nothing to measure, is outside nothing."""
+    low = -np.inf if limits.low is None else limits.low
+    high = np.inf if limits.high is None else limits.high
+    return (values < low) | (values > high)
 
 
 def _margin(
     table: Table, subjects: Sequence[str], task: RestorationTask, level: Level
 ) -> tuple[float, float]:
-    """The least factor with at most so many alarms on subjects left out; the alarms it gives."""
+    """The least factor with few enough alarms on subjects left out, and the alarms it gives."""
+    spreads = {
+        subject: _spreads(table, [other for other in subjects if other != subject], level)
+        for subject in subjects
+    }
     share = 1.0
     for factor in _FACTORS:
-        found = []
-        for subject in subjects:
-            others = [other for other in subjects if other != subject]
-            levels = {
-                spec.name: bounds(spec, values, task, level, factor)
-                for spec in _learnable(table)
-                if (values := _pooled(table[spec.name], others)).size
-            }
-            found.append(alarms(table, subject, levels))
+        found = [
+            alarms(
+                table,
+                subject,
+                {
+                    spec.name: bounds(spec, spread, task, level, factor)
+                    for spec, spread in spreads[subject]
+                },
+            )
+            for subject in subjects
+        ]
         share = float(np.mean(found))
         if share <= level.alarms:
             return factor, share
     return _FACTORS[-1], share
+
+
+def _spreads(table: Table, subjects: Sequence[str], level: Level) -> list[tuple[GateSpec, Spread]]:
+    pooled = [(spec, _pooled(table[spec.name], subjects)) for spec in _learnable(table)]
+    return [(spec, Spread.of(spec, values, level)) for spec, values in pooled if values.size]
 
 
 def _learnable(table: Table) -> list[GateSpec]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,16 @@ def restored_series(
             hq=hq,
             made=made,
         )
+
+
+def part(series: Series, slices: slice) -> Series:
+    """Some neighbouring slices of a series, as they were restored in it."""
+    said = {
+        name: value[slices] if isinstance(value, list) else value
+        for name, value in series.made.diagnostics.items()
+    }
+    made = replace(series.made, volume=series.made.volume[slices], diagnostics=said)
+    return replace(series, lq=series.lq[slices], hq=series.hq[slices], made=made)
 
 
 def _part(dataset: PreparedSet, item: Item, most: int) -> tuple[Volume, Volume]:

@@ -20,6 +20,9 @@ _BUNDLE = click.option(
 _DATA = click.option(
     "--data", "folders", required=True, multiple=True, type=EXISTING, help="prepared folder; repeat"
 )
+_TASKS = click.option(
+    "--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat"
+)
 _CACHE = click.option("--cache", type=FOLDER, help="keep restored series here")
 _THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads")
 _DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
@@ -92,6 +95,7 @@ def _print(found: Fidelity) -> None:
 @click.argument("bundle")
 @click.argument("out", type=FOLDER)
 @_DATA
+@_TASKS
 @click.option("--slices", default=12, show_default=True, type=click.IntRange(1), help="of an item")
 @click.option("--plots", type=FOLDER, help="draw the distributions into this folder")
 @_CACHE
@@ -103,6 +107,7 @@ def calibrate(
     bundle: str,
     out: Path,
     folders: tuple[Path, ...],
+    tasks: tuple[str, ...],
     slices: int,
     plots: Path | None,
     cache: Path | None,
@@ -128,7 +133,7 @@ def calibrate(
     sets = _open(folders)
     outcomes = {}
     with progress_bar("calibrating") as progress:
-        for task in restorer.manifest.tasks:
+        for task in tasks or restorer.manifest.tasks:
             outcomes[task] = learn(
                 restorer, sets, task, most=slices, cache=cache, progress=progress
             )
@@ -150,6 +155,7 @@ def calibrate(
 @click.command()
 @_BUNDLE
 @_DATA
+@_TASKS
 @click.option("--json", "json_path", type=FOLDER, help="everything, for each gate and subject")
 @click.option("--slices", default=12, show_default=True, type=click.IntRange(1), help="of an item")
 @click.option("--series", default=6, show_default=True, help="for faults that run the network")
@@ -161,6 +167,7 @@ def calibrate(
 def harm(
     bundle: str,
     folders: tuple[Path, ...],
+    tasks: tuple[str, ...],
     json_path: Path | None,
     slices: int,
     series: int,
@@ -184,7 +191,12 @@ def harm(
     extent = harm_bench.Extent(most=slices, network_series=series, seed=seed)
     with progress_bar("planting") as progress:
         result = harm_bench.run(
-            restorer, _open(folders), extent=extent, cache=cache, progress=progress
+            restorer,
+            _open(folders),
+            tasks or restorer.manifest.tasks,
+            extent=extent,
+            cache=cache,
+            progress=progress,
         )
     values = result.to_dict()
     if json_path is not None:

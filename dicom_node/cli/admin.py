@@ -134,7 +134,12 @@ def _job_action(name: str, help_text: str, done: str) -> None:
         to_each("job", job_ids, apply, state_of, name=name, done=done)
 
 
-_job_action("retry", "Queue failed, refused or cancelled jobs again.", "queued")
+_job_action(
+    "retry",
+    "Queue failed, refused or cancelled jobs again.\n\n\b\nExamples:\n"
+    '  dicom-node jobs retry 17 18 --reason "more memory"',
+    "queued",
+)
 _job_action("hold", "Keep queued jobs from being worked on.", "held")
 _job_action("cancel", "Take back jobs that are not done.", "cancelled")
 
@@ -207,6 +212,10 @@ def force_series(series_uid: str, reason: str, config: Path) -> None:
     """Take a series as complete now, or judge an ignored one again.
 
     The running node does it at its next look at the open series.
+
+    \b
+    Examples:
+      dicom-node series force 1.2.840.113619.2.5 --reason "the scanner was switched off"
     """
     from dicom_node.ledger import intake, reports
 
@@ -256,7 +265,13 @@ def show_delivery(delivery_id: int, config: Path, as_json: bool) -> None:
 @_REASON
 @config_option
 def retry_deliveries(delivery_ids: tuple[int, ...], reason: str, config: Path) -> None:
-    """Send waiting or dead deliveries at once, refused instances included."""
+    """Send waiting or dead deliveries at once, refused instances included.
+
+    \b
+    Examples:
+      dicom-node deliveries retry 12 13 --reason "the archive is back"
+      dicom-node deliveries list --state dead --json | jq .[].id | xargs dicom-node deliveries retry
+    """
     from dicom_node.ledger import queue, reports
 
     engine = _ledger(config)

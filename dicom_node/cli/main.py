@@ -115,7 +115,16 @@ def check_config(config: Path) -> None:
 @config_option
 @json_option
 def doctor(config: Path, as_json: bool) -> None:
-    """Test the node from configuration to destinations, and say what to do."""
+    """Test the node from configuration to destinations, and say what to do.
+
+    Settings, routes, spool, permissions, disk, ledger, clock, backlog, model, TLS, listener,
+    access, destinations (by C-ECHO) and refusals. Exit code 1 where one of them is a problem.
+
+    \b
+    Examples:
+      dicom-node doctor
+      dicom-node doctor --json | jq '.[] | select(.state != "good")'
+    """
     from dicom_node.cli.doctor import examine, show
 
     findings = examine(config)
@@ -148,7 +157,12 @@ def echo(name: str, config: Path, as_json: bool) -> None:
 @click.option("--to", "name", required=True, metavar="NAME", help="Destination of node.toml.")
 @config_option
 def send(paths: tuple[Path, ...], name: str, config: Path) -> None:
-    """Send DICOM files, folders searched, to a destination."""
+    """Send DICOM files, folders searched, to a destination.
+
+    \b
+    Examples:
+      dicom-node send ./series --to pacs
+    """
     from rich.progress import Progress
 
     from dicom_node.storage_scu import send_files

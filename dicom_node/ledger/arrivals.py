@@ -308,6 +308,14 @@ def _note_activity(
     return states[0][0] if states else None
 
 
+_KEEP = Prepared(
+    update(instances)
+    .where(instances.c.id == bindparam("instance"), instances.c.purged_at.is_not(None))
+    .values(purged_at=null(), received_at=bindparam("now"))
+    .returning(instances.c.id)
+)
+
+
 def _record_again(
     connection: Connection,
     instance: ReceivedInstance,
@@ -319,6 +327,8 @@ def _record_again(
     if known.sha256 == instance.sha256:
         state, reason = InstanceState.DUPLICATE, None
         _note_activity(connection, instance, now, arrived=0)
+        # Its file may have left the spool; the one that has just been stored is kept anew.
+        _KEEP.rows(connection, {"instance": known.id, "now": now})
     else:
         state, reason = InstanceState.CONFLICT, "other bytes under a known SOP Instance UID"
         path = set_aside(instance.path, reason)

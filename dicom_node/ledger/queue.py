@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, select
 
+from dicom_node.errors import PermanentError
 from dicom_node.ledger.leases import (
     MAX_ATTEMPTS,
     Job,
@@ -42,6 +43,8 @@ from dicom_node.ledger.states import Verdict
 from dicom_node.ledger.tables import (
     Entity,
     JobState,
+    instances,
+    job_instances,
     move,
     reading,
     writing,
@@ -107,10 +110,26 @@ def cancel(engine: Engine, job_id: int, *, reason: str, now: float) -> bool:
 
 
 def retry(engine: Engine, job_id: int, *, reason: str, now: float) -> bool:
-    """Queue a failed, refused or cancelled job again."""
+    """Queue a failed, refused or cancelled job again.
+
+    Raises:
+        PermanentError: When originals of it have left the spool.
+    """
+    if _has_lost_originals(engine, job_id):
+        raise PermanentError(f"originals of job {job_id} have left the spool; send them again")
     ended = (JobState.FAILED, JobState.REFUSED, JobState.CANCELLED)
     only = jobs_table.c.state.in_(ended)
     return _decide(engine, job_id, JobState.QUEUED, reason, now, only=only, **_FRESH)
+
+
+def _has_lost_originals(engine: Engine, job_id: int) -> bool:
+    lost = (
+        select(instances.c.id)
+        .join(job_instances, job_instances.c.instance_id == instances.c.id)
+        .where(job_instances.c.job_id == job_id, instances.c.purged_at.is_not(None))
+    )
+    with reading(engine) as connection:
+        return connection.execute(lost).first() is not None
 
 
 def is_own_output(engine: Engine, *, sop_instance_uid: str, series_instance_uid: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Engine, update
 
+from dicom_node.errors import PermanentError
 from dicom_node.ledger import custody, intake, queue, retention, tables
 from dicom_node.ledger.retention import Ages, Kind, Removable
 from dicom_node.ledger.states import Verdict
@@ -256,3 +257,28 @@ def test_no_more_is_asked_for_than_wanted(engine: Engine, finish_job: Callable[.
     assert retention.removable(engine, ALL, limit=1)[0] == Removable(
         Kind.ORIGINAL, 1, "incoming/00/1.dcm", 1000
     )
+
+
+def test_the_same_bytes_again_bring_an_instance_back(
+    engine: Engine, finish_job: Callable[..., int], receive: Callable[..., None]
+) -> None:
+    finish_job("pacs")
+    deliver(engine)
+    retention.mark(engine, retention.removable(engine, ALL), ALL, LATER)
+    receive(1, now=LATER + 10)
+    assert intake.known_paths(engine) == {"incoming/00/1.dcm"}
+    assert [one.received_at for one in intake.series_instances(engine, SERIES)] == [LATER + 10]
+    assert kinds(engine) == {}
+
+
+def test_a_job_whose_originals_are_gone_is_not_tried_again_until_they_come(
+    engine: Engine, make_jobs: Callable[..., list[int]], receive: Callable[..., None]
+) -> None:
+    (job_id,) = make_jobs()
+    assert queue.claim(engine, "worker", lease_s=60, now=NOW)
+    queue.refuse(engine, job_id, "worker", "lossy", NOW + 5)
+    retention.mark(engine, retention.removable(engine, ALL), ALL, LATER)
+    with pytest.raises(PermanentError, match="have left the spool; send them again"):
+        queue.retry(engine, job_id, reason="policy changed", now=LATER)
+    receive(1, 2, now=LATER + 10)
+    assert queue.retry(engine, job_id, reason="policy changed", now=LATER + 20)

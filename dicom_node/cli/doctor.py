@@ -17,6 +17,8 @@ from dicom_node.cli import common
 from dicom_node.errors import ConfigurationError, NodeError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from dicom_node.settings import NodeSettings
 
 State = Literal["good", "warning", "problem"]
@@ -333,6 +335,31 @@ def _destinations(settings: NodeSettings) -> Iterator[Diagnosis]:
         yield Diagnosis(f"destination {name}", state, result.words, advice)
 
 
+def _breakers(settings: NodeSettings) -> Iterator[Diagnosis]:
+    engine = common.open_ledger(settings)
+    try:
+        yield from examine_breakers(engine, settings.breaker.window)
+    finally:
+        engine.dispose()
+
+
+def examine_breakers(engine: Engine, window: int) -> Iterator[Diagnosis]:
+    """One line for each modality that was judged; an open breaker holds all of its results."""
+    from dicom_node.ledger import reports
+
+    for row in reports.breakers(engine, window=window):
+        name = f"breaker {row['modality']}"
+        if row["state"] == "open":
+            advice = (
+                "find out what has changed, then "
+                f"`dicom-node breakers reset {row['modality']} --operator NAME --reason TEXT`"
+            )
+            yield Diagnosis(name, "problem", f"open: {row['reason']}", advice)
+        else:
+            rate = f"{row['failed']} of the last {row['judged']} jobs failed a gate"
+            yield Diagnosis(name, "good", f"closed: {rate}")
+
+
 _CHECKS = (
     _routes,
     _spool,
@@ -347,6 +374,7 @@ _CHECKS = (
     _access,
     _destinations,
     _refused,
+    _breakers,
 )
 
 

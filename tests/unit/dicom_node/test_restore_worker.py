@@ -18,10 +18,11 @@ from dicom_node.errors import EngineMemoryError, PermanentError
 from dicom_node.inference import DomainVerdict, ModelIdentity
 from dicom_node.ledger import queue, reports
 from dicom_node.ledger.tables import JobState, instances, jobs, writing
+from dicom_node.readings import Level
 from tests.conftest import ManualClock
 from tests.factories import make_series
 from tests.multiframe import legacy_converted, make_enhanced
-from tests.unit.dicom_node.bench import Bench, Gain, bench, uids
+from tests.unit.dicom_node.bench import Bench, Gain, bench, reading, uids
 
 
 def queued(node: Bench, modality: Any = "CT", **options: Any) -> Bench:
@@ -361,3 +362,47 @@ def test_clamped_pixels_are_counted_in_the_job(node: Bench) -> None:
     queued(node, "CT", bits_stored=12, signed=False, slices=2)
     node.worker(Gain(gain=5000.0)).run_once(node.clock())
     assert node.job()["quantities"] == {"clamped": 2 * 16 * 16}
+
+
+def test_a_warning_is_in_the_description_and_in_the_report(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock
+) -> None:
+    made = queued(bench(tmp_path, bench_ledger, clock, report={"sr": True}), slices=2)
+    warning = reading("gain", Level.WARN, 1.5)
+    made.worker(Gain(readings=(warning,))).run_once(made.clock())
+    job = made.job()
+    assert (job["state"], len(job["deliveries"])) == ("done", 1)
+    written = [dcmread(made.spool.resolve(each["path"])) for each in job["outputs"]]
+    report, images = written[-1], written[:-1]
+    words = "gate gain warns: is 1.5 (allowed at most 1)"
+    for image in images:
+        assert image.SeriesDescription.endswith(" [AI-DN] [QC]")
+        assert words in image.DerivationDescription
+    assert words in job["note"]
+    assert report.Modality == "SR"
+    said = report.to_json()
+    assert "GATEWARN" in said
+    assert words in said
+
+
+def test_a_result_that_is_held_leaves_files_a_report_and_no_delivery(node: Bench) -> None:
+    queued(node)
+    failed = reading("structure", Level.FAIL, 9.0)
+    node.worker(Gain(readings=(failed,))).run_once(node.clock())
+    job = node.job()
+    assert (job["state"], job["deliveries"], len(outgoing(node))) == ("held", [], 4)
+    assert node.spool.resolve(f"{job['review']}/report.html").is_file()
+
+
+def test_a_result_that_is_refused_leaves_no_file(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock
+) -> None:
+    made = queued(bench(tmp_path, bench_ledger, clock, gates={"on_fail": "refuse"}))
+    made.worker(Gain(readings=(reading("structure", Level.FAIL, 9.0),))).run_once(made.clock())
+    assert (made.job()["state"], outgoing(made)) == ("refused", {})
+
+
+def test_a_result_of_an_engine_without_gates_waits_for_a_person(node: Bench) -> None:
+    queued(node)
+    node.worker(Gain(readings=())).run_once(node.clock())
+    assert (node.job()["state"], node.job()["reason"]) == ("held", "no gate could judge the result")

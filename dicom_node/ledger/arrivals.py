@@ -167,7 +167,7 @@ def _kind(
     kind: str, condition: ColumnElement[bool], key: ColumnElement[Any] | None = None
 ) -> Select[*tuple[Any, ...]]:
     absent: list[Any] = [null().label(name) for name in ("sha256", "series_instance_uid")]
-    found = literal_column(f"'{kind}'").label("kind")
+    found: ColumnElement[Any] = literal_column(f"'{kind}'").label("kind")
     return select(found, (null() if key is None else key).label("id"), *absent).where(condition)
 
 

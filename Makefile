@@ -18,7 +18,7 @@ MUTANTS ?= 5000
 SERIES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit soak kill-test kill-test-pipeline bench fuzz fuzz-derived input-table lint check format docs reference lock clean
+.PHONY: help setup run test unit soak kill-test kill-test-pipeline bench bench-ledger fuzz fuzz-derived input-table lint check format docs reference lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ kill-test-pipeline: setup  ## kill any role KILLS times while series pass throug
 
 bench: setup  ## C-STORE receivers side by side; ARGS=--quick takes three minutes
 	$(BIN)/python -m benchmarks.bench_receive $(ARGS)
+
+bench-ledger: setup  ## the ledger at 100,000 instances, SQLite and PostgreSQL; ARGS=--quick
+	.ci/postgres $(BIN)/python -m benchmarks.bench_ledger $(ARGS)
 
 fuzz: setup  ## coverage-guided fuzzing for MINUTES; findings go to build/fuzz
 	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(ARGS)

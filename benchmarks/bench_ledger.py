@@ -32,7 +32,7 @@ from sqlalchemy import Engine, Integer, Table, create_engine, func, insert, make
 from benchmarks import report
 from dicom_node.breaker import Rule
 from dicom_node.cli.watch import view
-from dicom_node.ledger import intake, queue, reports, tables
+from dicom_node.ledger import intake, queue, reports, retention, tables
 from dicom_node.ledger.intake import ReceivedInstance
 from dicom_node.ledger.states import Verdict
 from dicom_node.ledger.tables import DeliveryState, SeriesState, open_ledger, writing
@@ -222,7 +222,13 @@ def tasks(limit: bool) -> list[Task]:
         Task("`stats`", lambda e: reports.stats(e), 10, promise),
         Task("`jobs show`", lambda e: reports.job(e, 7), 10, promise),
         Task("`instances show`", lambda e: reports.instance(e, f"{ROOT}.1.7"), 10, promise),
+        Task("`purge --dry-run`, nothing may go", lambda e: _removable(e, NOW), 5),
+        Task("janitor: the next 1000 that may go", lambda e: _removable(e, NOW + 100), 5),
     ]
+
+
+def _removable(engine: Engine, before: float) -> None:
+    retention.removable(engine, retention.Ages(before, None, None), limit=1000)
 
 
 def _draw(engine: Engine) -> None:

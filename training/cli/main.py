@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import click
 
+from training.cli.bench import bench
 from training.cli.bundle import bundle, card
 from training.cli.codebook import codebook
 from training.cli.evaluate import evaluate
+from training.cli.gates import calibrate, gates, harm
 from training.cli.ladder import ladder
+from training.cli.phantom import phantom
 from training.cli.prepare import prepare
 from training.cli.restore import restore
 from training.cli.train import train
@@ -21,5 +24,19 @@ def main() -> None:
     """Train, evaluate and use DiffCode restoration models."""
 
 
-for command in (train, prepare, codebook, ladder, evaluate, bundle, card, restore):
+for command in (
+    train,
+    prepare,
+    codebook,
+    ladder,
+    evaluate,
+    bundle,
+    card,
+    restore,
+    calibrate,
+    gates,
+    harm,
+    phantom,
+    bench,
+):
     main.add_command(command)

@@ -1,0 +1,118 @@
+"""A restorer judges what it made: probes of the network, its weights, its diagnostics."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from restoration.fidelity import Bounds, Calibration, Levels, Verdict
+from restoration.probes import probed
+from restoration.restorer import Restorer
+from restoration.tasks import RestorationTask
+
+
+@pytest.fixture
+def restorer(bundle: Path) -> Restorer:
+    return Restorer.open(bundle, device="cpu")
+
+
+@pytest.fixture
+def idle(idle_bundle: Path) -> Restorer:
+    return Restorer.open(idle_bundle, device="cpu")
+
+
+def ct(slices: int = 4) -> np.ndarray:
+    y, x = np.mgrid[:48, :48] - 23.5
+    body = np.where(np.hypot(y, x) < 20, 40.0, -1000.0)
+    noise = np.random.default_rng(0).normal(0, 30, (slices, 48, 48))
+    return (body + noise).astype(np.float32)
+
+
+def test_every_gate_of_a_full_model_is_judged(restorer: Restorer) -> None:
+    x = ct()
+    found = restorer.assess(x, restorer.restore(x, "ct_denoise"), "ct_denoise", spacing=(3, 1, 1))
+    for name in ("latent", "reference", "routing", "network_drift", "idempotence", "perturbation"):
+        assert found.named(name).values, name
+    assert found.named("weights").values == (0.0,)
+    assert found.named("idempotence").slices == (2,)
+
+
+def test_the_same_arguments_give_the_same_verdict(restorer: Restorer) -> None:
+    x = ct()
+    made = restorer.restore(x, "ct_denoise")
+    assert restorer.assess(x, made, "ct_denoise") == restorer.assess(x, made, "ct_denoise")
+
+
+@pytest.mark.parametrize("bit", [0, 13, 23, 30, 31])
+def test_one_flipped_bit_of_one_weight_is_found(restorer: Restorer, bit: int) -> None:
+    x = ct(2)
+    made = restorer.restore(x, "ct_denoise")
+    weight = next(restorer.network.model.backbone.parameters()).detach()
+    place = (1, 0, 1, 1)
+    before = weight[place].clone()
+    mask = 1 << bit if bit < 31 else -(1 << 31)
+    flipped = before.view(torch.int32) ^ torch.tensor(mask, dtype=torch.int32)
+    weight[place] = flipped.view(torch.float32)
+    assert not restorer.network.intact
+    found = restorer.assess(x, made, "ct_denoise")
+    assert found.named("weights").verdict is Verdict.FAIL
+    weight[place] = before
+    assert restorer.network.intact
+
+
+def test_an_idle_network_gives_back_its_disturbance_and_changes_nothing(idle: Restorer) -> None:
+    x = ct()
+    found = idle.assess(x, idle.restore(x, "ct_denoise"), "ct_denoise")
+    assert found.named("perturbation").values == pytest.approx((1.0,))
+    assert found.named("idempotence").verdict is Verdict.NOT_APPLICABLE
+    assert found.named("low_frequency").values == pytest.approx([0.0] * 4)
+
+
+def test_a_weaker_restoration_is_judged_at_full_strength(restorer: Restorer) -> None:
+    x = ct()
+    full = restorer.assess(x, restorer.restore(x, "ct_denoise"), "ct_denoise")
+    half = restorer.assess(
+        x, restorer.restore(x, "ct_denoise", strength=0.5), "ct_denoise", strength=0.5
+    )
+    for name in ("low_frequency", "network_drift", "structure", "residual_energy"):
+        assert half.named(name).values == pytest.approx(full.named(name).values, rel=1e-3), name
+
+
+def test_at_no_strength_nothing_was_changed(restorer: Restorer) -> None:
+    x = ct()
+    found = restorer.assess(
+        x, restorer.restore(x, "ct_denoise", strength=0.0), "ct_denoise", strength=0.0
+    )
+    assert found.named("perturbation").verdict is Verdict.NOT_APPLICABLE
+    assert found.named("low_frequency").values == (0.0,) * 4
+
+
+def test_a_low_matrix_is_judged_on_its_fine_grid(restorer: Restorer) -> None:
+    y, x = np.mgrid[:32, :32] - 15.5
+    low = np.repeat(np.where(np.hypot(y, x) < 12, 500.0, 5.0)[None], 2, 0).astype(np.float32)
+    made = restorer.restore(low, "mri_sr", upsample=2)
+    found = restorer.assess(low, made, "mri_sr", spacing=(3, 2, 2))
+    assert found.slices == 2
+    assert len(found.named("structure").values) == 2
+
+
+def test_levels_come_from_the_manifest(restorer: Restorer) -> None:
+    tight = Calibration({"network_energy": Levels(fail=Bounds(high=0.0))})
+    manifest = replace(restorer.manifest, calibration={"ct_denoise": tight})
+    assert type(manifest).from_dict(manifest.to_dict()) == manifest
+    strict = Restorer(manifest, restorer.network.model, "cpu")
+    x = ct()
+    found = strict.assess(x, strict.restore(x, "ct_denoise"), "ct_denoise")
+    assert found.calibrated
+    assert found.named("network_energy").verdict is Verdict.FAIL
+
+
+def test_one_slice_in_thirty_two_is_looked_at_again() -> None:
+    task = RestorationTask.CT_DENOISE
+    assert [len(probed(n, task)) for n in (1, 4, 32, 64, 100)] == [1, 1, 1, 2, 3]
+    assert probed(1, task) == [0]
+    assert max(probed(100, task)) < 100

@@ -1,0 +1,310 @@
+"""The gates of one restored series: what each measures, against closed forms and planted change."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy import ndimage
+
+from restoration.domain import TaskDomain
+from restoration.fidelity import (
+    GATES,
+    Bounds,
+    Calibration,
+    Evidence,
+    Fidelity,
+    Gate,
+    InputModel,
+    Levels,
+    Verdict,
+    assess,
+    images,
+    series,
+    uptake,
+    worst,
+)
+from restoration.fidelity.measures import RINGS
+from restoration.kspace import truncate
+from restoration.tasks import RestorationTask
+
+Volume = npt.NDArray[np.float32]
+SPACING = (3.0, 0.7, 0.7)
+
+
+def ct_pair(slices: int = 6, size: int = 128, seed: int = 0) -> tuple[Volume, Volume]:
+    """A body in air with fat, soft tissue and bone: noisy, and without its noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    radius = np.hypot(y, x) / size
+    clean = np.full((slices, size, size), -1000.0)
+    clean[:, radius < 0.45] = -90
+    clean[:, radius < 0.38] = 40
+    for index in range(slices):
+        clean[index, (np.hypot(y - 12 + 4 * index, x) < 12)] = 400
+    noise = ndimage.gaussian_filter(rng.normal(0, 40, clean.shape), (0, 0.6, 0.6))
+    noise -= ndimage.gaussian_filter(noise, (0, 4, 4))
+    return (clean + noise).astype(np.float32), clean.astype(np.float32)
+
+
+def pet_pair(slices: int = 12, seed: int = 0) -> tuple[Volume, Volume]:
+    """A warm body with a hot ball of 20 mm radius in voxels of 4 mm."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.mgrid[:slices, :48, :48].astype(float)
+    clean = np.where(np.hypot(y - 23.5, x - 23.5) < 20, 1.0, 0.0)
+    clean[np.sqrt((z - 6) ** 2 + (y - 20) ** 2 + (x - 20) ** 2) < 5] = 6.0
+    clean = ndimage.gaussian_filter(clean, 0.8)
+    noise = ndimage.gaussian_filter(rng.normal(0, 0.5, clean.shape), 0.7) * np.sqrt(clean + 0.01)
+    return (clean + noise).clip(0).astype(np.float32), clean.astype(np.float32)
+
+
+def ct(before: Volume, after: Volume) -> Fidelity:
+    return assess(before, after, "ct_denoise", evidence=Evidence(spacing_mm=SPACING))
+
+
+def pet(before: Volume, after: Volume) -> Fidelity:
+    return assess(before, after, "pet_synthesis", evidence=Evidence(spacing_mm=(4.0, 4.0, 4.0)))
+
+
+def largest(found: Fidelity, name: str) -> float:
+    return max(abs(value) for value in found.named(name).values if value is not None)
+
+
+def test_a_value_is_judged_by_both_intervals_and_nan_fails() -> None:
+    levels = Levels(Bounds(-1, 1), Bounds(-2, 2))
+    judged = [levels.judge(value) for value in (0.0, 1.0, -1.5, 2.5, math.nan, None)]
+    assert judged == [
+        Verdict.PASS, Verdict.PASS, Verdict.WARN, Verdict.FAIL, Verdict.FAIL,
+        Verdict.NOT_APPLICABLE,
+    ]  # fmt: skip
+    assert worst(judged) is Verdict.FAIL
+    assert worst([]) is Verdict.NOT_APPLICABLE
+
+
+def test_bounds_out_of_order_are_refused() -> None:
+    with pytest.raises(ValueError, match="no interval"):
+        Bounds(2, 1)
+
+
+def test_the_worst_slice_is_the_one_furthest_out() -> None:
+    gate = Gate("gain", "%", (0.1, -3.0, None, 2.0), (4, 5, 6, 7), Levels(fail=Bounds(-2, 2)))
+    assert gate.verdict is Verdict.FAIL
+    assert gate.worst_slice == 5
+
+
+def test_a_gate_with_one_value_too_many_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 values, 1 slices"):
+        Gate("gain", "%", (0.0, 1.0), (0,), Levels())
+    with pytest.raises(ValueError, match="a series has one value"):
+        Gate("gain", "%", (0.0, 1.0), (), Levels())
+
+
+def test_a_verdict_survives_json_and_is_judged_again() -> None:
+    found = ct(*ct_pair())
+    stored = json.loads(json.dumps(found.to_dict()))
+    assert Fidelity.from_dict(stored) == found
+    stored["verdict"] = "pass"
+    stored["gates"][0]["values"][0] = 3.0
+    assert Fidelity.from_dict(stored).verdict is Verdict.FAIL
+
+
+def test_a_good_restoration_passes_every_gate_that_can_be_judged() -> None:
+    for found in (ct(*ct_pair()), pet(*pet_pair())):
+        assert found.verdict in (Verdict.PASS, Verdict.WARN)
+        assert not found.calibrated
+
+
+def test_every_gate_is_there_and_says_why_it_does_not_apply() -> None:
+    for task, pair in (("ct_denoise", ct_pair()), ("pet_synthesis", pet_pair())):
+        found = assess(*pair, task)
+        names = {spec.name for spec in GATES if RestorationTask(task) in spec.tasks}
+        assert {gate.name for gate in found.gates} == names
+        assert all(gate.reason for gate in found.not_applicable)
+        missing = {gate.name for gate in found.not_applicable}
+        assert {"routing", "latent", "reference", "idempotence", "weights"} <= missing
+
+
+def test_an_output_that_is_not_finite_fails_and_raises_nothing() -> None:
+    before, after = ct_pair()
+    after[2, 5, 5] = np.nan
+    after[3, 0, 0] = np.inf
+    found = ct(before, after)
+    assert found.named("finite").values[:4] == (0, 0, 1, 1)
+    assert found.verdict is Verdict.FAIL
+
+
+def test_input_that_is_not_finite_and_other_shapes_are_refused() -> None:
+    before, after = ct_pair()
+    with pytest.raises(ValueError, match="one shape"):
+        ct(before, after[1:])
+    before[0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        ct(before, after)
+
+
+def test_values_beyond_those_of_the_input_are_told_in_their_units() -> None:
+    before, after = ct_pair()
+    after[1, 64, 64] = before[1].max() + 150
+    found = ct(before, after)
+    assert found.named("range").values[1] == pytest.approx(150, rel=1e-4)
+    assert found.named("range").verdicts[1] is Verdict.FAIL
+
+
+def test_an_offset_shows_in_low_frequencies_and_in_every_tissue() -> None:
+    before, after = ct_pair()
+    clean, moved = ct(before, after), ct(before, after + 12)
+    assert largest(moved, "low_frequency") == pytest.approx(12, abs=1)
+    for tissue in ("fat", "soft"):
+        name = f"hu_bias_{tissue}"
+        change = np.subtract(moved.named(name).values, clean.named(name).values)
+        assert change == pytest.approx([12] * 6, abs=1e-3)
+        assert moved.named(name).verdict is Verdict.FAIL
+
+
+def test_a_gain_is_measured_as_it_is() -> None:
+    before, after = ct_pair()
+    mean = after.mean(axis=(1, 2), keepdims=True)
+    found = ct(before, mean + 1.05 * (after - mean))
+    assert found.named("gain").values == pytest.approx([5] * 6, abs=0.3)
+    assert found.named("gain").verdict is Verdict.FAIL
+
+
+def test_a_lesion_is_the_strongest_blob_of_the_change() -> None:
+    before, after = ct_pair(size=256)
+    clean = largest(ct(before, after), "structure")
+    y, x = np.mgrid[:256, :256]
+    after[3] += 30 * (np.hypot(y - 90, x - 150) * SPACING[1] < 4)
+    found = ct(before, after).named("structure")
+    assert found.worst_slice == 3
+    assert found.values[3] is not None
+    assert found.values[3] > 2 * clean
+
+
+def test_swapped_slices_are_nearer_to_another_input() -> None:
+    before, after = ct_pair(8)
+    after[[2, 5]] = after[[5, 2]]
+    found = ct(before, after)
+    order = found.named("slice_order")
+    assert [v is Verdict.FAIL for v in order.verdicts] == [i in (2, 5) for i in range(8)]
+    assert found.named("continuity").values[2] > 1.5  # type: ignore[operator]
+
+
+def test_a_single_slice_has_no_order() -> None:
+    before, after = ct_pair(1)
+    found = ct(before, after)
+    assert found.named("slice_order").verdict is Verdict.NOT_APPLICABLE
+    assert "neighbouring" in found.named("slice_order").reason
+
+
+def test_lost_activity_and_a_colder_hot_spot_are_measured() -> None:
+    before, after = pet_pair()
+    after *= before.sum() / after.sum()
+    assert largest(pet(before, after), "activity") < 1e-3
+    cold = after.copy()
+    cold[after > 2.5] *= 0.8
+    calm, found = pet(before, after), pet(before, cold)
+    lost = largest(found, "hot_suv") - largest(calm, "hot_suv")
+    assert lost == pytest.approx(20, abs=4)
+    assert found.named("hot_suv").verdict is Verdict.FAIL
+    assert found.named("hot_suv").values[0] is None  # the ball does not reach this slice
+
+
+def test_without_the_size_of_a_voxel_uptake_is_not_judged() -> None:
+    found = assess(*pet_pair(), "pet_synthesis")
+    assert found.named("hot_suv").verdict is Verdict.NOT_APPLICABLE
+    assert "voxel" in found.named("hot_suv").reason
+
+
+def test_components_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        mask = rng.random((6, 9, 11)) < 0.4
+        labels, _ = ndimage.label(mask)
+        expected = sorted(np.bincount(labels.ravel())[1:].tolist())
+        assert sorted(len(part) for part in uptake.components(mask)) == expected
+
+
+def test_mr_is_judged_inside_its_acquired_band(heads: torch.Tensor) -> None:
+    truth = heads.numpy().astype(np.float32)
+    before = truncate(heads, 4).numpy().astype(np.float32)
+    found = assess(before, truth, "mri_sr")
+    assert found.named("empty_band").values[0] == pytest.approx(0.25, abs=0.02)
+    inside = largest(found, "data_consistency")
+    louder = assess(before, (1.1 * truth).astype(np.float32), "mri_sr")
+    assert largest(louder, "data_consistency") == pytest.approx(10, abs=inside + 1)
+    full = assess(truth, truth, "mri_sr")
+    assert full.named("empty_band").values == (1.0,)
+    assert full.named("empty_band").verdict is Verdict.WARN
+    assert full.named("data_consistency").verdict is Verdict.NOT_APPLICABLE
+
+
+def test_the_classifier_has_to_agree_with_the_route() -> None:
+    before, after = ct_pair(2)
+    logits = {f"class_logit_{task.value}": [0.0, 0.0] for task in RestorationTask}
+    logits["class_logit_ct_denoise"] = [3.0, -2.0]
+    found = assess(before, after, "ct_denoise", evidence=Evidence(diagnostics=logits))
+    routing = found.named("routing")
+    assert routing.values == (3.0, -2.0)
+    assert routing.verdicts == (Verdict.PASS, Verdict.FAIL)
+
+
+def test_an_acquisition_outside_the_domain_fails_with_the_reason() -> None:
+    domain = TaskDomain("CT", kernels_refused=("BONE.*",))
+    evidence = Evidence(facts={"kernel": "BONEPLUS"}, domain=domain)
+    found = assess(*ct_pair(2), "ct_denoise", evidence=evidence).named("domain")
+    assert found.verdict is Verdict.FAIL
+    assert "BONEPLUS" in found.reason
+
+
+def test_levels_of_a_calibration_replace_those_of_the_program() -> None:
+    tight = Calibration({"noise_level": Levels(fail=Bounds(high=1.0))})
+    found = assess(*ct_pair(), "ct_denoise", calibration=tight)
+    assert found.calibrated
+    assert found.named("noise_level").verdict is Verdict.FAIL
+
+
+def test_an_input_unlike_the_training_is_far_from_its_model() -> None:
+    size = RINGS + 1
+    spread = tuple(tuple(100.0 * (i == j) for j in range(size)) for i in range(size))
+    model = InputModel((0.0,) * size, spread)
+    assert Calibration.from_dict(Calibration({}, model).to_dict()).inputs == model
+    found = assess(*ct_pair(), "ct_denoise", calibration=Calibration({}, model))
+    assert min(value for value in found.named("likeness").values if value is not None) > 5
+    with pytest.raises(ValueError, match="not 2 x 2"):
+        InputModel((0.0, 0.0), ((1.0, 0.0),))
+
+
+def test_the_gaussian_is_that_of_scipy() -> None:
+    stack = torch.randn(2, 40, 33)
+    expected = ndimage.gaussian_filter(stack.numpy(), (0, 2, 2), mode="reflect")
+    np.testing.assert_allclose(images.gaussian(stack, 2.0).numpy(), expected, atol=1e-5)
+
+
+def test_extremes_are_those_of_scipy() -> None:
+    stack = torch.randn(2, 20, 17)
+    low, high = images.extremes(stack)
+    np.testing.assert_array_equal(low, ndimage.minimum_filter(stack, (1, 3, 3), mode="nearest"))
+    np.testing.assert_array_equal(high, ndimage.maximum_filter(stack, (1, 3, 3), mode="nearest"))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_white_noise_is_measured_at_its_sd(step: int) -> None:
+    stack = 7 * torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 256 // step, 256 // step, dtype=torch.bool)
+    assert images.noise(stack, mask, step).numpy() == pytest.approx([7, 7], rel=0.03)
+
+
+def test_the_spectrum_of_white_noise_is_flat() -> None:
+    stack = torch.randn(4, 128, 96, generator=torch.Generator().manual_seed(0))
+    power = images.spectrum(stack, 6).mean(0)
+    assert (power / power.mean()).numpy() == pytest.approx(np.ones(6), abs=0.2)
+
+
+def test_order_and_continuity_have_their_closed_form() -> None:
+    ramp = torch.arange(5.0)[:, None, None].expand(5, 4, 4)
+    assert series.slice_order(ramp, ramp + 0.25).numpy() == pytest.approx([1 / 3] * 4 + [0.2])
+    assert series.continuity(ramp + ramp**2, 2 * (ramp + ramp**2)).numpy() == pytest.approx([2] * 5)

@@ -1,0 +1,80 @@
+"""Levels from subjects: quantiles, the margin for another subject, and where they may not go."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from restoration.fidelity import Bounds
+from restoration.fidelity.catalogue import BY_NAME
+from restoration.tasks import RestorationTask
+from training.levels import Level, Spread, alarms, bounds, learn
+
+CT = RestorationTask.CT_DENOISE
+Table = dict[str, dict[str, npt.NDArray[np.float64]]]
+
+
+def subjects_of_one_kind(count: int = 12, slices: int = 200, seed: int = 0) -> Table:
+    rng = np.random.default_rng(seed)
+    names = [f"s{i}" for i in range(count)]
+    return {
+        "gain": {name: rng.normal(0, 1.0, slices) for name in names},
+        "structure": {name: np.exp(rng.normal(1, 0.2, slices)) for name in names},
+    }
+
+
+def test_bounds_are_the_quantiles_moved_out_from_the_median() -> None:
+    values = np.linspace(-10, 10, 2001)
+    spread = Spread.of(BY_NAME["gain"], values, Level.WARN)
+    found = bounds(BY_NAME["gain"], spread, CT, Level.WARN, 2.0)
+    assert found.low == pytest.approx(-19.6, abs=0.05)
+    assert found.high == pytest.approx(19.6, abs=0.05)
+
+
+def test_a_gate_that_looks_up_has_no_lower_bound_and_its_logarithm_is_moved() -> None:
+    values = np.exp(np.linspace(-1, 1, 2001))
+    spread = Spread.of(BY_NAME["structure"], values, Level.WARN)
+    found = bounds(BY_NAME["structure"], spread, CT, Level.WARN, 2.0)
+    assert found.low is None
+    assert found.high == pytest.approx(np.exp(2 * 0.98), rel=0.01)
+
+
+def test_rounding_alone_never_makes_a_level() -> None:
+    values = np.full(100, 1e-9)
+    spread = Spread.of(BY_NAME["gain"], values, Level.FAIL)
+    found = bounds(BY_NAME["gain"], spread, CT, Level.FAIL, 1.0)
+    # a tenth of the program's 3 %
+    assert (found.low, found.high) == pytest.approx((-0.3, 0.3))
+
+
+def test_a_classifier_that_prefers_another_task_is_never_right() -> None:
+    spread = Spread.of(BY_NAME["routing"], np.linspace(-5, 5, 100), Level.FAIL)
+    assert bounds(BY_NAME["routing"], spread, CT, Level.FAIL, 1.0).low == 0.0
+
+
+def test_subjects_of_one_kind_need_little_margin() -> None:
+    learnt = learn(subjects_of_one_kind(), CT)
+    assert learnt.factors[1] <= 1.3
+    assert learnt.alarms[1] <= Level.FAIL.alarms
+    level = learnt.levels["gain"]
+    assert level.warn.high is not None
+    assert level.fail.high is not None
+    assert level.warn.high < level.fail.high
+
+
+def test_subjects_that_differ_need_more_margin() -> None:
+    table = subjects_of_one_kind()
+    for shift, name in enumerate(table["gain"]):
+        table["gain"][name] = table["gain"][name] * 0.1 + shift
+    assert learn(table, CT).factors[1] > learn(subjects_of_one_kind(), CT).factors[1]
+
+
+def test_a_slice_with_nothing_to_measure_raises_no_alarm() -> None:
+    table = {"gain": {"a": np.array([np.nan, 5.0, 0.0, np.nan])}}
+    assert alarms(table, "a", {"gain": Bounds(-1, 1)}) == 0.25
+
+
+def test_one_subject_is_not_enough() -> None:
+    with pytest.raises(ValueError, match="two subjects"):
+        learn({"gain": {"a": np.zeros(5)}}, CT)

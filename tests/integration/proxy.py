@@ -55,6 +55,7 @@ class Proxy:
                     _end(caller)
                     break
                 if what == "trickle":
+                    peer.sendall(header)
                     while not self.stop.wait(1.0):
                         peer.sendall(_exactly(caller, 1))
                     break

@@ -82,8 +82,8 @@ def _parts(headers: Message, path: str, body: bytes) -> list[bytes]:
         raise ValueError("boundary")
     # RFC 2046 5.1.1: CRLF before each delimiter but the first belongs to it.
     pieces = (b"\r\n" + body).split(b"\r\n--" + boundary)
-    if pieces[0] or not pieces[-1].startswith(b"--"):
-        raise ValueError("preamble, or no closing delimiter")
+    if pieces[0] not in (b"", b"\r\n") or pieces[-1].rstrip() != b"--":
+        raise ValueError("a preamble, or no closing delimiter")
     found = []
     for piece in pieces[1:-1]:
         head, separator, content = piece.partition(b"\r\n\r\n")

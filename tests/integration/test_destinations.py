@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,12 +313,19 @@ def test_workers_keep_together_to_the_limit_of_a_destination(
 ) -> None:
     for number in range(6):
         outgoing_series(node_scp, ["pacs"], slices=2, series=20 + number)
-    lock, busy, most = threading.Lock(), set[Any](), [0]
+    lock, seen, most = threading.Lock(), set[Any](), [0]
 
     def watch(number: int, event: Event) -> int:
         with lock:
-            busy.add(event.assoc)
-            most[0] = max(most[0], sum(one.is_established for one in busy))
+            seen.add(event.assoc)
+            # One that was released may take a moment to say so. One that should not be there
+            # waits for this lock with its instance, and stays.
+            deadline = time.monotonic() + 2
+            while (busy := sum(one.is_established for one in seen)) > 2:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.01)
+            most[0] = max(most[0], busy)
         return 0x0000
 
     with serving(Archive(watch)) as archive:

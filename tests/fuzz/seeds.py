@@ -20,7 +20,7 @@ from pydicom.uid import (
 from pynetdicom.dsutils import encode
 
 from tests.fuzz.targets import INSTANCE, SYNTAXES
-from tests.integration.peers import ct_slice
+from tests.integration.peers import CT, ct_slice
 from tests.integration.wire import (
     ABORT_BY_USER,
     RELEASE,
@@ -185,7 +185,34 @@ def _requests() -> Iterator[bytes]:
     yield RELEASE + ABORT_BY_USER
 
 
+def requests() -> Iterator[bytes]:
+    """A-ASSOCIATE-RQs without what `targets.fuzz_request` puts round them."""
+    syntaxes = [str(syntax) for syntax in SYNTAXES]
+    for contexts in ([(CT, syntaxes[0])], [(CT, syntax) for syntax in syntaxes]):
+        pdu = association_request(contexts)
+        whole = pdu[6:42] + pdu[74:]
+        yield whole
+        # PS3.7 D.3.3.3 to D.3.3.7: window, role, both extended negotiations, identity.
+        uid = struct.pack(">H", len(CT)) + CT.encode()
+        sub_items = [
+            (0x53, b"\0\1\0\1"),
+            (0x54, uid + b"\1\0"),
+            (0x55, b"FUZZ"),
+            (0x56, uid + bytes(6)),
+            (0x57, uid + uid + b"\0\0"),
+            (0x58, b"\2\0\0\1a\0\1b"),
+        ]
+        further = b"".join(
+            struct.pack(">BxH", *(kind, len(body))) + body for kind, body in sub_items
+        )
+        # The user information is the last item: it grows by what is put behind it.
+        at = whole.rindex(b"\x50\0")
+        length = len(whole) - at - 4 + len(further)
+        yield whole[:at] + struct.pack(">BxH", 0x50, length) + whole[at + 4 :] + further
+
+
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
+    "request": lambda: [*requests()],
     "pdu": lambda: [bytes((7,)) + stream for stream in streams()],
     "command": lambda: [*commands()],
     "stream": lambda: [bytes((number, 5)) + data for number, data in _chosen()],

@@ -7,6 +7,7 @@ Each target states what must hold for every input; anything else that it raises 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -20,12 +21,22 @@ from pydicom.uid import (
     JPEGLSLossless,
 )
 from pynetdicom.dsutils import decode
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 
+from dicom_node.association import configure_protocol
 from dicom_node.dicom import identity
 from dicom_node.dicom.header import instance_summary, read_header, valid_uid
 from dicom_node.dicom.stream import Contents, Scanner, Tag, check_whole
 from dicom_node.errors import PermanentError, UnreadableInstanceError
 from dicom_node.receiver import NOTED, Request, check_instance
+from dicom_node.request import (
+    INVALID_PARAMETER,
+    UNEXPECTED_PDU,
+    UNRECOGNIZED_PDU,
+    NotARequestError,
+    read_request,
+)
+from dicom_node.request import read_header as read_request_header
 from dicom_node.upper_layer import (
     C_STORE_RQ,
     Command,
@@ -202,7 +213,30 @@ def _check_words(message: str) -> None:
     assert message.isprintable()
 
 
+def fuzz_request(data: bytes) -> None:
+    """An A-ASSOCIATE-RQ is refused with a reason, or one that pynetdicom can take over."""
+    fixed, items = data[:36], data[36:]
+    if len(fixed) < 36:
+        return
+    # Protocol version, reserved, and both titles; the rest of the fixed part is reserved (9.3.2).
+    pdu = struct.pack(">BxL", 1, 68 + len(items)) + fixed + bytes(32) + items
+    configure_protocol()
+    try:
+        assert read_request_header(pdu[:6]) == len(pdu) - 6
+        request = read_request(pdu)
+    except NotARequestError as error:
+        if error.reason not in (UNEXPECTED_PDU, UNRECOGNIZED_PDU, INVALID_PARAMETER):
+            raise
+        return
+    assert len(request.pdu) == 6 + int.from_bytes(request.pdu[2:6], "big")
+    if request.fault() is None and request.calling_ae and request.called_ae:
+        decoded = A_ASSOCIATE_RQ()
+        decoded.decode(request.pdu)
+        assert decoded.to_primitive().maximum_length_received is not None
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
+    "request": fuzz_request,
     "pdu": fuzz_pdu,
     "command": fuzz_command,
     "stream": fuzz_stream,

@@ -207,9 +207,11 @@ class Assembler:
         if self._looked_at.get(uid) == series.instances:
             return False
         self._looked_at[uid] = series.instances
-        (first, *_) = intake.series_instances(self._ledger, uid)
+        rows = intake.series_instances(self._ledger, uid)
+        if not rows:
+            return False
         try:
-            announced = announced_by(read_header(self._spool.resolve(first.path)))
+            announced = announced_by(read_header(self._spool.resolve(rows[0].path)))
         except (UnreadableInstanceError, FileNotFoundError):
             return False
         return announced is not None and series.instances >= announced
@@ -232,6 +234,7 @@ class Assembler:
             evidence=[*ready.evidence, *asked],
             forced=series.forced,
             trust=self._settings.assembly.trust_images_in_acquisition,
+            purged=intake.instances_purged(self._ledger, uid),
             now=now,
         )
         if ready.only_if_whole and not is_whole(decided.evidence):

@@ -5,7 +5,7 @@ The assembler decides when; ``dicom-node restore`` comes the same way without ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
@@ -47,6 +47,8 @@ class Circumstances:
     series: tuple[Evidence, ...]
     #: A person took it as it is.
     forced: bool
+    #: Instances whose files have left the spool.
+    purged: frozenset[str]
 
 
 def plan(
@@ -60,6 +62,7 @@ def plan(
     evidence: Sequence[Evidence] = (),
     forced: bool = False,
     trust: bool = False,
+    purged: Collection[str] = (),
     now: float = 0.0,
 ) -> Plan:
     """Decide what becomes of the instances whose headers are given by SOP Instance UID. Pure.
@@ -67,7 +70,8 @@ def plan(
     *sent_back* says why an instance is taken for our own work returned by a destination. *earlier*
     are the jobs that the series has had: what they deal with is not restored again, but for PET,
     which becomes a new revision as a whole. *evidence* speaks of the series beside what its headers
-    announce, of which Images in Acquisition counts by *trust*. *forced*: a person took it as it is.
+    announce, of which Images in Acquisition counts by *trust*. *forced*: a person took it as it is;
+    the files of *purged* instances have left the spool.
     *now* is in seconds since 1970 UTC.
     """
     reasons = {uid: why_ignored(h) or sent_back(h) for uid, h in headers.items()}
@@ -77,7 +81,9 @@ def plan(
         left = _joined(found) or "no instance is left"
         return Plan(SeriesState.IGNORED, left, (), tuple(evidence))
     of_series = (*evidence, *counts(list(wanted.values()), trust_images_in_acquisition=trust))
-    given = Circumstances(titles, routes, policy, now, tuple(earlier), of_series, forced)
+    given = Circumstances(
+        titles, routes, policy, now, tuple(earlier), of_series, forced, frozenset(purged)
+    )
     groups = division.group_volumes(list(wanted.values()), policy.split_by)
     every = (*of_series, *(each for group in groups for each in _named(group, len(groups))))
     outcomes = [_volume(group, wanted, given) for group in groups]
@@ -124,16 +130,36 @@ def _volume(
     before = [job for job in given.earlier if job.instance_uids & set(group.sop_instance_uids)]
     as_a_set = text(members[0], "Modality") == "PT"
     settled = [job for job in before if not job.waits_for_more]
+    gone = [] if settled else [job for job in given.earlier if job.instance_uids & given.purged]
     done = frozenset[str]() if as_a_set else _uids_of(settled)
     uids = tuple(uid for uid in group.sop_instance_uids if uid not in done)
     if not uids or (as_a_set and any(job.instance_uids == set(uids) for job in settled)):
         return ""
-    decision = _decision(members, settled, given)
+    decision = _decision(members, settled or gone, given)
     if decision.task is None:
         return decision.reason or "no route matches"
-    notes = [_late(group, uids), _revision(settled, uids) if as_a_set else ""]
+    apart = len(group.sop_instance_uids) - len(uids) + len(_uids_of(gone))
+    late = f"late, apart from {apart} earlier instances" if apart else ""
+    notes = (late, _revision(settled, uids) if as_a_set else "")
     rest = replace(group, sop_instance_uids=uids)
-    return _job(rest, members, decision, given, _joined(notes), _superseded(before, as_a_set))
+    job = _job(rest, members, decision, given, _joined(notes), _superseded(before, as_a_set))
+    alone = _why_not_alone(gone, [*before, *gone], given.purged, as_a_set=as_a_set)
+    return replace(job, state=JobState.REFUSED, reason=alone, awaits_rest=False) if alone else job
+
+
+def _why_not_alone(
+    gone: Sequence[EarlierJob],
+    every: Sequence[EarlierJob],
+    purged: frozenset[str],
+    *,
+    as_a_set: bool,
+) -> str | None:
+    """Why what came late may not be restored without those before it, whose files are gone."""
+    if as_a_set and any(job.instance_uids & purged for job in every):
+        return "the earlier instances have left the spool; send the whole series again"
+    if len({job.volume_key for job in gone}) > 1:
+        return "the volumes that these may belong to have left the spool; send the series again"
+    return None
 
 
 def _uids_of(jobs: Iterable[EarlierJob]) -> frozenset[str]:
@@ -153,11 +179,6 @@ def _decision(
             last.task, last.destinations, last.route, last.priority, None, last.strength
         )
     return decide(given.titles, representative, given.routes, given.now)
-
-
-def _late(group: VolumeGroup, uids: Sequence[str]) -> str:
-    before = len(group.sop_instance_uids) - len(uids)
-    return f"late, apart from {before} earlier instances" if before else ""
 
 
 def _revision(settled: Sequence[EarlierJob], uids: Sequence[str]) -> str:

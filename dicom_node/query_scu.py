@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import build_context
 from pynetdicom.association import Association
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
@@ -19,7 +19,12 @@ from dicom_node.errors import DestinationError, NodeError
 from dicom_node.requestor import associate
 from dicom_node.settings import SourceQuery
 
-__all__ = ["SourceCount", "count_instances", "source_peer"]
+__all__ = ["FIND", "MODEL", "TRANSFER_SYNTAXES", "SourceCount", "count_instances", "source_peer"]
+
+FIND = str(StudyRootQueryRetrieveInformationModelFind)
+MODEL = "Study Root Query/Retrieve Information Model - FIND"
+_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+TRANSFER_SYNTAXES = tuple(UID(syntax).name for syntax in _SYNTAXES)
 
 _PENDING = (0xFF00, 0xFF01)  # PS3.4 C.4.1.1.4
 # More than any series has; a peer that never ends its answers must not fill the memory.
@@ -56,9 +61,7 @@ def count_instances(peer: Peer, study_uid: str, series_uid: str) -> SourceCount:
     Number of Series Related Instances is an optional key (PS3.4 C.6.1.1.4): where a peer does not
     return it, its instances are listed, and the list is what counts.
     """
-    context = build_context(
-        StudyRootQueryRetrieveInformationModelFind, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-    )
+    context = build_context(FIND, list(_SYNTAXES))
     try:
         with associate(peer, [context]) as association:
             answers = _find(association, _series_key(study_uid, series_uid))
@@ -102,7 +105,7 @@ def _find(association: Association, key: Dataset) -> list[Dataset]:
 
 def _answers(association: Association, key: Dataset) -> Iterator[Dataset]:
     try:
-        responses = association.send_c_find(key, StudyRootQueryRetrieveInformationModelFind)
+        responses = association.send_c_find(key, FIND)
         for count, (status, identifier) in enumerate(responses):
             code = int(status.Status) if "Status" in status else None
             if code not in _PENDING:

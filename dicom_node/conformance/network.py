@@ -8,7 +8,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dicom_node import acceptor, association
 from dicom_node.access import DIAGNOSTICS
-from dicom_node.conformance import commitment
+from dicom_node.conformance import commitment, query
 from dicom_node.conformance.markdown import table, yes
 from dicom_node.dicom.documents import OBJECT_CLASSES
 from dicom_node.dicom.image_classes import CLASSES
@@ -103,7 +103,8 @@ def overview(settings: NodeSettings) -> Iterator[str]:
             ["Verification", "Yes", "Yes"],
             ["Storage", "Yes", "Yes"],
             ["Storage Commitment Push Model", yes(asks), yes(answers)],
-            ["Query/Retrieve, Worklist, MPPS, Print", "No", "No"],
+            ["Query/Retrieve: C-FIND, Study Root", yes(query.asks(settings)), "No"],
+            ["C-MOVE, C-GET, Worklist, MPPS, Print", "No", "No"],
             ["DICOMweb: STOW-RS", yes(bool(settings.stow)), "No"],
             ["Media interchange", "No", "No"],
         ],
@@ -155,8 +156,9 @@ def implementation_model(settings: NodeSettings) -> Iterator[str]:
     yield "### 2.2 Functional definition"
     quiet = settings.assembly.quiet_s
     yield f"""1. An instance is answered with Success when its bytes are durable and its record committed.
-2. A series is complete when no association that brought it is open and nothing has come for
-   {quiet:g} s.
+2. A series is concluded when no association that brought it is open and nothing has come for
+   {quiet:g} s, or for the quiet time of its source; at once where the counts of its headers show it
+   whole. Missing instances, by counts, gaps or C-FIND, make it incomplete.
 3. The routing table decides by header and titles whether, how, and for whom it is restored.
 4. Each volume of the series is restored; what lies outside the model's domain, or outside the
    policy, is refused with a reason and nothing is sent.
@@ -339,6 +341,7 @@ def _initiation(settings: NodeSettings) -> Iterator[str]:
     yield from commitment.as_scu(settings)
     yield from commitment.as_scp(settings)
     yield from commitment.stow(settings)
+    yield from query.as_scu(settings)
 
 
 def communication_profiles(settings: NodeSettings) -> Iterator[str]:

@@ -34,6 +34,7 @@ __all__ = [
     "force_series",
     "ignore_series",
     "instances_kept",
+    "instances_purged",
     "known_paths",
     "lost_association",
     "open_association",
@@ -268,6 +269,17 @@ def instances_kept(engine: Engine, series_uid: str) -> frozenset[str]:
     query = select(instances.c.sop_instance_uid).where(
         instances.c.series_instance_uid == series_uid,
         instances.c.state.in_([InstanceState.RECEIVED, InstanceState.IGNORED]),
+    )
+    with reading(engine) as connection:
+        return frozenset(connection.scalars(query))
+
+
+def instances_purged(engine: Engine, series_uid: str) -> frozenset[str]:
+    """Return the received instances of a series whose files have left the spool."""
+    query = select(instances.c.sop_instance_uid).where(
+        instances.c.series_instance_uid == series_uid,
+        instances.c.state == InstanceState.RECEIVED,
+        instances.c.purged_at.is_not(None),
     )
     with reading(engine) as connection:
         return frozenset(connection.scalars(query))

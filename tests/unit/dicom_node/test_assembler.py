@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from dicom_node.assembler import Assembler, readiness
 from dicom_node.ledger import intake, queue, reports
 from dicom_node.ledger.intake import Sender, SeriesProgress
-from dicom_node.ledger.tables import Entity, JobState, SeriesState, move, writing
+from dicom_node.ledger.tables import Entity, JobState, SeriesState, instances, move, writing
 from dicom_node.planning import plan, why_sent_back
 from dicom_node.query_scu import SourceCount
 from dicom_node.routing import Routes, Titles, parse_routes
@@ -579,6 +579,7 @@ def test_a_job_that_a_person_released_meanwhile_is_not_made_twice(
             assert move(
                 connection, Entity.JOB, held["id"], "queued", reason="released", now=node.clock()
             )
+        assert queue.claim(node.ledger, "restore-0", lease_s=60, now=node.clock()) is not None
         return enqueue(*args, **kwargs)
 
     monkeypatch.setattr(queue, "enqueue", released_first)
@@ -700,3 +701,39 @@ def test_only_a_source_that_says_where_is_asked(node: Bench) -> None:
     bring(node, make_series("CT", slices=2), title="OTHER")
     node.tick()
     assert asked == []
+
+
+# What has left the spool ------------------------------------------------------------------------
+
+
+def purge(node: Bench) -> None:
+    """Take the files of all instances away, as retention does."""
+    with writing(node.ledger) as connection:
+        connection.execute(update(instances).values(purged_at=node.clock()))
+
+
+def test_a_late_ct_slice_follows_its_volume_when_the_others_have_left_the_spool(
+    node: Bench,
+) -> None:
+    sent = make_series("CT", slices=5)
+    node.receive(sent[:4])
+    node.tick()
+    purge(node)
+    node.assembler.routes = Routes(())
+    node.receive(sent[4:])
+    node.tick()
+    first, second = node.jobs()
+    assert (second["state"], second["route"]) == ("queued", first["route"])
+    assert second["note"].startswith("late, apart from 4 earlier instances")
+
+
+def test_a_late_pet_slice_is_refused_when_the_others_have_left_the_spool(node: Bench) -> None:
+    sent = make_series("PT", slices=5)
+    node.receive(sent[:4])
+    node.tick()
+    purge(node)
+    node.receive(sent[4:])
+    node.tick()
+    _, second = node.jobs()
+    assert second["state"] == "refused"
+    assert "send the whole series again" in second["reason"]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from restoration.bundle import CARD, Manifest, load_bundle, write_bundle
-from restoration.fidelity import GATES, GateSpec, Levels
+from restoration.fidelity import GATES, Calibration, GateSpec, Levels
 from restoration.restorer import bundle_folder
 from restoration.tasks import RestorationTask
 from training.calibrate import Outcome
 
 _COLUMNS = 4
+_HEADING = "## Gates\n"
 
 
 def write(
@@ -29,14 +30,46 @@ def write(
     learnt = {task: outcome.calibration for task, outcome in outcomes.items()}
     made = replace(old, calibration={**old.calibration, **learnt})
     card = folder / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# Model card: {old.name}\n"
     return write_bundle(
         out,
         model,
         made.to_dict(),
-        card.read_text(encoding="utf-8") if card.is_file() else None,
+        with_gates(text, made.calibration),
         half=old.dtype == "float16",
         overwrite=overwrite,
     )
+
+
+def with_gates(card: str, calibrations: Mapping[str, Calibration]) -> str:
+    """The text of a card with the section about the gates, which replaces an older one."""
+    before, _, rest = card.partition(_HEADING)
+    _, found, after = rest.partition("\n## ")
+    section = "\n".join([_HEADING.strip(), *_section(calibrations)])
+    return f"{before.rstrip()}\n\n{section}\n" + (f"\n## {after}" if found else "")
+
+
+def _section(calibrations: Mapping[str, Calibration]) -> Iterator[str]:
+    yield "Levels of the gates are learnt from subjects (`diffcode calibrate`). A level is a"
+    yield "quantile of slices (warn 0.99, fail 0.999), moved out from the median by the margin: the"
+    yield "least with which subjects left out of the learning, one after the other, raise few alarms."
+    yield ""
+    yield (
+        "| task | slices | subjects, of them not trained on | margin: warn, fail "
+        "| left out: warn | left out: fail |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for task, calibration in calibrations.items():
+        basis = calibration.basis
+        margin, alarms = basis["margin"], basis["left_out_alarms"]
+        yield (
+            f"| {task} | {basis['slices']} | {basis['subjects']}, {basis['kept_out']} "
+            f"| {margin['warn']:g}, {margin['fail']:g} "
+            f"| {100 * alarms['warn']:.2f} % | {100 * alarms['fail']:.2f} % |"
+        )
+    yield ""
+    yield "The last two columns: the share of slices with any gate beyond its level. Distributions"
+    yield "and levels are in `docs/gates/TASK.png`, what the gates catch in `docs/gates.md`."
 
 
 def draw(outcome: Outcome, task: str, path: Path) -> None:

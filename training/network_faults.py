@@ -25,6 +25,8 @@ from training.restored import Series, part
 
 Volume = npt.NDArray[np.float32]
 _PSNR_LOSS = 1.0  # dB, from which flipped bits count as harm
+# Words of a weight by its bytes, and the place of its sign bit.
+_WORDS = {4: (torch.int32, 31), 2: (torch.int16, 15)}
 _FLIPS = 24  # tries for a series
 
 
@@ -140,15 +142,16 @@ def _flipped(bench: Bench) -> Callable[..., Planted | None]:
 
 @contextlib.contextmanager
 def _one_bit(restorer: Restorer, rng: np.random.Generator) -> Iterator[None]:
-    """Flip one of the upper exponent bits of a float32 weight of the backbone, and back."""
-    tensors = list(restorer.network.model.backbone.parameters())
+    """Flip one of the upper exponent bits of a weight in memory, and back."""
+    tensors = [each for each in restorer.network.weights() if each.is_floating_point()]
     sizes = np.array([tensor.numel() for tensor in tensors], float)
-    chosen = tensors[int(rng.choice(len(tensors), p=sizes / sizes.sum()))]
-    weights = chosen.detach()
+    weights = tensors[int(rng.choice(len(tensors), p=sizes / sizes.sum()))]
     place = np.unravel_index(int(rng.integers(weights.numel())), weights.shape)
-    bit = 1 << int(rng.integers(26, 31))
+    word, top = _WORDS[weights.dtype.itemsize]
+    # The exponent's five bits next to the sign.
+    bit = 1 << int(rng.integers(top - 5, top))
     before = weights[place].clone()
-    weights[place] = (before.view(torch.int32) ^ bit).view(torch.float32)
+    weights[place] = (before.view(word) ^ bit).view(weights.dtype)
     try:
         yield
     finally:

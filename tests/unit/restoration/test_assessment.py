@@ -51,8 +51,8 @@ def test_the_same_arguments_give_the_same_verdict(restorer: Restorer) -> None:
 def test_one_flipped_bit_of_one_weight_is_found(restorer: Restorer, bit: int) -> None:
     x = ct(2)
     made = restorer.restore(x, "ct_denoise")
-    weight = next(restorer.network.model.backbone.parameters()).detach()
-    place = (1, 0, 1, 1)
+    weight = next(each for each in restorer.network.weights() if each.dtype == torch.float32)
+    place = (0,) * weight.ndim
     before = weight[place].clone()
     mask = 1 << bit if bit < 31 else -(1 << 31)
     flipped = before.view(torch.int32) ^ torch.tensor(mask, dtype=torch.int32)

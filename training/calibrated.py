@@ -52,7 +52,7 @@ def with_gates(card: str, calibrations: Mapping[str, Calibration]) -> str:
 def _section(calibrations: Mapping[str, Calibration]) -> Iterator[str]:
     yield "Levels of the gates are learnt from subjects (`diffcode calibrate`). A level is a"
     yield "quantile of slices (warn 0.99, fail 0.999), moved out from the median by the margin: the"
-    yield "least with which subjects left out of the learning, one after the other, raise few alarms."
+    yield "least with which subjects left out of the learning, one by one, raise few alarms."
     yield ""
     yield (
         "| task | slices | subjects, of them not trained on | margin: warn, fail "

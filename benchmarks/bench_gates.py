@@ -1,0 +1,74 @@
+"""What the gates cost beside the restoration they judge, on the same device.
+
+    python -m benchmarks.bench_gates [--device auto] [--slices 32] [--threads 1]
+
+Phantoms of each task are restored and assessed, probes and weights included; the ratio should stay
+below a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from restoration.restorer import Restorer
+from restoration.tasks import RestorationTask
+from training.degrade import truncate_kspace
+from training.phantoms import body_pet, brain_t2, chest_ct
+
+Spacing = tuple[float, float, float]
+Result = TypeVar("Result")
+
+
+def main() -> None:
+    """Print a Markdown table of seconds."""
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("--bundle", default="compact")
+    words.add_argument("--device", default="auto")
+    words.add_argument("--slices", type=int, default=32)
+    words.add_argument("--threads", type=int)
+    words.add_argument("--task", choices=[task.value for task in RestorationTask], action="append")
+    given = words.parse_args()
+    restorer = Restorer.open(given.bundle, device=given.device, threads=given.threads)
+    print(f"{restorer.device}, {given.slices} slices\n")
+    print("| task | matrix | restoration, s | gates, s | gates over restoration |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in given.task or restorer.manifest.tasks:
+        task = RestorationTask(name)
+        volume, spacing = _volume(task, given.slices)
+        restorer.restore(volume[:1], task)  # kernels are chosen at the first call
+        made, restoring = _timed(partial(restorer.restore, volume, task, spacing=spacing))
+        _, assessing = _timed(partial(restorer.assess, volume, made, task, spacing=spacing))
+        matrix = " x ".join(str(size) for size in volume.shape[1:])
+        print(
+            f"| {name} | {matrix} | {restoring:.2f} | {assessing:.2f} "
+            f"| {100 * assessing / restoring:.1f} % |"
+        )
+
+
+def _volume(task: RestorationTask, slices: int) -> tuple[npt.NDArray[np.float32], Spacing]:
+    rng = np.random.default_rng(0)
+    if task is RestorationTask.MRI_SR:
+        return truncate_kspace(brain_t2(slices, 256).volume.astype(np.float32)), (3.0, 0.8, 0.8)
+    if task is RestorationTask.CT_DENOISE:
+        clean, spread, spacing = chest_ct(slices, 512).volume, 30.0, (3.0, 0.7, 0.7)
+    else:
+        clean, spread, spacing = body_pet(slices, 192).volume, 0.2, (3.3, 4.0, 4.0)
+    noisy = clean + spread * rng.standard_normal(clean.shape)
+    return noisy.astype(np.float32), spacing
+
+
+def _timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    started = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

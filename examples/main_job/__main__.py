@@ -36,6 +36,7 @@ class Run:
     own_archive: bool
     timeout_s: float
     quick: bool
+    gates: str | None
     ended: threading.Event
 
     def check(self) -> None:
@@ -75,6 +76,11 @@ def _listen_to_sigterm() -> threading.Event:
 @click.option("--own-archive", is_flag=True, help="Deliver to our own storage SCP, not Orthanc.")
 @click.option("--timeout", type=float, default=1800.0, show_default=True, help="Seconds.")
 @click.option("--quick", is_flag=True, help="Phantoms of a few slices.")
+@click.option(
+    "--gates",
+    type=click.Choice(["hold", "warn"]),
+    help="What a failed gate leads to.  [default: warn for phantoms, else hold]",
+)
 def main(
     folder: Path | None,
     out: Path,
@@ -82,11 +88,12 @@ def main(
     own_archive: bool,
     timeout: float,
     quick: bool,
+    gates: str | None,
 ) -> None:
     """Send series through the node into an archive and show what came out."""
     ended = _listen_to_sigterm()
     console = Console(width=None if sys.stdout.isatty() else 100)
-    run = Run(console, folder, out, bundle, own_archive, timeout, quick, ended)
+    run = Run(console, folder, out, bundle, own_archive, timeout, quick, gates, ended)
     try:
         arrived = _run(run)
     except (NodeCommandError, SendError, RuntimeError, TimeoutError, ValueError) as error:
@@ -122,7 +129,9 @@ def _sources(run: Run) -> tuple[Source, ...]:
 
 
 def _restore(run: Run, sources: Sequence[Source], archive: Archive) -> tuple[Outcome, ...]:
-    with open_node(run.out / "node", archive, run.bundle) as node:
+    # Phantoms are drawn: a gate may well find them unlike patients.
+    gates = run.gates or ("warn" if run.folder is None else "hold")
+    with open_node(run.out / "node", archive, run.bundle, gates=gates) as node:
         run.console.print(f"Node: {AE_TITLE} on port {node.port}")
         _send(run, sources, node)
         labels = {source.series_instance_uid: source.label for source in sources}

@@ -36,6 +36,12 @@ QUICK = {
     "threads": "1",
     "min_free_bytes": "0",
     "min_free_percent": "0",
+    # A network that was never trained is rightly held by the gates; here it is to be delivered.
+    "on_fail": '"pass"',
+    "on_warn": '"pass"',
+    "uncalibrated": '"pass"',
+    "actions": "{}",
+    "highest": "0.99",
 }
 
 

@@ -146,8 +146,10 @@ class Draft:
         """Let the disk begin with what has come, so that the flush finds less to do."""
         begun, waiting = self._written_back, self.size - self._written_back
         if waiting >= _WRITTEN_BACK:
-            # Of dirty pages Linux drops nothing: it starts to write them and returns.
-            os.posix_fadvise(self._descriptor, begun, waiting, os.POSIX_FADV_DONTNEED)
+            # Of dirty pages Linux drops nothing: it starts to write them and returns. Where it
+            # cannot be had nothing is lost, and what the disk has to say the flush tells.
+            with suppress(OSError):
+                os.posix_fadvise(self._descriptor, begun, waiting, os.POSIX_FADV_DONTNEED)
             self._written_back = self.size
 
     def _append(self, pieces: Sequence[Octets]) -> None:

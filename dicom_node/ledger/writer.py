@@ -88,10 +88,14 @@ def _unflushed(engine: Engine) -> Connection:
     """A connection whose commits are not flushed: never in the pool, where they are."""
     connection = engine.connect()
     connection.detach()
-    cursor = connection.connection.cursor()
-    (mode,) = cursor.execute("PRAGMA journal_mode").fetchone()
-    # Only a write-ahead log keeps the database whole without a flush for each commit.
-    if mode == "wal":
-        cursor.execute("PRAGMA synchronous = NORMAL")
-    cursor.close()
+    try:
+        cursor = connection.connection.cursor()
+        (mode,) = cursor.execute("PRAGMA journal_mode").fetchone()
+        # Only a write-ahead log keeps the database whole without a flush for each commit.
+        if mode == "wal":
+            cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.close()
+    except engine.dialect.loaded_dbapi.Error as error:
+        connection.close()
+        raise LedgerError(f"ledger: {type(error).__name__}") from error
     return connection.execution_options(**{WRITES: True})

@@ -74,6 +74,8 @@ class RestorationResult:
     readings: tuple[GateReading, ...] = ()
     #: Whether the levels of the gates were learnt for these weights.
     calibrated: bool = False
+    #: What the device could not do as it was meant to, and what was done: words for a person.
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ class LocalEngine:
             Resampling(made.grid.factor, made.grid.shift),
             (*_readings(fidelity), guard_reading(made.flags, made.diagnostics)),
             fidelity.calibrated,
+            tuple(made.remarks),
         )
 
 

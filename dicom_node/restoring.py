@@ -206,6 +206,7 @@ def _restore_volumes(
         # The domain was judged above, with all that the header says.
         guards = [flag for flag in result.flags if flag != "outside_domain"]
         gathered.warnings += [f"guard {guard} did not hold" for guard in guards]
+        gathered.warnings += result.remarks
         gathered.values += gate_values(
             result, len(series.array), slices, hounsfield=task == "ct_denoise"
         )

@@ -78,6 +78,10 @@ class ChannelAttention(nn.Module):
         self.exact = False
 
     def forward(self, x: Tensor) -> Tensor:
+        return x * self.factors(x)
+
+    def factors(self, x: Tensor) -> Tensor:
+        """What ``x`` is to be multiplied by: (B, C, H, W) → the same, or (B, C, 1, 1)."""
         height, width = x.shape[-2:]
         if self.window is None or (self.window >= height and self.window >= width):
             attention: Tensor = self.project(x.mean(dim=(2, 3), keepdim=True))
@@ -85,7 +89,7 @@ class ChannelAttention(nn.Module):
             attention = self.project(local_mean(x, self.window))
         else:
             attention = self._coarse(x, self.window)
-        return x * attention
+        return attention
 
     def _coarse(self, x: Tensor, window: int) -> Tensor:
         # The projection is affine and bilinear weights sum to one: it may act on the coarse grid.

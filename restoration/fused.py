@@ -1,16 +1,19 @@
 """NAF blocks, expert layers and codebooks that run as Triton kernels (:mod:`restoration.kernels`).
 
-Each is made from the module whose place it takes, with the weights folded once: the norm's scale
-and shift into the 1×1 convolution behind it, β and γ into the one before them.
+Each is made from the module whose place it takes, with the weights folded and padded once.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from restoration.blocks import ChannelAttention, LayerNorm2d, NAFBlock, Pointwise
+from restoration.blocks import ChannelAttention, NAFBlock, Pointwise
 from restoration.experts import TaskAdaptiveRouting
+from restoration.folding import folded, parameter, plain
 from restoration.kernels import naf
 
 
@@ -19,38 +22,39 @@ class FusedNAFBlock(nn.Module):
 
     def __init__(self, block: NAFBlock, dtype: torch.dtype) -> None:
         super().__init__()
-        self.attention = block.attention
+        self.attention = copy.deepcopy(block.attention)
         self.eps = block.norm1.eps
         channels = len(block.norm1.weight)
         wide = naf.padded_width(channels)
-        weight, bias = _behind_norm(block.norm1, block.conv1)
-        self.into = _parameter(_padded(weight, 2 * channels, wide), dtype)
-        self.into_bias = _parameter(bias)
+        into, project, feed, last = folded(block)
+        self.into = parameter(_padded(into.weight, 2 * channels, wide), dtype)
+        self.into_bias = parameter(into.bias)
         taps = block.conv2.weight.detach().float()[:, 0]
-        self.taps = _parameter(taps.permute(1, 2, 0).reshape(9, -1).contiguous())
-        self.taps_bias = _parameter(_bias(block.conv2))
-        project, project_bias = _before_scale(block.conv3, block.beta)
-        feed, feed_bias = _behind_norm(block.norm2, block.conv4)
-        last, last_bias = _before_scale(block.conv5, block.gamma)
-        parts = [(project, project_bias)]
-        parts += list(zip(feed.chunk(2), feed_bias.chunk(2), strict=True))
-        parts += [(last, last_bias)]
+        self.taps = parameter(taps.permute(1, 2, 0).reshape(9, -1))
+        assert block.conv2.bias is not None
+        self.taps_bias = parameter(block.conv2.bias)
+        halves = zip(feed.weight.chunk(2), feed.bias.chunk(2), strict=True)
         self.matrices = nn.ParameterList()
-        for weight, bias in parts:
-            self.matrices.append(_parameter(_padded(weight, wide, wide), dtype))
-            self.matrices.append(_parameter(_padded(bias[None], 1, wide)[0]))
-        self.project = _parameter(block.attention.project.weight[:, :, 0, 0], dtype)
-        self.project_bias = _parameter(_bias(block.attention.project), dtype)
+        for weight, bias in (project, *halves, last):
+            self.matrices.append(parameter(_padded(weight, wide, wide), dtype))
+            self.matrices.append(parameter(_padded(bias[None], 1, wide)[0]))
+        attention = plain(block.attention.project)
+        self.project = parameter(attention.weight, dtype)
+        self.project_bias = parameter(attention.bias, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1).contiguous()  # NHWC: a view of a channels_last tensor
         y = naf.norm_pointwise(pixels, self.into, self.into_bias, self.eps)
         cell = self.attention.cell
         y, cells = naf.depthwise_gate(y, self.taps, self.taps_bias, cell)
-        means = _local_means(cells, self.attention).to(self.project.dtype)
-        attention = torch.nn.functional.linear(means, self.project, self.project_bias)
-        out = naf.attend_feed_forward(y, pixels, attention, tuple(self.matrices), self.eps, cell)
+        matrices = tuple(self.matrices)
+        out = naf.attend_feed_forward(y, pixels, self.factors(cells), matrices, self.eps, cell)
         return out.permute(0, 3, 1, 2)
+
+    def factors(self, cells: Tensor) -> Tensor:
+        """What pixels are multiplied by, on the grid of the cells' means: (B, h, w, C)."""
+        means = _local_means(cells, self.attention).to(self.project.dtype)
+        return F.linear(means, self.project, self.project_bias)
 
 
 class FusedRouting(nn.Module):
@@ -74,10 +78,11 @@ class _FusedExpert(nn.Module):
         assert isinstance(last, Pointwise)
         wide = naf.padded_width(first.in_channels)
         middle = -(-first.out_channels // 16) * 16
-        self.inner = _parameter(_padded(first.weight[:, :, 0, 0], middle, wide), dtype)
-        self.inner_bias = _parameter(_padded(_bias(first)[None], 1, middle)[0])
-        self.outer = _parameter(_padded(last.weight[:, :, 0, 0], wide, middle), dtype)
-        self.outer_bias = _parameter(_padded(_bias(last)[None], 1, wide)[0])
+        inner, outer = plain(first), plain(last)
+        self.inner = parameter(_padded(inner.weight, middle, wide), dtype)
+        self.inner_bias = parameter(_padded(inner.bias[None], 1, middle)[0])
+        self.outer = parameter(_padded(outer.weight, wide, middle), dtype)
+        self.outer_bias = parameter(_padded(outer.bias[None], 1, wide)[0])
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1).contiguous()
@@ -114,28 +119,7 @@ def box_matrix(size: int, window: int, device: torch.device) -> Tensor:
     return _BOXES[key]
 
 
-def _behind_norm(norm: LayerNorm2d, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    weight = conv.weight.detach().float()[:, :, 0, 0]
-    bias = _bias(conv) + weight @ norm.bias.detach().float()
-    return weight * norm.weight.detach().float(), bias
-
-
-def _before_scale(conv: nn.Conv2d, scale: Tensor) -> tuple[Tensor, Tensor]:
-    factor = scale.detach().float().view(-1)
-    return conv.weight.detach().float()[:, :, 0, 0] * factor[:, None], _bias(conv) * factor
-
-
-def _bias(conv: nn.Conv2d) -> Tensor:
-    if conv.bias is None:
-        return conv.weight.new_zeros(conv.out_channels)
-    return conv.bias.detach().float()
-
-
 def _padded(weight: Tensor, rows: int, columns: int) -> Tensor:
     out = weight.new_zeros(rows, columns)
     out[: weight.shape[0], : weight.shape[1]] = weight.detach()
     return out
-
-
-def _parameter(values: Tensor, dtype: torch.dtype = torch.float32) -> nn.Parameter:
-    return nn.Parameter(values.detach().to(dtype).contiguous(), requires_grad=False)

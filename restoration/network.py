@@ -1,86 +1,134 @@
 """The network on a device: normalised slices of any size in, restored slices out, on the CPU.
 
 Knows no physical units. Pads, tiles what is too large, draws the noise that starts the diffusion,
-and can say whether the weights in memory are still those that were loaded.
+gives way where memory is short, and can say whether the weights in memory are still those that were
+loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from restoration.diffcode import DiffCode, DiffCodeOutput
+from restoration.diffcode import DiffCode
+from restoration.execution import Execution, Pass
 from restoration.tasks import RestorationTask
 from restoration.tiling import Window, pad_to_multiple, restore_tiled
+
+__all__ = ["Limits", "Network", "Pass"]
+
+_SMALLER_TILES = (512, 256)
 
 
 @dataclass(frozen=True)
 class Limits:
     """How much goes through the network at once; results differ by rounding only."""
 
-    batch_pixels: int = 512 * 512
+    batch_pixels: int | None = None  #: of the slices of one pass; None: what the memory takes
     whole_slice_pixels: int = 1024 * 1024  #: larger slices are restored in tiles
     tile: int = 512  #: a multiple of 8, as is the overlap
     overlap: int = 64
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One pass of the network: restored (B, 1, H, W) and per-slice values, None without a part."""
-
-    restored: Tensor
-    latent_distance: Tensor | None  #: (B,) ‖ẑ − ẑ_q‖ / ‖ẑ‖
-    reference_distance: Tensor | None  #: (B,) ‖HP(y − I_ref)‖ / ‖HP(y)‖, HP = what 4 x 4 means lack
-    class_logits: Tensor | None  #: (B, tasks)
-
-
 class Network:
     """A model on a device. Not for use by several threads at once."""
 
-    def __init__(self, model: DiffCode, device: torch.device, limits: Limits) -> None:
+    def __init__(
+        self, model: DiffCode, device: torch.device, limits: Limits, precision: str = "auto"
+    ) -> None:
         self.device = device
-        self.limits = limits
         self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.model.use_local_pooling(True)
+        self._execution = self._first = Execution(self.model, device, precision)
+        self.limits = self._limits = limits
         self._loaded = self._fingerprint()
+
+    def weights(self) -> list[Tensor]:
+        """The tensors in memory that a pass reads; to change one is to change the network."""
+        return list(self._first.tensors())
 
     @property
     def intact(self) -> bool:
         """Whether every bit of the weights is as it was when the network was made."""
         return self._fingerprint() == self._loaded
 
+    @property
+    def remark(self) -> str | None:
+        """Why the network does not run in the precision that was asked for; None where it does."""
+        return self._first.remark
+
+    def slices(self, height: int, width: int) -> int:
+        """How many slices of that size to take at once."""
+        if self._limits.batch_pixels is None:
+            return self._execution.slices(height, width)
+        return max(1, self._limits.batch_pixels // (height * width))
+
     def run(self, lq: Tensor, task: RestorationTask, seeds: Sequence[int]) -> Pass:
         """Normalised slices (B, 1, H, W) through the network, back on the CPU."""
+        return self.start(lq, task, seeds)()
+
+    def start(self, lq: Tensor, task: RestorationTask, seeds: Sequence[int]) -> Callable[[], Pass]:
+        """The same, but a GPU works on while the caller goes on; what comes back waits for it."""
         factor = self.model.config.factor
         # The task classifier needs more than one latent position along each axis.
         padded, crop = pad_to_multiple(lq, factor, least=2 * factor)
-        noise = _noise(seeds, self.model.noise_shape(padded)[1:])
-        padded, noise = padded.to(self.device), noise.to(self.device)
-        if padded.shape[-2] * padded.shape[-1] > self.limits.whole_slice_pixels:
+        noise = None
+        if self.model.prior is not None:
+            noise = _noise(seeds, self.model.noise_shape(padded)[1:])
+        if padded.shape[-2] * padded.shape[-1] > self._limits.whole_slice_pixels:
             done = self._tiles(padded, task, noise)
-        else:
-            done = self._forward(padded, task, noise)
-        return Pass(
-            done.restored.cpu()[crop],
-            done.latent_distance,
-            done.reference_distance,
-            done.class_logits,
-        )
+            return lambda: replace(done, restored=done.restored[crop])
+        wait = self._execution.start(padded, noise, task.index)
 
-    def _tiles(self, x: Tensor, task: RestorationTask, noise: Tensor) -> Pass:
+        def cropped() -> Pass:
+            result = wait()
+            return replace(result, restored=result.restored[crop])
+
+        return cropped
+
+    def give_way(self) -> str | None:
+        """Need less memory for a slice than before: by tiles, then by the CPU.
+
+        In words what is done from now on; None where nothing is left to do.
+        """
+        if self.device.type == "cpu" or self._execution is not self._first:
+            return None
+        tiled = self._limits.whole_slice_pixels == 0
+        for tile in _SMALLER_TILES:
+            if tile < self._limits.tile or (tile == self._limits.tile and not tiled):
+                self._limits = replace(self._limits, whole_slice_pixels=0, tile=tile)
+                self._execution.forget()
+                return f"no memory on {self.device} for whole slices: tiles of {tile} pixels"
+        self._limits = self.limits
+        self._execution.forget()
+        self._execution = Execution(copy.deepcopy(self.model).cpu(), torch.device("cpu"), "fp32")
+        return f"no memory on {self.device} for a slice: the CPU restores"
+
+    def recover(self) -> None:
+        """Take back what `give_way` did: memory that was short may be there again."""
+        self._execution, self._limits = self._first, self.limits
+
+    def forget(self) -> None:
+        """Give memory that is kept for the next batch back to the device."""
+        self._execution.forget()
+
+    def _tiles(self, x: Tensor, task: RestorationTask, noise: Tensor | None) -> Pass:
         factor = self.model.config.factor
         parts: list[Pass] = []
 
         def tile(part: Tensor, window: Window) -> Tensor:
-            rows, columns = _latent(window.rows, factor), _latent(window.columns, factor)
-            parts.append(self._forward(part, task, noise[..., rows, columns]))
+            cut = noise
+            if cut is not None:
+                rows, columns = _latent(window.rows, factor), _latent(window.columns, factor)
+                cut = cut[..., rows, columns]
+            parts.append(self._execution.start(part, cut, task.index)())
             return parts[-1].restored
 
-        restored = restore_tiled(tile, x, self.limits.tile, self.limits.overlap)
+        restored = restore_tiled(tile, x, self._limits.tile, self._limits.overlap)
         return Pass(
             restored,
             _mean([part.latent_distance for part in parts]),
@@ -88,15 +136,10 @@ class Network:
             _mean([part.class_logits for part in parts]),
         )
 
-    def _forward(self, x: Tensor, task: RestorationTask, noise: Tensor) -> Pass:
-        out = self.model(x.contiguous(memory_format=torch.channels_last), task.index, noise)
-        logits = None if out.class_logits is None else out.class_logits.cpu()
-        return Pass(out.restored, _latent_distance(out), _reference_distance(out), logits)
-
     def _fingerprint(self) -> tuple[int, ...]:
         """Two sums over the words of all weights and buffers: one flipped bit changes the first."""
         sums = torch.zeros(2, dtype=torch.int64, device=self.device)
-        for tensor in self.model.state_dict().values():
+        for tensor in self.weights():
             words = tensor.detach().flatten().contiguous().view(torch.uint8)
             whole = words[: len(words) // 4 * 4].view(torch.int32).long()
             rest = words[len(whole) * 4 :].long()
@@ -105,28 +148,6 @@ class Network:
                 # Sums wrap around 2^64; a difference of one bit does not wrap to nothing.
                 sums += torch.stack([part.sum(), (part * place).sum()])
         return tuple(sums.tolist())
-
-
-def _latent_distance(out: DiffCodeOutput) -> Tensor | None:
-    if out.latent is None or out.quantised is None:
-        return None
-    apart = (out.latent - out.quantised).flatten(1).norm(dim=1)
-    distance: Tensor = (apart / out.latent.flatten(1).norm(dim=1).clamp(min=1e-12)).cpu()
-    return distance
-
-
-def _reference_distance(out: DiffCodeOutput) -> Tensor | None:
-    if out.reference is None:
-        return None
-    apart = _high_pass(out.restored - out.reference).flatten(1).norm(dim=1)
-    detail = _high_pass(out.restored).flatten(1).norm(dim=1)
-    distance: Tensor = (apart / detail.clamp(min=1e-12)).cpu()
-    return distance
-
-
-def _high_pass(image: Tensor) -> Tensor:
-    means = F.avg_pool2d(image, 4)
-    return image - F.interpolate(means, size=image.shape[-2:], mode="nearest")
 
 
 def _noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

@@ -9,13 +9,14 @@ chain, the codebooks and the search in them, and the task classifier.
 from __future__ import annotations
 
 import copy
+import enum
 
 import torch
 from torch import Tensor, nn
 
-from restoration import kernels
+from restoration import kernels, onednn
 from restoration.autoencoder import Decoder, Encoder
-from restoration.blocks import POOLING_CELL, NAFBlock, channel_attentions
+from restoration.blocks import POOLING_CELL, NAFBlock, Pointwise, channel_attentions
 from restoration.diffcode import Backbone, DiffCode
 from restoration.experts import TaskAdaptiveRouting
 
@@ -56,11 +57,18 @@ class Project(nn.Module):
         return out
 
 
-def lowered(model: DiffCode, dtype: torch.dtype, *, fused: bool = False) -> DiffCode:
-    """A copy of `model` for inference whose inner layers are in `dtype`.
+class Form(enum.Enum):
+    """By what the blocks and experts of a network compute."""
 
-    `fused` puts the Triton kernels in the place of the NAF blocks and experts; it needs
-    :func:`fusable`.
+    PLAIN = "plain"  #: PyTorch's own operators
+    KERNELS = "kernels"  #: Triton kernels, on a GPU
+    PRODUCTS = "products"  #: oneDNN's fused products in bands, on a CPU
+
+
+def lowered(model: DiffCode, dtype: torch.dtype, form: Form = Form.PLAIN) -> DiffCode:
+    """A copy of `model` for inference whose inner layers are in `dtype` and of that form.
+
+    A form other than the plain one needs to be among :func:`forms`.
     """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     for part in (copied.condition, copied.decoder, copied.backbone):
@@ -75,21 +83,23 @@ def lowered(model: DiffCode, dtype: torch.dtype, *, fused: bool = False) -> Diff
     backbone.embed = Into(backbone.embed.float(), dtype)  # type: ignore[assignment]
     backbone.emit = OutOf(backbone.emit)  # type: ignore[assignment]
     _restore_first_layers(model, copied)
-    if fused:
-        _fuse(model, copied, dtype)
+    if form is Form.KERNELS:
+        _use_kernels(model, copied, dtype)
+    elif form is Form.PRODUCTS:
+        _use_products(model, copied, dtype)
     return copied
 
 
-def fusable(model: DiffCode, device: torch.device) -> bool:
-    """Whether the kernels can take the place of the blocks: whole pooling cells, one expert."""
-    config = model.config
-    return (
-        kernels.available(device)
-        and config.factor == POOLING_CELL
-        and max(config.channels) <= 256
-        and config.gate == "task_map"
-        and not any(attention.exact for attention in channel_attentions(model))
-    )
+def forms(model: DiffCode, device: torch.device) -> tuple[Form, ...]:
+    """The forms beside the plain one that fit the network and the device."""
+    if model.config.gate != "task_map":
+        return ()
+    if onednn.available(device):
+        return (Form.PRODUCTS,)
+    fits = model.config.factor == POOLING_CELL and max(model.config.channels) <= 256
+    exact = any(attention.exact for attention in channel_attentions(model))
+    # Kernels know whole pooling cells, and the widths that their tiles were made for.
+    return (Form.KERNELS,) if kernels.available(device) and fits and not exact else ()
 
 
 def _lower_encoder(encoder: Encoder, dtype: torch.dtype) -> None:
@@ -111,14 +121,27 @@ def _restore_first_layers(model: DiffCode, copied: DiffCode) -> None:
         layer.load_state_dict(whole.state_dict())
 
 
-def _fuse(model: DiffCode, copied: DiffCode, dtype: torch.dtype) -> None:
+def _use_kernels(model: DiffCode, copied: DiffCode, dtype: torch.dtype) -> None:
+    # Only here, as Triton may be absent.
     from restoration.fused import FusedNAFBlock, FusedRouting
 
-    for name, module in list(model.named_modules()):
+    for name, module in model.named_modules():
         if isinstance(module, NAFBlock):
             _replace(copied, name, FusedNAFBlock(module, dtype))
         elif isinstance(module, TaskAdaptiveRouting):
             _replace(copied, name, FusedRouting(module, dtype))
+
+
+def _use_products(model: DiffCode, copied: DiffCode, dtype: torch.dtype) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, NAFBlock):
+            _replace(copied, name, onednn.BandedNAFBlock(module, dtype))
+        elif isinstance(module, TaskAdaptiveRouting):
+            _replace(copied, name, onednn.BandedRouting(module, dtype))
+    # What is left: of the attentions inside the blocks, and between levels.
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, Pointwise):
+            _replace(copied, name, onednn.ProductPointwise(module, dtype))
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

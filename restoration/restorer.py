@@ -35,6 +35,7 @@ from restoration.bundle import (
 )
 from restoration.diffcode import DiffCode
 from restoration.domain import TaskDomain, missing, outside
+from restoration.execution import chosen_device
 from restoration.fidelity import Evidence, Fidelity, Measured, Verdict, assess
 from restoration.guards import (
     Diagnostics,
@@ -102,6 +103,7 @@ class Restoration:
     seconds: float
     diagnostics: Diagnostics
     grid: GridChange = SAME_GRID  #: of the result over that of the input
+    remarks: tuple[str, ...] = ()  #: how the device was short of memory, and what was done
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,11 @@ class Restorer:
         model: DiffCode,
         device: torch.device | str = "cpu",
         limits: Limits | None = None,
+        precision: str = "auto",
     ) -> None:
         self.manifest = manifest
         self.device = torch.device(device)
-        self.network = Network(model, self.device, limits or Limits())
+        self.network = Network(model, self.device, limits or Limits(), precision)
 
     @classmethod
     def open(
@@ -139,19 +142,20 @@ class Restorer:
         device: str = "auto",
         threads: int | None = None,
         limits: Limits | None = None,
+        precision: str = "auto",
     ) -> Restorer:
         """Open a built-in bundle by its name, or any bundle by its folder.
 
         `device` is "auto" (CUDA when there is one), "cpu" or "cuda[:n]"; `threads` bounds the
-        CPU threads of this process. Raises BundleError, or RestorationError for the device.
+        CPU threads of this process; `precision` of the inner layers is "fp32", "bf16", "fp16" or
+        "auto": bf16 where the device computes in it. Raises BundleError, RestorationError for the
+        device, or ValueError for another precision.
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        chosen = _device(device)
-        manifest, model = load_bundle(_folder(bundle), chosen)
-        if limits is None and chosen.type == "cuda":
-            limits = Limits(batch_pixels=8 * 512 * 512)
-        return cls(manifest, model, chosen, limits)
+        chosen = chosen_device(device)
+        manifest, model = load_bundle(bundle_folder(bundle), chosen)
+        return cls(manifest, model, chosen, limits, precision)
 
     def restore(
         self,
@@ -189,13 +193,15 @@ class Restorer:
         if grid.factor > 1:
             x = _zero_filled(x, grid.factor)
         job = self._prepare(x, task, seeds, strength, data_consistency, scale, support)
-        y, diagnostics = self._run(x, job, progress)
+        remarks = [self.network.remark] if self.network.remark else []
+        y, diagnostics = self._run(x, job, progress, remarks)
         flags = tripped(diagnostics, task, self.manifest.guards.get(task.value, {}))
         if spacing is not None and self._outside(task, spacing, grid.factor):
             flags.append("outside_domain")
         if job.wide:
             flags.append("wide_band")
-        return Restoration(y, tuple(flags), time.perf_counter() - started, diagnostics, grid)
+        seconds = time.perf_counter() - started
+        return Restoration(y, tuple(flags), seconds, diagnostics, grid, tuple(remarks))
 
     def assess(
         self,
@@ -255,11 +261,15 @@ class Restorer:
         }
 
     def _run(
-        self, x: Volume, job: _Job, progress: Progress | None = None
+        self,
+        x: Volume,
+        job: _Job,
+        progress: Progress | None = None,
+        remarks: list[str] | None = None,
     ) -> tuple[Volume, Diagnostics]:
         """Restore on the grid of `x`: the result, and what was noticed by slice."""
         y = np.empty_like(x)
-        passes = self._restore_slices(x, y, job, progress)
+        passes = self._restore_slices(x, y, job, progress, [] if remarks is None else remarks)
         # Judged before the means are held: a network gone wrong must not be hidden by it.
         diagnostics = {
             "intensity_scale": job.scale,
@@ -345,28 +355,44 @@ class Restorer:
         )
 
     def _restore_slices(
-        self, x: Volume, y: Volume, job: _Job, progress: Progress | None
+        self, x: Volume, y: Volume, job: _Job, progress: Progress | None, remarks: list[str]
     ) -> list[Pass]:
-        """Fill `y` batch by batch; a batch that does not fit is tried again at half the size."""
-        total = len(x)
-        size = max(1, self.network.limits.batch_pixels // (x.shape[1] * x.shape[2]))
+        """Fill `y` batch by batch, a GPU one batch ahead of what is done with its results.
+
+        What does not fit is tried again: half as many slices, then what `Network.give_way` finds.
+        """
+        self.network.recover()
+        total, size = len(x), self.network.slices(x.shape[1], x.shape[2])
         passes: list[Pass] = []
+        ahead: Callable[[], Pass] | None = None
         start = 0
-        while start < total:
+        while start < total or ahead is not None:
             batch = slice(start, min(start + size, total))
-            done = self._try(x, y, batch, job)
-            if done is None:
-                if size == 1:
-                    raise RestorationMemoryError(
-                        f"{self.device}: no memory for a slice of {x.shape[1]}x{x.shape[2]} pixels"
-                    )
-                size = max(1, size // 2)
-                continue
-            passes.append(done)
-            start = batch.stop
-            if progress is not None:
-                progress(start, total)
+            begun = self._try(x, y, batch, job) if start < total else None
+            if ahead is not None:
+                passes.append(ahead())
+                ahead = None
+                if progress is not None:
+                    progress(start, total)
+            if begun is not None:
+                ahead, start = begun, batch.stop
+            elif start < total:
+                size = self._smaller(size, x, remarks)
         return passes
+
+    def _smaller(self, size: int, x: Volume, remarks: list[str]) -> int:
+        """The number of slices for the next try, after `size` of them did not fit."""
+        self.network.forget()
+        if size > 1:
+            remarks.append(f"no memory on {self.device} for {size} slices: {size // 2} at once")
+            return size // 2
+        done = self.network.give_way()
+        if done is None:
+            raise RestorationMemoryError(
+                f"{self.device}: no memory for a slice of {x.shape[1]}x{x.shape[2]} pixels"
+            )
+        remarks.append(done)
+        return 1
 
     def _hold_low_frequencies(self, x: Volume, y: Volume, job: _Job) -> None:
         """Give `y` the local means of `x` where the manifest asks for it; outside the window as is.
@@ -381,17 +407,15 @@ class Restorer:
         inside = (scaled >= low) & (scaled <= high)
         np.add(y, low_frequency_change(x, y, sigma), out=y, where=inside)
 
-    def _try(self, x: Volume, y: Volume, batch: slice, job: _Job) -> Pass | None:
+    def _try(self, x: Volume, y: Volume, batch: slice, job: _Job) -> Callable[[], Pass] | None:
         try:
-            return self._restore_batch(x, y, batch, job)
+            return self._begin_batch(x, y, batch, job)
         except torch.OutOfMemoryError:
-            pass
-        # Only now is the failed pass's memory free to be given back.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
+            # The failed pass's memory is free once its error is gone.
+            return None
 
-    def _restore_batch(self, x: Volume, y: Volume, batch: slice, job: _Job) -> Pass:
+    def _begin_batch(self, x: Volume, y: Volume, batch: slice, job: _Job) -> Callable[[], Pass]:
+        """Start a batch; calling what comes back waits for it and fills its slices of `y`."""
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(
@@ -402,35 +426,29 @@ class Restorer:
             low, high = spec(job.task).window
             scaled = physical * job.scale
             lq = normalise(scaled.clamp(low, high), job.task)
-            done = self.network.run(lq, job.task, job.seeds[batch])
-            restored = done.restored
-            if job.support is not None:
-                restored = data_consistency(lq, restored, job.support, job.weight)
-            # A scale of 1 and a change of 0 are exact: an idle network returns its input.
-            change = (restored - lq) * ((high - low) / job.scale)
-            inside = (scaled >= low) & (scaled <= high)
-            result = torch.where(inside, physical + job.strength * change, physical)
-            _require_finite(result, batch.start)
-            y[batch] = result[:, 0].numpy()
-        return done
+            wait = self.network.start(lq, job.task, job.seeds[batch])
+
+        def finish() -> Pass:
+            with torch.inference_mode():
+                done = wait()
+                restored = done.restored
+                if job.support is not None:
+                    restored = data_consistency(lq, restored, job.support, job.weight)
+                # A scale of 1 and a change of 0 are exact: an idle network returns its input.
+                change = (restored - lq) * ((high - low) / job.scale)
+                inside = (scaled >= low) & (scaled <= high)
+                result = torch.where(inside, physical + job.strength * change, physical)
+                _require_finite(result, batch.start)
+                y[batch] = result[:, 0].numpy()
+            return done
+
+        return finish
 
 
 def default_seed(sha256: str, index: int) -> int:
     """The seed of slice `index` under the model of that SHA-256: a number below 2⁶³."""
     digest = hashlib.sha256(f"{sha256}:{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RestorationError(f"{name!r} is not a device") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RestorationError(f"device {name!r} is not available")
-    return device
 
 
 def _folder(bundle: str | Path) -> Path:

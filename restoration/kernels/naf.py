@@ -30,6 +30,9 @@ class Launch:
     stages: int = 1  #: of the software pipeline over the chunks
 
 
+# Products of fp32, which only tests ask for, in fp32 and not in tf32.
+EXACT = tl.constexpr("ieee")
+
 # By the padded width of the block.
 NORM_POINTWISE = {
     64: Launch(128, 128, 8),
@@ -172,7 +175,7 @@ def _norm_pointwise(
             weight + column[None, :] * WIDE + channel[:, None], mask=known[None, :], other=0.0
         )
         shift = tl.load(bias + column, mask=known, other=0.0)
-        product = tl.dot(normed, matrix) + shift[None, :]
+        product = tl.dot(normed, matrix, input_precision=EXACT) + shift[None, :]
         tl.store(
             out + pixel[:, None] * out_channels + column[None, :],
             product.to(out.dtype.element_ty),
@@ -323,17 +326,19 @@ def _attend_feed_forward(
     matrix = tl.load(project + channel[None, :] * WIDE + channel[:, None])
     total = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     total += tl.load(project_bias + channel)[None, :]
-    total = tl.dot(attended, matrix, total)
+    total = tl.dot(attended, matrix, total, input_precision=EXACT)
     normed = _normed(total, inside, channels, eps).to(kind)
     total += tl.load(last_bias + channel)[None, :]
     for start in range(0, WIDE, HIDDEN):
         unit = start + tl.arange(0, HIDDEN)
-        left = tl.dot(normed, tl.load(first + unit[None, :] * WIDE + channel[:, None]))
-        right = tl.dot(normed, tl.load(second + unit[None, :] * WIDE + channel[:, None]))
+        matrix = tl.load(first + unit[None, :] * WIDE + channel[:, None])
+        left = tl.dot(normed, matrix, input_precision=EXACT)
+        matrix = tl.load(second + unit[None, :] * WIDE + channel[:, None])
+        right = tl.dot(normed, matrix, input_precision=EXACT)
         left += tl.load(first_bias + unit)[None, :]
         right += tl.load(second_bias + unit)[None, :]
         back = tl.load(last + channel[None, :] * WIDE + unit[:, None])
-        total = tl.dot((left * right).to(kind), back, total)
+        total = tl.dot((left * right).to(kind), back, total, input_precision=EXACT)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
 
 
@@ -350,9 +355,10 @@ def _pixel_mlp(
     total = values.to(tl.float32) + tl.load(outer_bias + channel)[None, :]
     for step in range(STEPS):
         unit = step * HIDDEN + tl.arange(0, HIDDEN)
-        into = tl.dot(values, tl.load(inner + unit[None, :] * WIDE + channel[:, None]))
+        matrix = tl.load(inner + unit[None, :] * WIDE + channel[:, None])
+        into = tl.dot(values, matrix, input_precision=EXACT)
         into += tl.load(inner_bias + unit)[None, :]
         active = 0.5 * into * (1.0 + tl.erf(into * 0.7071067811865476))
         back = tl.load(outer + channel[None, :] * middle + unit[:, None])
-        total = tl.dot(active.to(values.dtype), back, total)
+        total = tl.dot(active.to(values.dtype), back, total, input_precision=EXACT)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)

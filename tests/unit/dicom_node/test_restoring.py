@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -83,6 +84,16 @@ def test_the_network_s_drift_in_ct_is_told_in_hounsfield_units() -> None:
     )
     units = {value.unit for value in gate_values(result, 1, hounsfield=True)}
     assert units == {"[hnsf'U]"}
+
+
+def test_what_the_device_could_not_do_is_a_warning_of_the_job(tmp_path: Path) -> None:
+    class Short(Gain):
+        def restore(self, *arguments: Any, **words: Any) -> RestorationResult:
+            return replace(super().restore(*arguments, **words), remarks=("no memory: tiles",))
+
+    paths = write_series(make_series("CT", slices=2, rows=8), tmp_path)
+    made = restore_series(paths, "ct_denoise", Short(), NodeSettings(), created=NOW)
+    assert "no memory: tiles" in made.warnings
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from restoration import kernels
+from restoration import kernels, onednn
 from restoration.blocks import NAFBlock, set_local_pooling
 from restoration.diffcode import DiffCode
 from restoration.experts import TaskAdaptiveRouting
-from restoration.precision import fusable, lowered
+from restoration.precision import Form, forms, lowered
 from restoration.quantizer import nearest_codes
 from tests.unit.restoration.conftest import small_model
 
@@ -126,21 +126,19 @@ def test_no_tokens_have_no_codes() -> None:
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels on any device: the interpreter's."""
     monkeypatch.setattr(kernels, "available", lambda device: True)
+    monkeypatch.setattr(onednn, "available", lambda device: False)
 
 
 @pytest.mark.usefixtures("everywhere")
 def test_a_fused_network_gives_what_the_plain_one_does() -> None:
-    model = small_model()
+    model = small_model(variant="v2")
     model.use_local_pooling(True)
-    x = torch.rand(1, 1, 16, 24, generator=torch.Generator().manual_seed(1))
-    noise = torch.randn(model.noise_shape(x), generator=torch.Generator().manual_seed(2))
-    assert fusable(model, DEVICE)
+    x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert forms(model, DEVICE) == (Form.KERNELS,)
     with torch.inference_mode():
-        theirs = model(x, 1, noise)
-        fused = lowered(model, torch.float32, fused=True).to(DEVICE)
-        ours = fused(x.to(DEVICE), 1, noise.to(DEVICE))
+        theirs = model(x, 1)
+        ours = lowered(model, torch.float32, Form.KERNELS).to(DEVICE)(x.to(DEVICE), 1)
     assert relative(ours.restored, theirs.restored) < 1e-5
-    assert torch.equal(ours.codes.cpu(), theirs.codes)
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -152,9 +150,9 @@ def test_networks_that_the_kernels_do_not_know_are_not_fused() -> None:
 
     three_levels = small_model(channels=(4, 6, 8), blocks=(1, 1, 1))
     for model in (exact(), three_levels, small_model(gate="switch")):
-        assert not fusable(model, DEVICE)
+        assert forms(model, DEVICE) == ()
 
 
 def test_kernels_are_for_gpus() -> None:
     assert not kernels.available(torch.device("cpu"))
-    assert not fusable(small_model(), torch.device("cpu"))
+    assert Form.KERNELS not in forms(small_model(), torch.device("cpu"))

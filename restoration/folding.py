@@ -1,0 +1,67 @@
+"""Weights of a NAF block and an expert with what stands around them folded in, for inference.
+
+The scale and shift of a norm go into the 1×1 convolution behind it, β and γ into the one before
+them: what the block computes is the same, in fewer passes over its activations.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from restoration.blocks import LayerNorm2d, NAFBlock
+
+
+class Linear(NamedTuple):
+    """A 1×1 convolution: weight (C', C), bias (C',), fp32."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class FoldedBlock(NamedTuple):
+    """The linear parts of a NAF block of C channels, in the order of their use."""
+
+    into: Linear  #: norm1 and conv1: (2C, C)
+    project: Linear  #: conv3 and β: (C, C)
+    feed: Linear  #: norm2 and conv4: (2C, C)
+    last: Linear  #: conv5 and γ: (C, C)
+
+
+def folded(block: NAFBlock) -> FoldedBlock:
+    """Fold the norms and the residual scales of a block."""
+    return FoldedBlock(
+        _behind_norm(block.norm1, block.conv1),
+        _before_scale(block.conv3, block.beta),
+        _behind_norm(block.norm2, block.conv4),
+        _before_scale(block.conv5, block.gamma),
+    )
+
+
+def plain(conv: nn.Conv2d) -> Linear:
+    """A 1×1 convolution as it is; without a bias, zeros stand for it."""
+    return Linear(conv.weight.detach().float()[:, :, 0, 0], _bias(conv))
+
+
+def parameter(values: Tensor, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    """Values that no training moves."""
+    return nn.Parameter(values.detach().to(dtype).contiguous(), requires_grad=False)
+
+
+def _behind_norm(norm: LayerNorm2d, conv: nn.Conv2d) -> Linear:
+    weight, bias = plain(conv)
+    return Linear(weight * norm.weight.detach().float(), bias + weight @ norm.bias.detach().float())
+
+
+def _before_scale(conv: nn.Conv2d, scale: Tensor) -> Linear:
+    factor = scale.detach().float().view(-1)
+    weight, bias = plain(conv)
+    return Linear(weight * factor[:, None], bias * factor)
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    if conv.bias is None:
+        return conv.weight.new_zeros(conv.out_channels, dtype=torch.float32)
+    return conv.bias.detach().float()

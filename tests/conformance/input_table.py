@@ -28,6 +28,7 @@ from pydicom.uid import (
 
 from dicom_node.dicom.header import quiet_pydicom, text
 from dicom_node.inference import Engine, LocalEngine
+from dicom_node.settings import NodeSettings
 from restoration.bundle import write_bundle
 from tests.conformance.journey import Outcome, go_through
 from tests.factories import NAMES, make_series, uid, write_series
@@ -38,10 +39,16 @@ HEAD = """# What becomes of what comes in
 
 Made by `make input-table`; a test keeps it so. Each series went the whole way of the node, but for
 the network and the ledger, with the default policy and a model without a training domain that
-returns its input: what is derived has the pixels of its source. With another model its domain may
-refuse more; see `dicom-node jobs list` for the reason.
+returns its input: what is derived has the pixels of its source, and the gates, which judge a
+network, let everything pass. With another model its domain and the gates may refuse more; see
+`dicom-node jobs list` for the reason.
 
 """
+
+# A model that changes nothing is not what the gates were made for: they would hold it.
+SETTINGS = NodeSettings.model_validate(
+    {"gates": {"on_fail": "pass", "on_warn": "pass", "uncalibrated": "pass", "actions": {}}}
+)
 
 Make = Callable[[], Sequence[Dataset]]
 
@@ -83,7 +90,7 @@ def identity_engine(folder: Path) -> Engine:
 def real(shared: Path, name: str, engine: Engine) -> Row:
     """The row of one folder of the shared series."""
     paths = sorted((shared / name).glob("*.dcm"))
-    return Row(name, kind_of(paths), tuple(go_through(paths, engine)))
+    return Row(name, kind_of(paths), tuple(go_through(paths, engine, SETTINGS)))
 
 
 def real_names(shared: Path) -> list[str]:
@@ -259,7 +266,7 @@ def _multiframe() -> dict[str, Make]:
 
 def coded(name: str, make: Make, folder: Path, engine: Engine) -> Row:
     """The row of one series by code, whose files go into *folder*."""
-    return Row(name, "", tuple(go_through(write_series(make(), folder), engine)))
+    return Row(name, "", tuple(go_through(write_series(make(), folder), engine, SETTINGS)))
 
 
 # --- the page -------------------------------------------------------------------------------

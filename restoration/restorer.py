@@ -75,6 +75,7 @@ __all__ = [
     "TaskDomain",
     "Verdict",
     "builtin",
+    "bundle_folder",
     "missing",
     "outside",
     "read_manifest",
@@ -229,35 +230,55 @@ class Restorer:
         y, said = made.volume, made.diagnostics
         if 0 < strength < 1:
             y, said = x + (y - x) / np.float32(strength), at_full_strength(said, strength)
-        job = self._prepare(x, task, seeds, 1.0, True, scale_of(said), support_of(said))
         evidence = Evidence(
             spacing_mm=spacing,
             facts=facts,
             domain=self.manifest.domain.get(task.value),
             diagnostics=said,
-            support=job.support,
-            probes=self._probes(x, y, job) if strength > 0 else {},
+            support=support_of(said),
+            probes=self._probes(x, y, said, task, seeds, probed(len(x), task)) if strength else {},
             intact=self.network.intact,
         )
         calibration = self.manifest.calibration.get(task.value)
         return assess(x, y, task, evidence=evidence, calibration=calibration, device=self.device)
 
-    def _probes(self, x: Volume, y: Volume, job: _Job) -> dict[str, Measured]:
+    def probe(
+        self,
+        volume: npt.NDArray[np.generic],
+        made: Restoration,
+        task: RestorationTask | str,
+        slices: Sequence[int],
+        *,
+        seeds: Sequence[int] | None = None,
+    ) -> dict[str, Measured]:
+        """What `assess` asks of some slices, of the slices that are named: on their own grid."""
+        task, x = self._accepted(task), _checked(volume)
+        return self._probes(x, made.volume, made.diagnostics, task, seeds, slices)
+
+    def _probes(
+        self,
+        x: Volume,
+        y: Volume,
+        said: Diagnostics,
+        task: RestorationTask,
+        seeds: Sequence[int] | None,
+        slices: Sequence[int],
+    ) -> dict[str, Measured]:
         """What the network does to its own result, and to its input with a little more noise."""
-        chosen = probed(len(x), job.task)
-        seeds = [job.seeds[index] for index in chosen]
+        job = self._prepare(x, task, seeds, 1.0, True, scale_of(said), support_of(said))
+        chosen = list(slices)
+        job = replace(job, seeds=[job.seeds[index] for index in chosen])
         before, after = x[chosen], y[chosen]
-        again = replace(job, seeds=seeds)
-        noisy = disturbed(before, job.task, job.scale, seeds)
-        # A result has no empty band to be drawn back to; PET is held in its volume, so a slice
-        # alone is compared with itself alone.
-        alone = job.task is RestorationTask.PET_SYNTHESIS
-        result = self._run(before, again)[0] if alone else after
+        noisy = disturbed(before, task, job.scale, job.seeds)
+        # PET is held in its volume: a slice alone is to be compared with itself alone.
+        alone = task is RestorationTask.PET_SYNTHESIS
+        result = self._run(before, job)[0] if alone else after
+        # A result has no empty band to be drawn back to.
+        again = self._run(after, replace(job, support=None))[0]
+        disturbance = self._run(noisy, job)[0] - result
         return {
-            "idempotence": relative(
-                self._run(after, replace(again, support=None))[0] - after, after - before, chosen
-            ),
-            "perturbation": relative(self._run(noisy, again)[0] - result, noisy - before, chosen),
+            "idempotence": relative(again - after, after - before, chosen),
+            "perturbation": relative(disturbance, noisy - before, chosen),
         }
 
     def _run(
@@ -451,7 +472,8 @@ def default_seed(sha256: str, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _folder(bundle: str | Path) -> Path:
+def bundle_folder(bundle: str | Path) -> Path:
+    """The folder of a built-in bundle by its name, or of any bundle by its path."""
     is_name = isinstance(bundle, str) and Path(bundle).name == bundle
     if is_name and not Path(bundle).is_dir():
         return builtin(str(bundle))

@@ -135,6 +135,9 @@ def rescale(header: Dataset) -> Rescale:
     """
     if header.get("ModalityLUTSequence"):
         raise RefusedError("a Modality LUT in place of a rescale slope cannot be inverted")
+    if text(header, "Modality") == "PT" and not text(header, "RescaleSlope"):
+        # PS3.3 C.8.9.4: type 1; without it activity and SUV would be a guess.
+        raise RefusedError("RescaleSlope is absent from a PET image")
     slope = _stated(header, "RescaleSlope", 1.0)
     intercept = _stated(header, "RescaleIntercept", 0.0)
     if slope == 0.0:

@@ -127,6 +127,14 @@ def test_a_slice_without_rescale_is_taken_as_it_is() -> None:
     assert pixels.rescale(make_series("MR", slices=1)[0]) == Rescale(1.0, 0.0)
 
 
+@pytest.mark.parametrize("slope", ["", None])
+def test_pet_without_a_slope_is_refused_and_not_taken_for_one(slope: str | None) -> None:
+    dataset = make_series("PT", slices=1)[0]
+    dataset.RescaleSlope = slope
+    with pytest.raises(RefusedError, match="RescaleSlope is absent"):
+        pixels.rescale(dataset)
+
+
 @pytest.mark.parametrize("slope", ["0", "much"])
 def test_a_slope_that_cannot_be_inverted_is_refused(slope: str) -> None:
     dataset = make_series("CT", slices=1)[0]

@@ -265,6 +265,7 @@ def orthanc_configuration(folder: Path, dicom_port: int, http_port: int) -> dict
         "DicomAlwaysAllowStore": True,
         "DicomAlwaysAllowEcho": True,
         "DicomAlwaysAllowGet": True,
+        "DicomAlwaysAllowFind": True,
         "TcpNoDelay": True,
         "StableAge": 1,
     }

@@ -110,7 +110,11 @@ def _answers(association: Association, key: Dataset) -> Iterator[Dataset]:
             code = int(status.Status) if "Status" in status else None
             if code not in _PENDING:
                 if code != 0x0000:
-                    answer = "no answer, aborted or timed out" if code is None else f"answered 0x{code:04X}"
+                    answer = (
+                        "no answer, aborted or timed out"
+                        if code is None
+                        else f"answered 0x{code:04X}"
+                    )
                     raise DestinationError(f"C-FIND: {answer}")
                 return
             if count >= _MOST_ANSWERS:

@@ -173,7 +173,7 @@ class Execution:
             done = self.run(x, noise, task)
             return lambda: done
         if self._streams is None:
-            self._streams = (torch.cuda.Stream(self.device), torch.cuda.Stream(self.device))
+            self._streams = (torch.cuda.Stream(self.device), torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
         inwards, outwards = self._streams
         work = torch.cuda.current_stream(self.device)
 
@@ -196,7 +196,7 @@ class Execution:
             return here
 
         host = result.each(fetched)
-        ready = torch.cuda.Event()
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record(outwards)
 
         def wait() -> Pass:

@@ -25,7 +25,7 @@ def available(device: torch.device) -> bool:
     """Whether this PyTorch has the fused products, as what its compiler makes for a CPU calls."""
     return (
         device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 

@@ -85,8 +85,8 @@ class ResidentSet:
 
     def _first_pixel(self, draw: Draw) -> int:
         (_, rows, columns), (plane, down, along) = draw.item.shape, draw.place
-        offset: int = (plane * rows + down.start) * columns + along.start
-        return self._start[draw.item.name] + offset
+        offset = (plane * rows + down.start) * columns + along.start
+        return int(self._start[draw.item.name] + offset)
 
     def _part(self, buffer: Tensor, item: Item) -> Tensor:
         """The volume of an item inside a buffer: a view (slices, rows, columns)."""

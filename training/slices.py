@@ -241,7 +241,7 @@ class PatchSampler:
         return place
 
     def _normalised(self, images: Tensor) -> Tensor:
-        parts = images.split(self.per_task)
+        parts = images.split(self.per_task)  # type: ignore[no-untyped-call]
         return torch.cat(
             [
                 normalise(part.clamp(*spec(task).window), task)
@@ -297,7 +297,7 @@ class _Pool:
 
 
 def _is_background(hq: Stored, task: RestorationTask) -> bool:
-    return np.count_nonzero(hq > _BACKGROUND[task]) < 0.05 * hq.size
+    return bool(np.count_nonzero(hq > _BACKGROUND[task]) < 0.05 * hq.size)
 
 
 def _weight(item: Item, patch: int) -> float:

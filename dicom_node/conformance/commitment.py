@@ -56,9 +56,9 @@ The N-EVENT-REPORT is taken on the same association, for {delivery.commitment_wa
 that the destination opens, and answered with {commitment.SUCCESS:04X},
 {commitment.INVALID_ARGUMENT:04X} (a report that names no request of ours) or
 {commitment.RESOURCE_LIMITATION:04X} (it could not be recorded). Without a report the request is
-made again after {delivery.commitment_timeout_s:g} s, under a new Transaction UID; a late report of an
-earlier one counts. After {delivery.commitment_asks} requests the delivery is dead and a person is
-told. What is not committed:"""
+made again after {delivery.commitment_timeout_s:g} s, under a new Transaction UID; a late report
+of an earlier one counts. After {delivery.commitment_asks} requests the delivery is dead and a
+person is told. What is not committed:"""
     yield table(
         ["Failure Reason", "Meaning", "What follows"],
         [[f"{code:04X}", words, _REMEDIES[remedy(code)]] for code, words in _REASONS],
@@ -130,5 +130,5 @@ def stow(settings: NodeSettings) -> Iterator[str]:
     yield """Store Instances (PS3.18 10.5): POST of `multipart/related; type="application/dicom"` to
 `/studies`, answered as `application/dicom+json`. Warning Reason and Failure Reason of each instance
 are read as a C-STORE status is; an instance that the answer does not name is sent again. As a
-whole, 401, 403, 404, 405, 501 and a redirection refuse the node for good; 408, 425, 429 and 5xx are tried
-again; 400, 413, 415 and 422 of several instances are tried one by one."""
+whole, 401, 403, 404, 405, 501 and a redirection refuse the node for good; 408, 425, 429 and 5xx are
+tried again; 400, 413, 415 and 422 of several instances are tried one by one."""

@@ -155,7 +155,8 @@ def implementation_model(settings: NodeSettings) -> Iterator[str]:
                             ◀───────────────────── N-EVENT-REPORT (where it is asked for) ──"""
     yield "### 2.2 Functional definition"
     quiet = settings.assembly.quiet_s
-    yield f"""1. An instance is answered with Success when its bytes are durable and its record committed.
+    yield f"""1. An instance is answered with Success when its bytes are durable and its record
+   committed.
 2. A series is concluded when no association that brought it is open and nothing has come for
    {quiet:g} s, or for the quiet time of its source; at once where the counts of its headers show it
    whole. Missing instances, by counts, gaps or C-FIND, make it incomplete.

@@ -35,6 +35,7 @@ _LEAST_KEPT_OUT = 4  # held-out subjects of a task that are shared between learn
 _FEATURE_SLICES = 400
 _SHRINKAGE = 0.1  # of the covariance towards its diagonal
 _PROBED = 8  # one slice in so many
+_PROBED_SERIES = 4  # one series in so many: a probe costs two passes or three
 _ITEMS = 2  # of a subject and a contrast
 
 Progress = Callable[[int, int, str], None]
@@ -101,7 +102,8 @@ def calibrate(
     for done, series in enumerate(restored_series(restorer, chosen, most=most, cache=cache)):
         if progress is not None:
             progress(done, len(chosen), series.name)
-        found = measured(restorer, series, inputs, every=_PROBED)
+        probed = _PROBED if done % _PROBED_SERIES == 0 else 0
+        found = measured(restorer, series, inputs, every=probed)
         slices += len(series.lq)
         for name, column in columns(found, len(series.lq)).items():
             table.setdefault(name, {}).setdefault(series.subject, []).append(column)
@@ -112,7 +114,7 @@ def calibrate(
     learnt = levels.learn(values, RestorationTask(task))
     basis = {
         "quantiles": {each.name.lower(): each.quantile for each in levels.Level},
-        "margin": {"warn": learnt.factors[0], "fail": learnt.factors[1]},
+        "margins": {name: list(factors) for name, factors in learnt.factors.items()},
         "left_out_alarms": {"warn": learnt.alarms[0], "fail": learnt.alarms[1]},
         "slices": slices,
         "medians": learnt.medians,

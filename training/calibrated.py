@@ -51,20 +51,21 @@ def with_gates(card: str, calibrations: Mapping[str, Calibration]) -> str:
 
 def _section(calibrations: Mapping[str, Calibration]) -> Iterator[str]:
     yield "Levels of the gates are learnt from subjects (`diffcode calibrate`). A level is a"
-    yield "quantile of slices (warn 0.99, fail 0.999), moved out from the median by the margin: the"
+    yield "quantile of slices (warn 0.99, fail 0.999), moved out from the median by a margin: the"
     yield "least with which subjects left out of the learning, one by one, raise few alarms."
     yield ""
     yield (
-        "| task | slices | subjects, of them not trained on | margin: warn, fail "
+        "| task | slices | subjects, of them not trained on | margins of failure "
         "| left out: warn | left out: fail |"
     )
     yield "| --- | --- | --- | --- | --- | --- |"
     for task, calibration in calibrations.items():
         basis = calibration.basis
-        margin, alarms = basis["margin"], basis["left_out_alarms"]
+        alarms = basis["left_out_alarms"]
+        fails = [fail for _, fail in basis["margins"].values()]
         yield (
             f"| {task} | {basis['slices']} | {basis['subjects']}, {basis['kept_out']} "
-            f"| {margin['warn']:g}, {margin['fail']:g} "
+            f"| {min(fails):g} ... {max(fails):g} "
             f"| {100 * alarms['warn']:.2f} % | {100 * alarms['fail']:.2f} % |"
         )
     yield ""

@@ -2,8 +2,8 @@
 
 The unit of independence is the subject. A quantile over the slices of a few subjects says where
 *their* slices end; the next subject differs. So each level is moved outwards from the median by a
-factor, the least with which subjects left out of the learning, one after the other, give no more
-alarms than was asked for.
+factor of its gate, the least with which subjects left out of the learning, one after the other,
+give no more alarms than the gate's share of what was asked for of all.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Level(enum.Enum):
 
 _FACTORS = tuple(np.round(np.arange(1.0, 4.01, 0.1), 1).tolist())
 _TINY = 1e-9
+_GATES_AT_ONCE = 8  # of about twenty gates, many alarm on the same slices
 _LEAST = 0.1  # of the level that the program has by default
 
 
@@ -53,8 +54,10 @@ class Learnt:
 
     levels: Mapping[str, Levels]
     medians: Mapping[str, float]
-    factors: tuple[float, float]  #: of the warning and the failing levels
-    alarms: tuple[float, float]  #: warnings and failures of the subjects that were left out
+    factors: Mapping[str, tuple[float, float]]  #: of the warning and the failing level, by gate
+    alarms: tuple[
+        float, float
+    ]  #: warnings and failures of the subjects that were left out, any gate
 
 
 def learn(table: Table, task: RestorationTask) -> Learnt:
@@ -65,20 +68,20 @@ def learn(table: Table, task: RestorationTask) -> Learnt:
     subjects = sorted({subject for rows in table.values() for subject in rows})
     if len(subjects) < 2:
         raise ValueError("levels need at least two subjects to learn from")
-    warn = _margin(table, subjects, task, Level.WARN)
-    fail = _margin(table, subjects, task, Level.FAIL)
-    levels, medians = {}, {}
+    margins = {level: _margins(table, subjects, task, level) for level in Level}
+    levels, medians, factors = {}, {}, {}
     for spec in _learnable(table):
         values = _pooled(table[spec.name], subjects)
         if values.size == 0:
             continue
         medians[spec.name] = float(np.median(values))
         inner, outer = (
-            bounds(spec, Spread.of(spec, values, level), task, level, factor)
-            for level, factor in ((Level.WARN, warn[0]), (Level.FAIL, fail[0]))
+            bounds(spec, Spread.of(spec, values, level), task, level, margins[level][0][spec.name])
+            for level in Level
         )
         levels[spec.name] = Levels(inner, _around(outer, inner))
-    return Learnt(levels, medians, (warn[0], fail[0]), (warn[1], fail[1]))
+        factors[spec.name] = (margins[Level.WARN][0][spec.name], margins[Level.FAIL][0][spec.name])
+    return Learnt(levels, medians, factors, (margins[Level.WARN][1], margins[Level.FAIL][1]))
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,6 @@ def bounds(
         low = min(low, _LEAST * default.low)
     if default.high is not None and default.high >= 0:
         high = max(high, _LEAST * default.high)
-    if spec.name == "routing":
-        low = max(low, 0.0)  # a classifier that prefers another task is never right
     return Bounds(
         low if spec.learn in ("low", "both") else None,
         high if spec.learn in ("high", "both") else None,
@@ -136,31 +137,40 @@ def _outside(values: Values, limits: Bounds) -> npt.NDArray[np.bool_]:
     return (values < low) | (values > high)
 
 
-def _margin(
+def _margins(
     table: Table, subjects: Sequence[str], task: RestorationTask, level: Level
-) -> tuple[float, float]:
-    """The least factor with few enough alarms on subjects left out, and the alarms it gives."""
+) -> tuple[dict[str, float], float]:
+    """The factor of each gate, and the alarms of all of them on subjects left out."""
     spreads = {
         subject: _spreads(table, [other for other in subjects if other != subject], level)
         for subject in subjects
     }
-    share = 1.0
-    for factor in _FACTORS:
+
+    def left_out(names: Sequence[str], factors: Mapping[str, float]) -> float:
         found = [
             alarms(
                 table,
                 subject,
                 {
-                    spec.name: bounds(spec, spread, task, level, factor)
+                    spec.name: bounds(spec, spread, task, level, factors[spec.name])
                     for spec, spread in spreads[subject]
+                    if spec.name in names
                 },
             )
             for subject in subjects
         ]
-        share = float(np.mean(found))
-        if share <= level.alarms:
-            return factor, share
-    return _FACTORS[-1], share
+        return float(np.mean(found))
+
+    names = [spec.name for spec in _learnable(table)]
+    share = level.alarms / _GATES_AT_ONCE
+    factors = {
+        name: next(
+            (factor for factor in _FACTORS if left_out([name], {name: factor}) <= share),
+            _FACTORS[-1],
+        )
+        for name in names
+    }
+    return factors, left_out(names, factors)
 
 
 def _spreads(table: Table, subjects: Sequence[str], level: Level) -> list[tuple[GateSpec, Spread]]:

@@ -6,7 +6,8 @@ from restoration.fidelity import Calibration
 from training.calibrated import with_gates
 
 BASIS = {
-    "slices": 120, "subjects": 9, "kept_out": 4, "margin": {"warn": 1.2, "fail": 1.5},
+    "slices": 120, "subjects": 9, "kept_out": 4,
+    "margins": {"gain": [1.2, 1.5], "structure": [1.0, 2.5]},
     "left_out_alarms": {"warn": 0.04, "fail": 0.003},
 }  # fmt: skip
 
@@ -14,7 +15,7 @@ BASIS = {
 def test_the_section_comes_last_and_is_replaced_in_place() -> None:
     once = with_gates("# Card\n\n## Figures\nmany\n", {"ct_denoise": Calibration({}, None, BASIS)})
     assert once.startswith("# Card\n\n## Figures\nmany\n\n## Gates\n")
-    assert "| ct_denoise | 120 | 9, 4 | 1.2, 1.5 | 4.00 % | 0.30 % |" in once
+    assert "| ct_denoise | 120 | 9, 4 | 1.5 ... 2.5 | 4.00 % | 0.30 % |" in once
     longer = once + "\n## Training data\nmuch\n"
     again = with_gates(longer, {"ct_denoise": Calibration({}, None, {**BASIS, "slices": 7})})
     assert again.count("## Gates") == 1

@@ -48,14 +48,9 @@ def test_rounding_alone_never_makes_a_level() -> None:
     assert (found.low, found.high) == pytest.approx((-0.3, 0.3))
 
 
-def test_a_classifier_that_prefers_another_task_is_never_right() -> None:
-    spread = Spread.of(BY_NAME["routing"], np.linspace(-5, 5, 100), Level.FAIL)
-    assert bounds(BY_NAME["routing"], spread, CT, Level.FAIL, 1.0).low == 0.0
-
-
 def test_subjects_of_one_kind_need_little_margin() -> None:
     learnt = learn(subjects_of_one_kind(), CT)
-    assert learnt.factors[1] <= 1.3
+    assert max(fail for _, fail in learnt.factors.values()) <= 1.8
     assert learnt.alarms[1] <= Level.FAIL.alarms
     level = learnt.levels["gain"]
     assert level.warn.high is not None
@@ -67,7 +62,9 @@ def test_subjects_that_differ_need_more_margin() -> None:
     table = subjects_of_one_kind()
     for shift, name in enumerate(table["gain"]):
         table["gain"][name] = table["gain"][name] * 0.1 + shift
-    assert learn(table, CT).factors[1] > learn(subjects_of_one_kind(), CT).factors[1]
+    alike, apart = learn(subjects_of_one_kind(), CT), learn(table, CT)
+    assert apart.factors["gain"][1] > alike.factors["gain"][1]
+    assert apart.factors["structure"] == alike.factors["structure"]
 
 
 def test_a_slice_with_nothing_to_measure_raises_no_alarm() -> None:

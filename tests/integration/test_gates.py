@@ -180,8 +180,10 @@ class House:
     def dying_at(self, statement: int | None) -> Iterator[None]:
         """The process dies before so many more statements have reached the database."""
         self.statements, self.deadly = 0, statement
-        yield
-        self.deadly = None
+        try:
+            yield
+        finally:
+            self.deadly = None
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +270,6 @@ def test_nothing_leaves_from_a_failed_gate_whenever_the_worker_dies(house: House
             except CrashError:
                 crashes += 1
                 assert house.outbox(job_id) == set() or house.state(job_id) in ("done", "held")
-            house.deadly = None
             house.clock.advance(1.0)
             house.worker(settings, engine).recover(house.clock())
         house.worker(settings, engine).run_once(house.clock())

@@ -378,7 +378,7 @@ def test_a_warning_is_in_the_description_and_in_the_report(
     for image in images:
         assert image.SeriesDescription.endswith(" [AI-DN] [QC]")
         assert words in image.DerivationDescription
-    assert words in job["note"]
+    assert words in job["reason"]
     assert report.Modality == "SR"
     said = report.to_json()
     assert "GATEWARN" in said

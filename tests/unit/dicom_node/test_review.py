@@ -113,13 +113,14 @@ def test_nobody_is_named_unless_the_site_allows_it() -> None:
     header.PatientName, header.PatientID = "Doe^Jane", "MRN-4711"
     header.AccessionNumber, header.StudyDate = "ACC-99", "20260101"
     header.SeriesDescription, header.InstitutionName = "Thorax Jane", "St. Elsewhere"
-    plain = page(sheet(header=header))
+    # Base64 spells anything.
+    plain = re.sub(r"base64,[^\"]+", "", page(sheet(header=header)))
     for secret in ("Doe", "MRN-4711", "ACC-99", "20260101", "Thorax", "Elsewhere"):
         assert secret not in plain
     for shown in (header.SeriesInstanceUID, header.StudyInstanceUID, "2.25.7", MODEL.sha256):
         assert shown in plain
     allowed = page(sheet(header=header), identifiers=["AccessionNumber"])
-    assert "ACC-99" in allowed
+    assert "<dd>ACC-99</dd>" in allowed
     assert "MRN-4711" not in allowed
 
 

@@ -82,8 +82,8 @@ def test_a_decision_is_done_once_and_kept(
 
 
 def test_an_open_breaker_is_a_problem_until_it_is_reset(node: Bench) -> None:
-    for _ in range(2):
-        node.receive(make_series("CT", slices=2, rows=16))
+    for number in range(2):
+        node.receive(make_series("CT", slices=2, rows=16, study=f"study {number}"))
         node.tick()
         node.worker(FAILED).run_once(node.clock())
     assert reports.stats(node.ledger)["breakers"] == {"CT": "open"}

@@ -43,8 +43,15 @@ def sent_to(engine: Engine, job_id: int) -> list[str]:
     return [each["destination"] for each in reports.job(engine, job_id)["deliveries"]]
 
 
-def several(make_jobs: MakeJobs, count: int) -> list[int]:
-    return make_jobs(*(new_job(volume_key=f"v{number}") for number in range(count)))
+@pytest.fixture
+def several(receive: Callable[..., None], make_jobs: MakeJobs) -> Callable[[int], list[int]]:
+    """Make so many jobs, each of an instance of its own."""
+
+    def make(count: int) -> list[int]:
+        receive(*range(1, count + 1))
+        return make_jobs(*(new_job((n,), volume_key=f"v{n}") for n in range(1, count + 1)))
+
+    return make
 
 
 def test_a_held_result_has_its_files_and_no_delivery(engine: Engine, make_jobs: MakeJobs) -> None:
@@ -137,9 +144,9 @@ def test_the_story_of_a_job_tells_every_value_of_every_gate(
 
 
 def test_a_breaker_opens_holds_what_passes_and_waits_for_an_operator(
-    engine: Engine, make_jobs: MakeJobs
+    engine: Engine, several: Callable[[int], list[int]]
 ) -> None:
-    ids = several(make_jobs, 6)
+    ids = several(6)
     failing = judged("pacs", verdict=Verdict.WARN, failed=True, breaker=STRICT)
     passing = judged("pacs", breaker=STRICT)
     finish(engine, ids[0], failing)
@@ -166,17 +173,19 @@ def test_a_breaker_opens_holds_what_passes_and_waits_for_an_operator(
     "other", [{"modality": "MR"}, {"model_sha256": "b" * 64}], ids=["modality", "model"]
 )
 def test_a_breaker_counts_its_own_modality_and_model(
-    engine: Engine, make_jobs: MakeJobs, other: dict[str, str]
+    engine: Engine, several: Callable[[int], list[int]], other: dict[str, str]
 ) -> None:
-    first, second = several(make_jobs, 2)
+    first, second = several(2)
     failing = {"verdict": Verdict.WARN, "failed": True, "breaker": STRICT}
     finish(engine, first, judged("pacs", **failing))  # type: ignore[arg-type]
     finish(engine, second, judged("pacs", **failing, **other))  # type: ignore[arg-type]
     assert reports.job(engine, second)["state"] == "done"
 
 
-def test_a_breaker_forgets_what_lies_before_its_window(engine: Engine, make_jobs: MakeJobs) -> None:
-    ids = several(make_jobs, 7)
+def test_a_breaker_forgets_what_lies_before_its_window(
+    engine: Engine, several: Callable[[int], list[int]]
+) -> None:
+    ids = several(7)
     finish(engine, ids[0], judged("pacs", verdict=Verdict.WARN, failed=True, breaker=STRICT))
     for number, job_id in enumerate(ids[1:6]):
         finish(engine, job_id, judged("pacs", breaker=STRICT), now=NOW + 10 + number)

@@ -32,7 +32,7 @@ _COLUMNS = {
     "dead": "dead",
     "reason": "reason",
 }
-_ECHO_COLUMNS = {"destination": "destination", "ok": "ok", "seconds": "seconds", "words": "words"}
+_ECHO_COLUMNS = {"destination": "destination", "ok": "ok", "words": "words"}
 _OPEN = ("queued", "sending", "waiting")
 
 

@@ -34,8 +34,14 @@ class Proxy:
                 caller, _ = listener.accept()
                 self.associations += 1
                 peer = socket.create_connection(("127.0.0.1", self.upstream), 10)
-                for target in (self._forward, self._return):
-                    threading.Thread(target=target, args=(caller, peer), daemon=True).start()
+                threading.Thread(target=self._pair, args=(caller, peer), daemon=True).start()
+
+    def _pair(self, caller: socket.socket, peer: socket.socket) -> None:
+        back = threading.Thread(target=self._return, args=(caller, peer), daemon=True)
+        back.start()
+        with caller, peer:
+            self._forward(caller, peer)
+            back.join()
 
     def _return(self, caller: socket.socket, peer: socket.socket) -> None:
         with suppress(OSError):
@@ -63,7 +69,6 @@ class Proxy:
                 if what == "pass":
                     peer.sendall(header + body)
         _end(peer)
-        caller.close()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,24 +59,38 @@ def changed(restorer: Restorer, **changes: Any) -> Restorer:
 
 
 class Faulty(DiffCode):
-    """A network that runs out of memory above a batch size, or returns a fixed value."""
+    """A network that has no memory for a slice, or returns a fixed value in its second one."""
 
-    def __init__(self, model: DiffCode, most: int = 99, value: float | None = None) -> None:
+    def __init__(self, model: DiffCode, most: int = 1, value: float | None = None) -> None:
         super().__init__(model.config)
         self.load_state_dict(model.state_dict())
         self.most, self.value = most, value
-        self.batches: list[int] = []
+        self.calls = 0
 
     def forward(self, lq: torch.Tensor, task: Any, noise: Any = None) -> DiffCodeOutput:
-        self.batches.append(len(lq))
+        self.calls += 1
         if len(lq) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         out = super().forward(lq, task, noise)
-        if self.value is None:
+        if self.value is None or self.calls < 2:
             return out
         restored = out.restored.clone()
         restored[-1, 0, 5, 5] = self.value
         return out._replace(restored=restored)
+
+
+def limit_batches(restorer: Restorer, monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Let the device run out of memory above a number of slices; tells the sizes that came."""
+    start, batches = restorer.network.start, []
+
+    def cramped(lq: torch.Tensor, task: RestorationTask, seeds: Sequence[int]) -> Any:
+        batches.append(len(lq))
+        if len(lq) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return start(lq, task, seeds)
+
+    monkeypatch.setattr(restorer.network, "start", cramped)
+    return batches
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -356,7 +370,7 @@ def test_a_model_of_another_degradation_takes_no_low_matrix(restorer: Restorer) 
 def test_a_drift_of_the_mean_is_flagged(idle: Restorer) -> None:
     with torch.no_grad():
         idle.network.model.backbone.emit.bias.fill_(6 / 4095)
-    result = idle.restore(ct(), "ct_denoise")
+    result = changed(idle).restore(ct(), "ct_denoise")
     assert result.flags == ("mean_drift",)
     assert result.diagnostics["mean_drift"] == pytest.approx([6, 6, 6], rel=1e-2)
     tighter = changed(idle, guards={"ct_denoise": {"mean_drift": 7.0}})
@@ -370,7 +384,7 @@ def test_the_drift_of_mr_and_pet_is_relative(idle: Restorer, task: RestorationTa
     scale = restoration.tasks.intensity_scale(x, task)
     with torch.no_grad():
         idle.network.model.backbone.emit.bias.fill_(0.2 * float(x.mean()) * scale / (high - low))
-    drift = idle.restore(x, task).diagnostics["mean_drift"]
+    drift = changed(idle).restore(x, task).diagnostics["mean_drift"]
     assert drift == pytest.approx([0.2, 0.2, 0.2], rel=0.05)
 
 
@@ -401,15 +415,19 @@ def test_progress_is_told_after_each_batch(restorer: Restorer) -> None:
 
 
 def test_a_batch_that_does_not_fit_is_tried_again_smaller(
-    restorer: Restorer, make_model: Callable[..., DiffCode]
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Faulty(make_model(), most=2)
-    limits = Limits(batch_pixels=8 * 40 * 33)
-    tight = Restorer(restorer.manifest, model, limits=limits)
     x = ct(5)
-    y = tight.restore(x, "ct_denoise").volume
-    assert model.batches == [5, 4, 2, 2, 1]
-    np.testing.assert_allclose(y, restorer.restore(x, "ct_denoise").volume, rtol=0, atol=0.04)
+    expected = restorer.restore(x, "ct_denoise").volume
+    restorer.network.limits = Limits(batch_pixels=8 * 40 * 33)
+    batches = limit_batches(restorer, monkeypatch, most=2)
+    made = restorer.restore(x, "ct_denoise")
+    assert batches == [5, 4, 2, 2, 1]
+    assert made.volume.tobytes() == expected.tobytes()
+    assert made.remarks == (
+        "no memory on cpu for 8 slices: 4 at once",
+        "no memory on cpu for 4 slices: 2 at once",
+    )
 
 
 def test_a_slice_that_does_not_fit_is_a_memory_error(
@@ -473,21 +491,11 @@ def test_a_gpu_without_memory_gives_way_step_by_step(
     made = tight.restore(x, "ct_denoise")
     assert made.remarks == remarks
     expected = restorer.restore(x, "ct_denoise").volume
-    assert np.abs(made.volume - expected).mean() < 1e-3 * np.abs(expected - x).mean() + 0.5
+    assert np.abs(made.volume - expected).mean() < 1e-3 * np.abs(expected - x).mean()
     # The next series starts with whole slices again: what was short may be there.
     model.sizes.clear()
     tight.restore(x, "ct_denoise")
     assert model.sizes[0] == (320, 600)
-
-
-def test_halving_a_batch_is_told(restorer: Restorer, make_model: Callable[..., DiffCode]) -> None:
-    tight = Restorer(
-        restorer.manifest, Faulty(make_model(), most=2), limits=Limits(batch_pixels=8 * 40 * 33)
-    )
-    assert tight.restore(ct(5), "ct_denoise").remarks == (
-        "no memory on cpu for 8 slices: 4 at once",
-        "no memory on cpu for 4 slices: 2 at once",
-    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

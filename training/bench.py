@@ -171,7 +171,7 @@ def made(preset: str, variant: str = "full") -> DiffCode:
 
 
 def count(model: DiffCode, size: int, machine: Machine, itemsize: int) -> Work:
-    """Operations, least bytes and least time of one slice of `size`²: counted on a small image, scaled."""
+    """Operations, least bytes and least time of one slice of `size`²: of a small image, scaled."""
     with torch.random.fork_rng(devices=[]):
         counted = DiffCode(model.config).eval().requires_grad_(False)
     counted.use_local_pooling(True)

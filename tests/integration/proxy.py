@@ -26,6 +26,7 @@ class Proxy:
     associations: int = 0
     pdus: list[int] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
+    threads: list[threading.Thread] = field(default_factory=list)
 
     def serve(self, listener: socket.socket) -> None:
         """Take connections until the listener is closed."""
@@ -33,13 +34,14 @@ class Proxy:
             while True:
                 caller, _ = listener.accept()
                 self.associations += 1
-                peer = socket.create_connection(("127.0.0.1", self.upstream), 10)
-                threading.Thread(target=self._pair, args=(caller, peer), daemon=True).start()
+                thread = threading.Thread(target=self._pair, args=(caller,), daemon=True)
+                self.threads.append(thread)
+                thread.start()
 
-    def _pair(self, caller: socket.socket, peer: socket.socket) -> None:
-        back = threading.Thread(target=self._return, args=(caller, peer), daemon=True)
-        back.start()
-        with caller, peer:
+    def _pair(self, caller: socket.socket) -> None:
+        with caller, socket.create_connection(("127.0.0.1", self.upstream), 10) as peer:
+            back = threading.Thread(target=self._return, args=(caller, peer), daemon=True)
+            back.start()
             self._forward(caller, peer)
             back.join()
 
@@ -87,7 +89,8 @@ def proxying(proxy: Proxy, *, port: int = 0) -> Generator[Proxy]:
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(10)
+        for each in (thread, *proxy.threads):
+            each.join(10)
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:

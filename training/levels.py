@@ -45,6 +45,7 @@ class Level(enum.Enum):
 _FACTORS = tuple(np.round(np.arange(1.0, 4.01, 0.1), 1).tolist())
 _TINY = 1e-9
 _GATES_AT_ONCE = 8  # of about twenty gates, many alarm on the same slices
+_CLOSEST = 1.2  # of the median: a ratio that hardly varies on few subjects may on the next
 _LEAST = 0.1  # of the level that the program has by default
 
 
@@ -105,10 +106,14 @@ def bounds(
 ) -> Bounds:
     """The tails that the gate looks at, moved out from the median by a factor.
 
-    Never nearer to zero than a share of the program's own level: rounding is no harm.
+    Never nearer to zero than a share of the program's own level, for rounding is no harm, and never
+    nearer to the median of a ratio than _CLOSEST.
     """
     ends = (spread.middle + factor * (end - spread.middle) for end in (spread.low, spread.high))
     low, high = (float(np.exp(end)) if spec.logarithmic else end for end in ends)
+    if spec.logarithmic:
+        low = min(low, float(np.exp(spread.middle)) / _CLOSEST)
+        high = max(high, float(np.exp(spread.middle)) * _CLOSEST)
     default = getattr(spec.level(task), level.name.lower())
     if default.low is not None and default.low <= 0:
         low = min(low, _LEAST * default.low)

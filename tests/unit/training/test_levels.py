@@ -59,10 +59,10 @@ def test_subjects_of_one_kind_need_little_margin() -> None:
 
 
 def test_subjects_that_differ_need_more_margin() -> None:
-    table = subjects_of_one_kind()
+    table = subjects_of_one_kind(4)
     for shift, name in enumerate(table["gain"]):
         table["gain"][name] = table["gain"][name] * 0.1 + shift
-    alike, apart = learn(subjects_of_one_kind(), CT), learn(table, CT)
+    alike, apart = learn(subjects_of_one_kind(4), CT), learn(table, CT)
     assert apart.factors["gain"][1] > alike.factors["gain"][1]
     assert apart.factors["structure"] == alike.factors["structure"]
 

@@ -41,8 +41,9 @@ SEED = int(os.environ.get("DICOM_NODE_TEST_SEED", "6"))
 SLICES = 8
 # A power cut takes all of them.
 VICTIMS = (*((role,) for role in ROLES), ROLES)
-# The longest time between two kills, in seconds.
-LONGEST_S = 0.6
+# The longest times between two kills, in seconds: blows in a row, and pauses in which a role comes
+# far enough to be killed in the middle of its work.
+LONGEST_S = (0.2, 1.0, 5.0)
 # However slow the machine: a series is concluded when its sender has ended, and the test says so.
 QUIET_S = 3600.0
 
@@ -163,7 +164,7 @@ class Axe:
 
     def swing(self, node: RunningNode) -> None:
         """Wait, and kill."""
-        threading.Event().wait(self.chance.uniform(0, LONGEST_S))
+        threading.Event().wait(self.chance.uniform(0, self.chance.choice(LONGEST_S)))
         victims = self.chance.choice(VICTIMS)
         node.kill(victims)
         self.left -= 1

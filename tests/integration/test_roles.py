@@ -94,6 +94,11 @@ def test_routes_are_read_again_and_a_bad_table_keeps_the_old(
     assert (found["state"], found["reason"]) == ("ignored", "closed")
 
 
+def states(node: Any) -> list[str]:
+    """Of every delivery in the ledger."""
+    return [each["state"] for each in reports.deliveries(node.ledger)]
+
+
 def test_the_deliver_role_empties_the_outbox(
     start_node: Callable[..., Any],
 ) -> None:
@@ -101,12 +106,14 @@ def test_the_deliver_role_empties_the_outbox(
         to = {"ae_title": "ARCHIVE", "host": "127.0.0.1", "port": archive.port}
         node = start_node(destinations={"pacs": to})
         outgoing_series(node, ["pacs"], slices=3)
-        trail = AuditTrail(node.settings)
-        service = DeliverService(node.settings, Signals().stop, trail)
-        assert service.turn(0.0) is True
-        assert service.turn(0.0) is False
-        service.close()
-        trail.close()
+        trail, signals = AuditTrail(node.settings), Signals()
+        service = DeliverService(node.settings, signals.stop, trail)
+        try:
+            until(lambda: states(node) == ["delivered"], "the delivery")
+        finally:
+            signals.stop.set()
+            service.close()
+            trail.close()
         assert len(archive.stored) == 3
     events = [name for name, _ in audit_events(node.settings.audit.journal)]
     assert events == ["Begin Transferring DICOM Instances", "DICOM Instances Transferred"]

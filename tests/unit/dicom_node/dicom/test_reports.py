@@ -132,7 +132,8 @@ def test_every_slice_has_its_values_and_verdicts_with_the_images_they_compare(lo
         for group in items(report(made), "Measurement Group")
     }
     assert list(groups) == ["volume", "slice 1", "slice 2", "slice 3"]
-    drift = [values(groups[f"slice {i}"], "Change of the slice mean") for i in (1, 2, 3)]
+    change = "Change of the slice mean by the network, before it is held"
+    drift = [values(groups[f"slice {i}"], change) for i in (1, 2, 3)]
     assert drift == [[0.0], [0.5], [1.0]]
     spread = "Spread of the change over spread of the input"
     assert values(groups["slice 2"], spread) == [0.25]

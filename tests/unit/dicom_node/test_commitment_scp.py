@@ -7,6 +7,7 @@ from pydicom.dataset import Dataset
 
 from dicom_node.commitment import Reference, action_information, read_report
 from dicom_node.commitment_scp import event_information, read_request, requestor_named
+from dicom_node.dicom.header import quiet_pydicom
 from dicom_node.ledger.custody import Original, Verdict
 from dicom_node.settings import CommitmentSCPSettings
 
@@ -24,9 +25,8 @@ def test_a_request_is_read_as_it_is_written() -> None:
     [("", "1.2.3"), ("1.2.9", "../../x"), ("1.2.9", ""), ("1..2", "1.2")],
 )
 def test_a_request_with_a_uid_that_is_none_is_refused(transaction_uid: str, uid: str) -> None:
-    asked = action_information("1.2.9", [Reference(CT, "1.2.3")])
-    asked.TransactionUID = transaction_uid
-    asked.ReferencedSOPSequence[0].ReferencedSOPInstanceUID = uid
+    with quiet_pydicom():
+        asked = action_information(transaction_uid, [Reference(CT, uid)])
     with pytest.raises(ValueError, match="no transaction, or no instances"):
         read_request(asked)
 

@@ -25,8 +25,12 @@ class SourceQuery(Section):
 class Source(Section):
     """A sender whose habits are known: all that is given of title and address must match."""
 
-    calling_ae: AETitle | None = Field(default=None, description="calling AE title of the sender")
-    address: Network | None = Field(default=None, description="its address or network")
+    calling_ae: AETitle | None = Field(
+        default=None, description="calling AE title of the sender", examples=["CT1"]
+    )
+    address: Network | None = Field(
+        default=None, description="its address or network", examples=["10.1.2.0/24"]
+    )
     quiet_s: Seconds | None = Field(
         default=None, description="quiet time of its series; unset: as in [assembly]"
     )

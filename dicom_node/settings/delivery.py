@@ -141,7 +141,7 @@ class DeliverySettings(Section):
     @model_validator(mode="after")
     def _retries_grow(self) -> Self:
         if self.max_s < self.first_s:
-            raise ValueError("delivery.max_s is smaller than delivery.first_s")
+            raise ValueError("max_s is smaller than first_s")
         return self
 
 

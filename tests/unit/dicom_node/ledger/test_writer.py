@@ -42,9 +42,12 @@ def _levels(writer: Writer) -> tuple[int, str]:
         return int(synchronous), str(connection.scalar(text("PRAGMA journal_mode")))
 
 
+# A PostgreSQL server flushes each commit.
+on_sqlite = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+
+
+@on_sqlite
 def test_only_the_writer_s_own_commits_are_not_flushed(engine: Engine) -> None:
-    if engine.dialect.name != "sqlite":
-        pytest.skip("a PostgreSQL server flushes each commit")
     writer = Writer(engine)
     assert _levels(writer) == (1, "wal")
     writer.close()
@@ -92,11 +95,10 @@ def test_a_group_is_flushed_once_where_one_of_it_must_be(
     assert flushes == (["wal"] if engine.dialect.name == "sqlite" else [])
 
 
+@on_sqlite
 def test_a_flush_that_has_failed_is_owed_until_one_succeeds(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, flushes: list[str]
 ) -> None:
-    if engine.dialect.name != "sqlite":
-        pytest.skip("a PostgreSQL server flushes each commit")
     writer = Writer(engine)
     with monkeypatch.context() as failing:
         failing.setattr(os, "fdatasync", _broken)

@@ -38,7 +38,7 @@ PEERS: dict[str, Callable[[], nn.Module]] = {
 _BLOCK_TENSORS = 9  # of its channels, that a NAF block in three passes reads and writes
 _EXPERT_TENSORS = 2
 _TASK = 1
-_COUNTED = 128  # pixels along a side; pooling has one window there, which leaves 0.3 % out
+_COUNTED = 256  # large enough for the windows of local pooling to be windows
 _WARM = 2
 
 

@@ -74,7 +74,9 @@ def initialise(
     config = folder / "node.toml"
     text = config.read_text()
     for key, value in {**QUICK, **changes}.items():
-        text, count = re.subn(rf"(?m)^#?{key} = .*$", f"{key} = {value}", text)
+        text, count = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
+        if not count:  # unset: the first such key is that of its section, not of an example
+            text, count = re.subn(rf"(?m)^#{key} = .*$", f"{key} = {value}", text, count=1)
         assert count, key
     config.write_text(text)
     return config

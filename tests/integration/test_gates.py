@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from sqlalchemy import Engine, event, select
 
-from dicom_node.dicom.header import instance_summary
+from dicom_node.dicom.header import InstanceSummary, instance_summary
 from dicom_node.inference import (
     DomainVerdict,
     ModelIdentity,
@@ -40,6 +39,8 @@ from tests.factories import make_series
 
 RUNS = 1000
 SEED = 20261122
+# The runs are dealt out, so that test processes side by side share them.
+PARTS = 4
 TASKS = {"CT": "ct_denoise", "MR": "mri_sr", "PT": "pet_synthesis"}
 DESTINATIONS = ("pacs", "research", "backup")
 ACTIONS = ("pass", "warn", "hold", "refuse")
@@ -58,12 +59,12 @@ class Fault:
 
     name: str
     plant: Callable[[Any], Any]
-    fails: frozenset[str]
+    fails: frozenset[str] | None  # None: as much as neighbouring slices differ
 
 
 def _lesion(x: Any) -> Any:
     made = x.copy()
-    made[:, 6:10, 6:10] += 400.0
+    made[:, 6:10, 6:10] += 200.0
     return made
 
 
@@ -77,7 +78,7 @@ FAULTS = (
     Fault("contrast", lambda x: x * 1.5 + 50.0, frozenset({"gain", "range"})),
     Fault("lesion", _lesion, frozenset({"range"})),
     Fault("noise", _noise, frozenset({"range"})),
-    Fault("slices swapped", lambda x: x[::-1] + 0.01, frozenset()),
+    Fault("slices swapped", lambda x: x[::-1] + 0.01, None),
 )
 
 
@@ -119,6 +120,40 @@ class Planted:
         return RestorationResult(made, self.model, (), 0.0, {}, readings=readings, calibrated=True)
 
 
+@dataclass(frozen=True)
+class Template:
+    """The files of a series, whose UIDs are put in as bytes: encoding a thousand takes long."""
+
+    files: tuple[tuple[InstanceSummary, bytes], ...]
+
+    @classmethod
+    def make(cls, modality: Any) -> Template:
+        files = []
+        for number, dataset in enumerate(make_series(modality, slices=2, rows=16)):
+            dataset.SeriesInstanceUID = _SERIES
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = _INSTANCES[
+                number
+            ]
+            buffer = BytesIO()
+            dataset.save_as(buffer, enforce_file_format=True)
+            files.append((instance_summary(dataset), buffer.getvalue()))
+        return cls(tuple(files))
+
+    def instances(
+        self, series_uid: str, count: int
+    ) -> Iterator[tuple[InstanceSummary, bytes, str]]:
+        """Summary, file and SOP Instance UID of each instance of a new series."""
+        for number, (summary, data) in enumerate(self.files[:count]):
+            uid = f"{series_uid[:-1]}{number + 2}"
+            new = data.replace(_INSTANCES[number].encode(), uid.encode())
+            yield summary, new.replace(_SERIES.encode(), series_uid.encode()), uid
+
+
+_UID = 44
+_SERIES = "2.25." + "7" * (_UID - 5)
+_INSTANCES = ("2.25." + "8" * (_UID - 5), "2.25." + "9" * (_UID - 5))
+
+
 @dataclass
 class House:
     """A ledger and a spool that see every run; the outbox is looked at as delivery does it."""
@@ -126,24 +161,19 @@ class House:
     ledger: Engine
     spool: Spool
     clock: ManualClock
-    templates: dict[str, list[Dataset]]
+    templates: dict[str, Template]
     statements: int = 0
     deadly: int | None = None  # the statement at which the process dies
 
-    def enqueue(self, modality: str, destinations: tuple[str, ...]) -> tuple[int, str]:
-        """A new series of two slices with its job, as the assembler leaves it."""
-        series_uid, now = str(generate_uid()), self.clock()
+    def enqueue(self, modality: str, destinations: tuple[str, ...], slices: int = 1) -> int:
+        """A new series of one or two slices with its job, as the assembler leaves it."""
+        series_uid, now = str(generate_uid(prefix=None)).ljust(_UID, "1"), self.clock()
         received = []
-        for dataset in self.templates[modality]:
-            dataset.SeriesInstanceUID = series_uid
-            dataset.SOPInstanceUID = generate_uid()
-            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-            buffer = BytesIO()
-            dataset.save_as(buffer, enforce_file_format=True)
-            stored = self.spool.write(buffer.getvalue())
-            summary = vars(instance_summary(dataset))
+        for summary, data, uid in self.templates[modality].instances(series_uid, slices):
+            stored = self.spool.write(data)
+            facts = {**vars(summary), "series_instance_uid": series_uid, "sop_instance_uid": uid}
             place = {"path": stored.path, "sha256": stored.sha256, "size": stored.size}
-            received.append(intake.ReceivedInstance(**summary, **place))
+            received.append(intake.ReceivedInstance(**facts, **place))
         for each in received:
             intake.record_instance(self.ledger, each, now)
         uids = tuple(str(each.sop_instance_uid) for each in received)
@@ -158,7 +188,7 @@ class House:
             now=now,
         )
         assert made is not None
-        return made[0], series_uid
+        return made[0]
 
     def worker(self, settings: NodeSettings, engine: Planted) -> RestoreWorker:
         return RestoreWorker(
@@ -190,22 +220,29 @@ class House:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("gates")
     ledger = open_ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
-    templates = {m: make_series(m, slices=2, rows=16) for m in TASKS}  # type: ignore[arg-type]
+    templates = {modality: Template.make(modality) for modality in TASKS}
     made = House(ledger, Spool(folder / "spool"), ManualClock(), templates)
 
-    @event.listens_for(ledger, "before_cursor_execute")
-    def count(*_: Any) -> None:
+    def live_or_die(database: Any) -> None:
         made.statements += 1
         if made.deadly is not None and made.statements > made.deadly:
+            database.rollback()  # as SQLite does with what a dead process leaves
             raise CrashError
 
-    @event.listens_for(ledger, "commit")
-    def before_commit(*_: Any) -> None:
-        count()
+    @event.listens_for(ledger, "before_cursor_execute")
+    def before_statement(connection: Any, *_: Any) -> None:
+        live_or_die(connection.connection.dbapi_connection)
+
+    do_commit = ledger.dialect.do_commit
+
+    def commit(connection: Any) -> None:
+        live_or_die(connection)
+        do_commit(connection)
 
     # What is tested is the death of a process, not of the machine: the disk need not be waited for.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
+        patch.setattr(ledger.dialect, "do_commit", commit)
         yield made
     ledger.dispose()
 
@@ -253,21 +290,34 @@ def settings_of(policy: dict[str, Any], dice: random.Random) -> NodeSettings:
     )
 
 
-def test_nothing_leaves_from_a_failed_gate_whenever_the_worker_dies(house: House) -> None:
-    dice = random.Random(SEED)
+def died(house: House, settings: NodeSettings, engine: Planted, statement: int) -> bool:
+    """Have a worker die before that statement; False when it was done before."""
+    try:
+        with house.dying_at(statement):
+            house.worker(settings, engine).run_once(house.clock())
+        return False
+    except CrashError:
+        return True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_nothing_leaves_from_a_failed_gate_whenever_the_worker_dies(
+    house: House, part: int
+) -> None:
+    dice = random.Random(SEED + part)
     crashes = held = refused = sent = faults = 0
-    for run in range(RUNS):
+    for run in range(RUNS // PARTS):
         modality, fault = dice.choice(list(TASKS)), dice.choice(FAULTS)
         policy = random_policy(dice)
         destinations = tuple(d for d in DESTINATIONS if dice.random() < 0.6)
         engine = Planted(fault, real=run % REAL_GATES == 0)
         settings = settings_of(policy, dice)
-        job_id, _ = house.enqueue(modality, destinations)
-        for _ in range(dice.choice((0, 1, 1, 2))):
-            try:
-                with house.dying_at(dice.randrange(0, 40)):
-                    house.worker(settings, engine).run_once(house.clock())
-            except CrashError:
+        slices = 2 if fault.fails is None else 1
+        job_id = house.enqueue(modality, destinations, slices)
+        for _ in range(dice.choice((0, 0, 1, 1, 2))):
+            if died(house, settings, engine, dice.randrange(0, 40)):
                 crashes += 1
                 assert house.outbox(job_id) == set() or house.state(job_id) in ("done", "held")
             house.clock.advance(1.0)
@@ -275,7 +325,7 @@ def test_nothing_leaves_from_a_failed_gate_whenever_the_worker_dies(house: House
         house.worker(settings, engine).run_once(house.clock())
 
         failed = {each.gate for each in engine.said["last"] if each.level is Level.FAIL}
-        if not engine.real:
+        if not engine.real and fault.fails is not None:
             assert failed == fault.fails, fault.name
         faults += bool(failed)
         verdicts = {
@@ -294,9 +344,9 @@ def test_nothing_leaves_from_a_failed_gate_whenever_the_worker_dies(house: House
             expected |= _decided(house, job_id, verdicts, dice)
             assert house.outbox(job_id) == expected
     # The random draw reached what it is about; without that the loop says nothing.
-    assert min(crashes, held, sent) > 100, (crashes, held, sent)
-    assert faults > 400
-    assert refused > 30
+    assert min(crashes, held, sent) > 25, (crashes, held, sent)
+    assert faults > 100
+    assert refused > 8
     assert _sendable_without_permission(house.ledger) == []
 
 
@@ -366,9 +416,9 @@ def test_a_process_that_is_killed_between_gate_and_outbox_leaves_neither_or_both
     tmp_path: Path, repository: Path, deadly: int, action: str
 ) -> None:
     ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    templates = {"CT": make_series("CT", slices=2, rows=16)}
+    templates = {"CT": Template.make("CT")}
     house = House(ledger, Spool(tmp_path / "spool"), ManualClock(), templates)
-    job_id, _ = house.enqueue("CT", ("pacs",))
+    job_id = house.enqueue("CT", ("pacs",), 2)
 
     def live(statement: int) -> int:
         words = [sys.executable, "-c", KILLED, str(tmp_path), str(statement), action]

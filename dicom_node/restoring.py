@@ -365,7 +365,7 @@ def _series_uid(
         task=task,
         model=engine.model,
         identity=settings.identity,
-        strength=strength,
+        strength=float(strength),
         parameters_hash=parameters_hash(task, engine.parameters(task), strength),
         source_set=derived.source_set_hash(headers),
         resampling=resampling,
@@ -392,7 +392,7 @@ def parameters_hash(
     """SHA-256 of what steers a restoration beside the weights and the source."""
     parameters = {
         "task": task,
-        "strength": strength,
+        "strength": float(strength),  # 1 and 1.0 are one strength, whoever says it
         "seeds": "source SOP Instance UID, 1",
         "model": dict(model_parameters),
     }

@@ -67,6 +67,7 @@ def associate(
     """
     roles = [_role(uid, as_scu) for uid in as_scp]
     association = _request(peer, contexts, handlers, roles)
+    connection = connection_of(association)
     try:
         yield association
     except GeneratorExit:
@@ -76,7 +77,12 @@ def associate(
     except BaseException:
         association.abort()
         raise
-    _release(association)
+    else:
+        _release(association)
+    finally:
+        if connection is not None and connection_of(association) is None:
+            # pynetdicom forgets the socket of a connection that was reset.
+            connection.close()
 
 
 def _release(association: Association) -> None:

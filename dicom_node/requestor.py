@@ -37,6 +37,8 @@ from dicom_node.errors import ConfigurationError, DestinationError, DestinationR
 
 # How long to listen for the alert of a TLS 1.3 peer that refuses our certificate.
 _ALERT_S = 1.0
+# How long the upper layer may take to end once its association has.
+_END_S = 2.0
 
 
 @dataclass
@@ -80,7 +82,9 @@ def associate(
     else:
         _release(association)
     finally:
-        if connection is not None and connection_of(association) is None:
+        # The upper layer ends on a thread of its own, and may yet have to hear of a reset.
+        association.dul.join(_END_S)
+        if connection is not None and not association.dul.is_alive():
             # pynetdicom forgets the socket of a connection that was reset.
             connection.close()
 

@@ -411,7 +411,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize(("deadly", "action"), [(6, "warn"), (14, "hold"), (18, "warn")])
+@pytest.mark.parametrize(("deadly", "action"), [(11, "warn"), (14, "hold"), (18, "warn")])
 def test_a_process_that_is_killed_between_gate_and_outbox_leaves_neither_or_both(
     tmp_path: Path, repository: Path, deadly: int, action: str
 ) -> None:

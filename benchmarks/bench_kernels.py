@@ -20,7 +20,7 @@ from torch import Tensor
 
 from restoration.blocks import NAFBlock, set_local_pooling
 from restoration.experts import TaskAdaptiveRouting
-from restoration.fused import FusedNAFBlock, FusedRouting
+from restoration.fused import FusedNAFBlock, fused_routing
 from restoration.kernels import naf, search
 from restoration.kernels.naf import Launch
 from restoration.quantizer import nearest_codes
@@ -53,7 +53,7 @@ class Level:
         x = x.contiguous(memory_format=torch.channels_last)
         given = x.cuda().to(dtype)
         block = FusedNAFBlock(self.block, dtype).cuda()(given)
-        routed = FusedRouting(self.routing, dtype).cuda()(given, 1)
+        routed = fused_routing(self.routing, dtype).cuda()(given, 1)
         for name, ours, theirs in (
             ("NAF block", block, self.block(x)),
             ("expert", routed, self.routing(x, 1)),
@@ -70,7 +70,7 @@ class Level:
         """The plain modules and each kernel, in bf16 on the GPU, ready to be called."""
         dtype, batch = torch.bfloat16, BATCH
         block = FusedNAFBlock(self.block, dtype).cuda()
-        routed = FusedRouting(self.routing, dtype).cuda()
+        routed = fused_routing(self.routing, dtype).cuda()
         plain, routing = self.block.to("cuda", dtype), self.routing.to("cuda", dtype)
         pixels = torch.randn(batch, self.side, self.side, self.channels, device="cuda", dtype=dtype)
         x = pixels.permute(0, 3, 1, 2)

@@ -6,12 +6,14 @@ them: what the block computes is the same, in fewer passes over its activations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from restoration.blocks import LayerNorm2d, NAFBlock
+from restoration.blocks import LayerNorm2d, NAFBlock, Pointwise
+from restoration.experts import TaskAdaptiveRouting
 
 
 class Linear(NamedTuple):
@@ -43,6 +45,33 @@ def folded(block: NAFBlock) -> FoldedBlock:
 def plain(conv: nn.Conv2d) -> Linear:
     """A 1×1 convolution as it is; without a bias, zeros stand for it."""
     return Linear(conv.weight.detach().float()[:, :, 0, 0], _bias(conv))
+
+
+def expert_layers(expert: nn.Module) -> tuple[Linear, Linear]:
+    """The two 1×1 convolutions of an expert; between them stands a GELU."""
+    assert isinstance(expert, nn.Sequential)
+    first, _, last = expert
+    assert isinstance(first, Pointwise)
+    assert isinstance(last, Pointwise)
+    return plain(first), plain(last)
+
+
+class KnownRouting(nn.Module):
+    """A TARM whose images all have one expert, which is known before the pass.
+
+    ``form`` makes of an expert a module that gives features with what the expert adds.
+    """
+
+    def __init__(
+        self, routing: TaskAdaptiveRouting, form: Callable[[nn.Module], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(form(expert) for expert in routing.experts)
+
+    def forward(self, features: Tensor, expert: int) -> Tensor:
+        """(B, C, H, W) → the same, with what the expert adds."""
+        out: Tensor = self.experts[expert](features)
+        return out
 
 
 def parameter(values: Tensor, dtype: torch.dtype = torch.float32) -> nn.Parameter:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from restoration.blocks import ChannelAttention, NAFBlock, Pointwise
+from restoration.blocks import ChannelAttention, NAFBlock
 from restoration.experts import TaskAdaptiveRouting
-from restoration.folding import folded, parameter, plain
+from restoration.folding import KnownRouting, expert_layers, folded, parameter, plain
 from restoration.kernels import naf
 
 
@@ -57,28 +57,17 @@ class FusedNAFBlock(nn.Module):
         return F.linear(means, self.project, self.project_bias)
 
 
-class FusedRouting(nn.Module):
-    """A TARM whose image all has one expert, which is known before the pass."""
-
-    def __init__(self, routing: TaskAdaptiveRouting, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList(_FusedExpert(expert, dtype) for expert in routing.experts)
-
-    def forward(self, features: Tensor, expert: int) -> Tensor:
-        out: Tensor = self.experts[expert](features)
-        return out
+def fused_routing(routing: TaskAdaptiveRouting, dtype: torch.dtype) -> KnownRouting:
+    """A TARM whose experts are one kernel each."""
+    return KnownRouting(routing, lambda expert: _FusedExpert(expert, dtype))
 
 
 class _FusedExpert(nn.Module):
     def __init__(self, expert: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        assert isinstance(expert, nn.Sequential)
-        first, _, last = expert
-        assert isinstance(first, Pointwise)
-        assert isinstance(last, Pointwise)
-        wide = naf.padded_width(first.in_channels)
-        middle = -(-first.out_channels // 16) * 16
-        inner, outer = plain(first), plain(last)
+        inner, outer = expert_layers(expert)
+        middle, wide = inner.weight.shape
+        wide, middle = naf.padded_width(wide), -(-middle // 16) * 16
         self.inner = parameter(_padded(inner.weight, middle, wide), dtype)
         self.inner_bias = parameter(_padded(inner.bias[None], 1, middle)[0])
         self.outer = parameter(_padded(outer.weight, wide, middle), dtype)

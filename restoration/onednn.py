@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from restoration.blocks import NAFBlock, Pointwise
 from restoration.experts import TaskAdaptiveRouting
-from restoration.folding import Linear, folded, parameter, plain
+from restoration.folding import KnownRouting, Linear, expert_layers, folded, parameter, plain
 
 BAND = 1 << 19  # octets of an activation of a block in one band
 
@@ -103,27 +103,15 @@ class BandedNAFBlock(nn.Module):
         return F.layer_norm(pixels, pixels.shape[-1:], eps=self.eps)
 
 
-class BandedRouting(nn.Module):
-    """A TARM whose images all have one expert, which is known before the pass."""
-
-    def __init__(self, routing: TaskAdaptiveRouting, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList(_BandedExpert(expert, dtype) for expert in routing.experts)
-
-    def forward(self, features: Tensor, expert: int) -> Tensor:
-        """(B, C, H, W) → the same, with what the expert adds."""
-        out: Tensor = self.experts[expert](features)
-        return out
+def banded_routing(routing: TaskAdaptiveRouting, dtype: torch.dtype) -> KnownRouting:
+    """A TARM whose experts go through an image in bands."""
+    return KnownRouting(routing, lambda expert: _BandedExpert(expert, dtype))
 
 
 class _BandedExpert(nn.Module):
     def __init__(self, expert: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        assert isinstance(expert, nn.Sequential)
-        first, _, last = expert
-        assert isinstance(first, Pointwise)
-        assert isinstance(last, Pointwise)
-        self.inner, self.outer = _Product(plain(first), dtype), _Product(plain(last), dtype)
+        self.inner, self.outer = (_Product(layer, dtype) for layer in expert_layers(expert))
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1).contiguous()

@@ -123,13 +123,13 @@ def _restore_first_layers(model: DiffCode, copied: DiffCode) -> None:
 
 def _use_kernels(model: DiffCode, copied: DiffCode, dtype: torch.dtype) -> None:
     # Only here, as Triton may be absent.
-    from restoration.fused import FusedNAFBlock, FusedRouting
+    from restoration.fused import FusedNAFBlock, fused_routing
 
     for name, module in model.named_modules():
         if isinstance(module, NAFBlock):
             _replace(copied, name, FusedNAFBlock(module, dtype))
         elif isinstance(module, TaskAdaptiveRouting):
-            _replace(copied, name, FusedRouting(module, dtype))
+            _replace(copied, name, fused_routing(module, dtype))
 
 
 def _use_products(model: DiffCode, copied: DiffCode, dtype: torch.dtype) -> None:
@@ -137,7 +137,7 @@ def _use_products(model: DiffCode, copied: DiffCode, dtype: torch.dtype) -> None
         if isinstance(module, NAFBlock):
             _replace(copied, name, onednn.BandedNAFBlock(module, dtype))
         elif isinstance(module, TaskAdaptiveRouting):
-            _replace(copied, name, onednn.BandedRouting(module, dtype))
+            _replace(copied, name, onednn.banded_routing(module, dtype))
     # What is left: of the attentions inside the blocks, and between levels.
     for name, module in list(copied.named_modules()):
         if isinstance(module, Pointwise):

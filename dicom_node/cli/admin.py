@@ -17,16 +17,6 @@ from dicom_node.ledger.states import DeliveryState, InstanceState, JobState, Ser
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-_JOB_COLUMNS = {
-    "id": "job",
-    "state": "state",
-    "task": "task",
-    "instances": "slices",
-    "seconds": "seconds",
-    "deliveries": "deliveries",
-    "created": "created",
-    "reason": "reason",
-}
 _SERIES_COLUMNS = {
     "series_instance_uid": "series",
     "state": "state",
@@ -84,7 +74,7 @@ def list_jobs(config: Path, as_json: bool, **filters: Any) -> None:
     from dicom_node.ledger import reports
 
     rows = reports.jobs(_ledger(config), **filters)
-    common.print_rows(rows, _JOB_COLUMNS, as_json=as_json, empty="no jobs")
+    common.print_rows(rows, common.JOB_COLUMNS, as_json=as_json, empty="no jobs")
 
 
 @jobs.command("show")
@@ -201,7 +191,7 @@ def show_series(series_uid: str, config: Path, as_json: bool) -> None:
     from dicom_node.ledger import reports
 
     story = reports.one_series(_ledger(config), series_uid)
-    common.print_story(story, as_json=as_json, columns={"jobs": _JOB_COLUMNS})
+    common.print_story(story, as_json=as_json, columns={"jobs": common.JOB_COLUMNS})
 
 
 @series.command("force")
@@ -327,7 +317,7 @@ def show_instance(uid: str, config: Path, as_json: bool) -> None:
     from dicom_node.ledger import reports
 
     story = reports.instance(_ledger(config), uid)
-    common.print_story(story, as_json=as_json, columns={"jobs": _JOB_COLUMNS})
+    common.print_story(story, as_json=as_json, columns={"jobs": common.JOB_COLUMNS})
 
 
 @click.command()

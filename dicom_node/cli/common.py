@@ -34,6 +34,18 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 _LONG = re.compile(r"uid|reason|detail|advice|deliveries|source|out|path")
 _NOT_IN_TABLES = frozenset({"path", "sha256", "size", "job"})
 
+# What a listing of jobs shows, and how a column is called.
+JOB_COLUMNS = {
+    "id": "job",
+    "state": "state",
+    "task": "task",
+    "instances": "slices",
+    "seconds": "seconds",
+    "deliveries": "deliveries",
+    "created": "created",
+    "reason": "reason",
+}
+
 _SPAN_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 

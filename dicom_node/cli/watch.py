@@ -22,16 +22,6 @@ _NEWEST = 12
 _ALARMING = frozenset(
     {"failed", "held", "dead", "refused", "rejected", "conflict", "waiting", "incomplete"}
 )
-_JOB_COLUMNS = {
-    "id": "job",
-    "state": "state",
-    "task": "task",
-    "instances": "slices",
-    "seconds": "seconds",
-    "deliveries": "deliveries",
-    "created": "created",
-    "reason": "reason",
-}
 
 
 @click.command()
@@ -76,7 +66,7 @@ def view(engine: Engine, *, now: float) -> RenderableType:
 
     found = reports.stats(engine)
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-    newest = common.table(reports.jobs(engine, limit=_NEWEST), _JOB_COLUMNS)
+    newest = common.table(reports.jobs(engine, limit=_NEWEST), common.JOB_COLUMNS)
     return Group(f"[bold]{at}[/bold]", _counters(found), newest)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, extract, func, select
+from sqlalchemy import ColumnElement, Engine, FromClause, extract, func, select
 
 from dicom_node.errors import NotFoundError
 from dicom_node.ledger import judged_rows, retention, rows, story, tables
@@ -315,37 +315,16 @@ def transfers(engine: Engine, association_id: int) -> list[Transfer]:
     What it sent again is not in it, but in `repeats`: the row of an instance names the association
     that was first.
     """
-    instance, association = tables.instances.c, tables.associations.c
-    query = (
-        select(
-            association.calling_ae,
-            association.address,
-            instance.study_instance_uid,
-            instance.sop_class_uid,
-            func.count().label("instances"),
-            func.min(instance.path).label("path"),
-        )
-        .join(tables.associations, association.id == instance.association_id)
-        .where(
-            association.id == association_id,
-            instance.study_instance_uid.is_not(None),
-            instance.path.is_not(None),
-        )
-        .group_by(
-            association.calling_ae,
-            association.address,
-            instance.study_instance_uid,
-            instance.sop_class_uid,
-        )
-        .order_by(instance.study_instance_uid, instance.sop_class_uid)
+    instance = tables.instances.c
+    rows = tables.instances.join(
+        tables.associations, tables.associations.c.id == instance.association_id
     )
-    with reading(engine) as connection:
-        return [Transfer(**row) for row in connection.execute(query).mappings()]
+    return _grouped(engine, rows, association_id, instance.path.is_not(None))
 
 
 def repeats(engine: Engine, association_id: int) -> list[Transfer]:
     """Return what an association brought and the node held already, by study and SOP Class."""
-    instance, association, event = tables.instances.c, tables.associations.c, tables.events.c
+    instance, event = tables.instances.c, tables.events.c
     # Once for each instance, however often it came; and of a UID the row that is valid.
     again = (
         select(event.reason.label("uid"))
@@ -357,28 +336,33 @@ def repeats(engine: Engine, association_id: int) -> list[Transfer]:
         .distinct()
         .subquery()
     )
+    rows = tables.instances.join(again, again.c.uid == instance.sop_instance_uid).join(
+        tables.associations, tables.associations.c.id == association_id
+    )
+    kept = instance.state.in_([tables.InstanceState.RECEIVED, tables.InstanceState.IGNORED])
+    return _grouped(engine, rows, association_id, kept)
+
+
+def _grouped(
+    engine: Engine, rows: FromClause, association_id: int, wanted: ColumnElement[bool]
+) -> list[Transfer]:
+    """Instances of *rows* with an association, by study and SOP Class."""
+    instance, association = tables.instances.c, tables.associations.c
+    groups = (
+        association.calling_ae,
+        association.address,
+        instance.study_instance_uid,
+        instance.sop_class_uid,
+    )
     query = (
         select(
-            association.calling_ae,
-            association.address,
-            instance.study_instance_uid,
-            instance.sop_class_uid,
+            *groups,
             func.count().label("instances"),
             func.coalesce(func.min(instance.path), "").label("path"),
         )
-        .select_from(tables.instances)
-        .join(again, again.c.uid == instance.sop_instance_uid)
-        .join(tables.associations, association.id == association_id)
-        .where(
-            instance.state.in_([tables.InstanceState.RECEIVED, tables.InstanceState.IGNORED]),
-            instance.study_instance_uid.is_not(None),
-        )
-        .group_by(
-            association.calling_ae,
-            association.address,
-            instance.study_instance_uid,
-            instance.sop_class_uid,
-        )
+        .select_from(rows)
+        .where(association.id == association_id, instance.study_instance_uid.is_not(None), wanted)
+        .group_by(*groups)
         .order_by(instance.study_instance_uid, instance.sop_class_uid)
     )
     with reading(engine) as connection:

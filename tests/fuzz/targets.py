@@ -155,20 +155,38 @@ def fuzz_stream(data: bytes) -> None:
     except UnreadableInstanceError:
         assert whole is None
     else:
-        # Without wanted tags it does not look for one that stands twice.
-        assert whole is None or whole.tags == tags
+        if whole is None:
+            # Without wanted tags it does not look for one that stands twice.
+            assert _why_not(rest, syntax) == "an element stands twice in the data set"
+        else:
+            assert whole.tags == tags
 
 
 def _walked(
     data: bytes, syntax: str, size: int, noted: Collection[Tag] | None = None
 ) -> Contents | None:
-    scanner = Scanner(syntax, _WANTED, noted=noted, max_elements=10_000, max_inflated=1 << 20)
+    scanner = _scanner(syntax, noted)
     try:
         for piece in pieces(data, size):
             scanner.feed(piece)
         return scanner.finish()
     except UnreadableInstanceError:
         return None
+
+
+def _why_not(data: bytes, syntax: str) -> str | None:
+    """Why a data set is not taken; None when it is."""
+    scanner = _scanner(syntax, None)
+    try:
+        scanner.feed(data)
+        scanner.finish()
+    except UnreadableInstanceError as error:
+        return error.message
+    return None
+
+
+def _scanner(syntax: str, noted: Collection[Tag] | None) -> Scanner:
+    return Scanner(syntax, _WANTED, noted=noted, max_elements=10_000, max_inflated=1 << 20)
 
 
 def fuzz_instance(data: bytes) -> None:

@@ -23,7 +23,7 @@ from tests.unit.restoration.conftest import small_model
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from restoration.fused import FusedNAFBlock, FusedRouting
+from restoration.fused import FusedNAFBlock, fused_routing
 from restoration.kernels import search
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -85,7 +85,7 @@ def test_a_fused_expert_gives_what_the_plain_one_does(channels: int) -> None:
     routing = stirred(TaskAdaptiveRouting(channels, 3))
     x = images(2, channels, 9, 13)
     weights = torch.eye(3)[[1, 1]]
-    ours = FusedRouting(routing, torch.float32).to(DEVICE)(x.to(DEVICE), 1)
+    ours = fused_routing(routing, torch.float32).to(DEVICE)(x.to(DEVICE), 1)
     assert relative(ours, routing(x, weights)) < 2e-6
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from restoration.fidelity import (
+    LEAST_SIDE,
     Calibration,
     Evidence,
     Fidelity,
@@ -35,7 +36,7 @@ _LEAST_KEPT_OUT = 4  # held-out subjects of a task that are shared between learn
 _FEATURE_SLICES = 400
 _SHRINKAGE = 0.1  # of the covariance towards its diagonal
 _PROBED = 8  # one slice in so many
-_PROBED_SERIES = 4  # one series in so many: a probe costs two passes or three
+_PROBED_SERIES = 2  # one series in so many: a probe costs two passes or three
 _ITEMS = 2  # of a subject and a contrast
 
 Progress = Callable[[int, int, str], None]
@@ -87,12 +88,14 @@ def calibrate(
     task: str,
     *,
     most: int = 12,
+    least_subjects: int = levels.LEAST_SUBJECTS,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Learn the levels of one task from at most `most` slices of each item.
 
-    Raises ValueError when fewer than two subjects of the task lie in the model's domain.
+    A gate of which fewer than `least_subjects` have a value keeps the level of the program. Raises
+    ValueError when fewer than two subjects of the task lie in the model's domain.
     """
     subjects = subjects_of(restorer, sets, task)
     inputs = input_model(restorer, sets, task)
@@ -111,16 +114,22 @@ def calibrate(
         name: {subject: np.concatenate(parts) for subject, parts in rows.items()}
         for name, rows in table.items()
     }
-    learnt = levels.learn(values, RestorationTask(task))
+    learnt = levels.learn(values, RestorationTask(task), least_subjects)
     basis = {
         "quantiles": {each.name.lower(): each.quantile for each in levels.Level},
+        "content": {each.name.lower(): each.content for each in levels.Level},
+        "confidence": levels.CONFIDENCE,
+        "least_subjects": least_subjects,
+        "program_levels": dict(learnt.kept),
         "margins": {name: list(factors) for name, factors in learnt.factors.items()},
-        "left_out_alarms": {"warn": learnt.alarms[0], "fail": learnt.alarms[1]},
+        "left_out_alarms": learnt.alarms and {"warn": learnt.alarms[0], "fail": learnt.alarms[1]},
         "slices": slices,
         "medians": learnt.medians,
         **_counts(subjects),
     }
-    return Outcome(Calibration(learnt.levels, inputs, basis), values)
+    # Without a level of its own the distance would be a number that nothing judges.
+    kept = inputs if "likeness" in learnt.levels else None
+    return Outcome(Calibration(learnt.levels, kept, basis), values)
 
 
 def measured(
@@ -190,7 +199,7 @@ def _items(restorer: Restorer, sets: Sequence[PreparedSet], task: str) -> Chosen
         (dataset, item)
         for dataset in sets
         for item in dataset.items(task)
-        if in_domain(restorer, item) and min(item.shape[1:]) >= 16
+        if in_domain(restorer, item) and min(item.shape[1:]) >= LEAST_SIDE
     ]
 
 

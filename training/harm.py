@@ -38,6 +38,12 @@ class Slice:
     task: str
     subject: str
     scores: Mapping[str, float]
+    warned: bool = False  #: some gate is beyond its level of warning
+
+    @property
+    def failed(self) -> bool:
+        """Some gate is beyond its level of failure."""
+        return self.score > 1
 
     @property
     def score(self) -> float:
@@ -128,7 +134,7 @@ def table(clean: Sequence[Slice], faulty: Mapping[Fault, Sequence[Slice]]) -> li
                     fault.name,
                     fault.size,
                     task,
-                    _rate(each.score > 1 for each in mine),
+                    _rate(each.failed for each in mine),
                     _rate(each.score > limit for each in mine),
                     _by_gate(own, mine),
                     {
@@ -174,22 +180,26 @@ def _scored(
     values = columns(found, len(series.lq))
     task = series.task
     specs = [BY_NAME[name] for name in values if task in BY_NAME[name].tasks]
-    return [
-        Slice(
+    levels = {spec.name: calibration.levels.get(spec.name, spec.level(task)) for spec in specs}
+
+    def judged(index: int) -> Slice:
+        known = {spec.name: float(values[spec.name][index]) for spec in specs}
+        return Slice(
             task.value,
             series.subject,
             {
                 spec.name: exceedance(
-                    spec,
-                    float(values[spec.name][index]),
-                    calibration.levels.get(spec.name, spec.level(task)),
-                    medians.get(spec.name),
+                    spec, known[spec.name], levels[spec.name], medians.get(spec.name)
                 )
                 for spec in specs
             },
+            any(
+                not math.isnan(value) and value not in levels[name].warn
+                for name, value in known.items()
+            ),
         )
-        for index in slices
-    ]
+
+    return [judged(index) for index in slices]
 
 
 def _rate(hits: Iterable[bool]) -> Rate:

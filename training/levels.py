@@ -1,14 +1,25 @@
 """Levels of the gates from what they measured on subjects: quantiles, and room for another subject.
 
 The unit of independence is the subject. A quantile over the slices of a few subjects says where
-*their* slices end; the next subject differs. So each level is moved outwards from the median by a
-factor of its gate, the least with which subjects left out of the learning, one after the other,
-give no more alarms than the gate's share of what was asked for of all.
+*their* slices end; the next subject differs. So each level is moved outwards twice:
+
+- from the median by a factor of its gate, the least with which subjects left out of the learning,
+  one after the other, give no more alarms than the gate's share of what was asked for of all;
+- at least to the tolerance limit over subjects: a normal distribution of the subjects' extreme
+  slices has a share `Level.content` of subjects inside it, with a confidence of CONFIDENCE. Its
+  factor is exact and grows as subjects get fewer (noncentral t; Hahn and Meeker, Statistical
+  Intervals, 4.4).
+
+A gate that fewer than LEAST_SUBJECTS subjects speak for keeps the level of the program. The next
+of n alike subjects is more extreme than all of them with a probability of 1 / (n + 1) on each side:
+with fewer than 19 that alone is more than one in twenty, and nothing in their slices can tell.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,23 +34,33 @@ Values = npt.NDArray[np.float64]
 Table = Mapping[str, Mapping[str, Values]]
 
 
-class Level(enum.Enum):
-    """A level: its quantile of slices, and the alarms it may raise on a subject left out."""
+LEAST_SUBJECTS = 19
+CONFIDENCE = 0.95
 
-    WARN = (0.99, 0.05)
-    FAIL = (0.999, 0.005)
+
+class Level(enum.Enum):
+    """A level: its quantile of slices, the alarms it may raise, and the subjects inside it."""
+
+    WARN = (0.99, 0.05, 0.95)
+    FAIL = (0.999, 0.005, 0.9975)
 
     @property
     def quantile(self) -> float:
         """Of the slices of those it is learnt from."""
-        quantile, _ = self.value
+        quantile, _, _ = self.value
         return quantile
 
     @property
     def alarms(self) -> float:
         """Share of the slices of a subject that was left out."""
-        _, alarms = self.value
+        _, alarms, _ = self.value
         return alarms
+
+    @property
+    def content(self) -> float:
+        """Share of all subjects whose slices lie inside one end of one gate."""
+        _, _, content = self.value
+        return content
 
 
 _FACTORS = tuple(np.round(np.arange(1.0, 4.01, 0.1), 1).tolist())
@@ -56,49 +77,79 @@ class Learnt:
     levels: Mapping[str, Levels]
     medians: Mapping[str, float]
     factors: Mapping[str, tuple[float, float]]  #: of the warning and the failing level, by gate
-    alarms: tuple[
-        float, float
-    ]  #: warnings and failures of the subjects that were left out, any gate
+    alarms: tuple[float, float] | None
+    """Warnings and failures of the subjects that were left out, any learnt gate; None without."""
+    kept: Mapping[str, int]
+    """Gates that keep the level of the program, and how many subjects spoke for each."""
 
 
-def learn(table: Table, task: RestorationTask) -> Learnt:
-    """Warning and failing levels of every gate of a task with something to learn from.
+def learn(table: Table, task: RestorationTask, least: int = LEAST_SUBJECTS) -> Learnt:
+    """Warning and failing levels of every gate of a task that enough subjects speak for.
 
     Raises ValueError for fewer than two subjects: nothing would say how subjects differ.
     """
     subjects = sorted({subject for rows in table.values() for subject in rows})
     if len(subjects) < 2:
         raise ValueError("levels need at least two subjects to learn from")
-    margins = {level: _margins(table, subjects, task, level) for level in Level}
-    levels, medians, factors = {}, {}, {}
-    for spec in _learnable(table):
-        values = _pooled(table[spec.name], subjects)
-        if values.size == 0:
-            continue
-        medians[spec.name] = float(np.median(values))
+    counts = {
+        spec.name: len(_known(table[spec.name], subjects))
+        for spec in GATES
+        if spec.learn and spec.name in table
+    }
+    kept = {name: count for name, count in counts.items() if count < max(2, least)}
+    medians = {
+        name: float(np.median(np.concatenate(_known(table[name], subjects))))
+        for name, count in counts.items()
+        if count
+    }
+    learnable = {name: rows for name, rows in table.items() if name in counts and name not in kept}
+    margins = {level: _margins(learnable, subjects, task, level) for level in Level}
+    levels, factors = {}, {}
+    for spec in _specs(learnable):
+        rows = _known(table[spec.name], subjects)
+        both = [margins[level][0][spec.name] for level in Level]
         inner, outer = (
-            bounds(spec, Spread.of(spec, values, level), task, level, margins[level][0][spec.name])
-            for level in Level
+            bounds(spec, Spread.of(spec, rows, level), task, level, factor)
+            for level, factor in zip(Level, both, strict=True)
         )
         levels[spec.name] = Levels(inner, _around(outer, inner))
-        factors[spec.name] = (margins[Level.WARN][0][spec.name], margins[Level.FAIL][0][spec.name])
-    return Learnt(levels, medians, factors, (margins[Level.WARN][1], margins[Level.FAIL][1]))
+        factors[spec.name] = (both[0], both[1])
+    shares = (margins[Level.WARN][1], margins[Level.FAIL][1]) if levels else None
+    return Learnt(levels, medians, factors, shares, kept)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Where the values of a gate lie: median and both tails, on the gate's own scale."""
+    """Where the values of a gate lie on the gate's own scale: median, and both ends twice."""
 
     middle: float
-    low: float
-    high: float
+    tails: tuple[float, float]  #: quantiles of the slices
+    limits: tuple[float, float]  #: tolerance limits over the subjects
 
     @classmethod
-    def of(cls, spec: GateSpec, values: Values, level: Level) -> Spread:
-        """Of pooled values, at least one."""
-        scaled = np.log(np.maximum(values, _TINY)) if spec.logarithmic else values
-        tails = np.quantile(scaled, [0.5, 1 - level.quantile, level.quantile])
-        return cls(*(float(each) for each in tails))
+    def of(cls, spec: GateSpec, rows: Sequence[Values], level: Level) -> Spread:
+        """Of the values of each subject, at least one of at least one subject; no NaN."""
+        scaled = [np.log(np.maximum(row, _TINY)) if spec.logarithmic else row for row in rows]
+        pooled = np.concatenate(scaled)
+        middle, low, high = np.quantile(pooled, [0.5, 1 - level.quantile, level.quantile])
+        lowest, highest = (np.array([end(row) for row in scaled]) for end in (np.min, np.max))
+        if len(rows) < 2:
+            return cls(float(middle), (float(low), float(high)), (float(low), float(high)))
+        factor = tolerance_factor(len(rows), level.content)
+        limits = (
+            float(lowest.mean() - factor * lowest.std(ddof=1)),
+            float(highest.mean() + factor * highest.std(ddof=1)),
+        )
+        return cls(float(middle), (float(low), float(high)), limits)
+
+
+@functools.lru_cache(maxsize=256)
+def tolerance_factor(subjects: int, content: float, confidence: float = CONFIDENCE) -> float:
+    """How many SD above the mean of a normal sample the one-sided tolerance limit lies."""
+    from scipy.stats import nct, norm
+
+    root = math.sqrt(subjects)
+    return float(nct.ppf(confidence, subjects - 1, root * norm.ppf(content)) / root)
 
 
 def bounds(
@@ -106,14 +157,16 @@ def bounds(
 ) -> Bounds:
     """The tails that the gate looks at, moved out from the median by a factor.
 
-    Never nearer to zero than a share of the program's own level, for rounding is no harm, and never
-    nearer to the median of a ratio than _CLOSEST.
+    Never inside the tolerance limits over subjects, never nearer to zero than a share of the
+    program's own level, for rounding is no harm, and never nearer to the median of a ratio than
+    _CLOSEST.
     """
-    ends = (spread.middle + factor * (end - spread.middle) for end in (spread.low, spread.high))
-    low, high = (float(np.exp(end)) if spec.logarithmic else end for end in ends)
+    middle, (low, high) = spread.middle, spread.tails
+    low = min(middle + factor * (low - middle), spread.limits[0])
+    high = max(middle + factor * (high - middle), spread.limits[1])
     if spec.logarithmic:
-        low = min(low, float(np.exp(spread.middle)) / _CLOSEST)
-        high = max(high, float(np.exp(spread.middle)) * _CLOSEST)
+        low = math.exp(min(low, middle - math.log(_CLOSEST)))
+        high = math.exp(max(high, middle + math.log(_CLOSEST)))
     default = getattr(spec.level(task), level.name.lower())
     if default.low is not None and default.low <= 0:
         low = min(low, _LEAST * default.low)
@@ -166,7 +219,7 @@ def _margins(
         ]
         return float(np.mean(found))
 
-    names = [spec.name for spec in _learnable(table)]
+    names = [spec.name for spec in _specs(table)]
     share = level.alarms / _GATES_AT_ONCE
     factors = {
         name: next(
@@ -179,18 +232,18 @@ def _margins(
 
 
 def _spreads(table: Table, subjects: Sequence[str], level: Level) -> list[tuple[GateSpec, Spread]]:
-    pooled = [(spec, _pooled(table[spec.name], subjects)) for spec in _learnable(table)]
-    return [(spec, Spread.of(spec, values, level)) for spec, values in pooled if values.size]
+    rows = [(spec, _known(table[spec.name], subjects)) for spec in _specs(table)]
+    return [(spec, Spread.of(spec, values, level)) for spec, values in rows if values]
 
 
-def _learnable(table: Table) -> list[GateSpec]:
-    return [spec for spec in GATES if spec.learn and spec.name in table]
+def _specs(table: Table) -> list[GateSpec]:
+    return [spec for spec in GATES if spec.name in table]
 
 
-def _pooled(rows: Mapping[str, Values], subjects: Sequence[str]) -> Values:
-    values = np.concatenate([np.empty(0), *(rows[name] for name in subjects if name in rows)])
-    pooled: Values = values[~np.isnan(values)]
-    return pooled
+def _known(rows: Mapping[str, Values], subjects: Sequence[str]) -> list[Values]:
+    """The values of each subject that has any."""
+    found = [rows[name][~np.isnan(rows[name])] for name in subjects if name in rows]
+    return [values for values in found if values.size]
 
 
 def _around(outer: Bounds, inner: Bounds) -> Bounds:

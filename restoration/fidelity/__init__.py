@@ -5,13 +5,23 @@ compare with. These gates compare input and output and say how unusual their rel
 levels are learnt from subjects the model was not trained on (`diffcode calibrate`).
 """
 
-from restoration.fidelity.assess import Evidence, Measured, assess, judge, measure
+from restoration.fidelity.assess import (
+    LEAST_SIDE,
+    Evidence,
+    Measured,
+    SliceMeasures,
+    assess,
+    judge,
+    measure,
+    measure_slices,
+)
 from restoration.fidelity.calibration import Calibration, InputModel
 from restoration.fidelity.catalogue import GATES, GateSpec
 from restoration.fidelity.verdicts import Bounds, Fidelity, Gate, Levels, Verdict, worst
 
 __all__ = [
     "GATES",
+    "LEAST_SIDE",
     "Bounds",
     "Calibration",
     "Evidence",
@@ -21,9 +31,11 @@ __all__ = [
     "InputModel",
     "Levels",
     "Measured",
+    "SliceMeasures",
     "Verdict",
     "assess",
     "judge",
     "measure",
+    "measure_slices",
     "worst",
 ]

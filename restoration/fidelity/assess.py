@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,11 @@ from restoration.kspace import Support, empty_band
 from restoration.tasks import RestorationTask, intensity_scale
 
 Volume = npt.NDArray[np.float32]
-# Slices measured at once; more only takes memory.
-_CHUNK_PIXELS = {"cpu": 4 * 512 * 512, "cuda": 64 * 512 * 512}
+Progress = Callable[[int, int], None]
+LEAST_SIDE = 16  #: rows and columns below which a slice says too little about itself
+# Slices measured at once. On a CPU one: more only takes memory, and sums over a slice that is
+# alone are the same in any company.
+_CHUNK_PIXELS = {"cuda": 64 * 512 * 512}
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class Measured:
     values: tuple[float | None, ...]
     slices: tuple[int, ...] = ()
     reason: str = ""  #: why there is none, or what the number means
+
+
+@dataclass(frozen=True)
+class SliceMeasures:
+    """What one slice says by itself, and what its neighbours are compared with."""
+
+    values: dict[str, float]  #: NaN where there is nothing to measure
+    before: Volume  #: the thumbnail of the input: `series.thumbnail`
+    after: Volume  #: and that of the result
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ class Evidence:
     support: Support | None = None  #: the acquired k-space of MR; None: look for it
     probes: Mapping[str, Measured] = field(default_factory=dict)  #: runs of the network
     intact: bool | None = None  #: whether the weights in memory are those that were loaded
+    #: Slices that were measured by `measure_slices` before, by their index.
+    measured: Mapping[int, SliceMeasures] = field(default_factory=dict)
 
 
 def assess(
@@ -55,11 +69,14 @@ def assess(
     evidence: Evidence | None = None,
     calibration: Calibration | None = None,
     device: torch.device | str = "cpu",
+    progress: Progress | None = None,
 ) -> Fidelity:
     """Judge `after` beside `before`, both (slices, rows, columns) in HU, SUV or MR units.
 
-    Raises ValueError for shapes that differ or an input that is not finite; an output that is not
-    finite fails. A gate that had nothing to judge is NOT_APPLICABLE and says why.
+    Raises ValueError for shapes that differ, for slices of fewer than LEAST_SIDE rows or columns
+    and for an input that is not finite; an output that is not finite fails. `progress` is called
+    with (slices measured, slices in all). A gate that had nothing to judge is NOT_APPLICABLE and
+    says why.
     """
     task = RestorationTask(task)
     found = measure(
@@ -69,6 +86,7 @@ def assess(
         evidence=evidence,
         inputs=None if calibration is None else calibration.inputs,
         device=device,
+        progress=progress,
     )
     return judge(found, task, len(before), calibration)
 
@@ -93,7 +111,7 @@ def judge(
         for spec in GATES
         if task in spec.tasks
     )
-    return Fidelity(task.value, slices, gates, calibrated=calibration is not None)
+    return Fidelity(task.value, slices, gates, calibrated=bool(learnt))
 
 
 def measure(
@@ -104,22 +122,33 @@ def measure(
     evidence: Evidence | None = None,
     inputs: InputModel | None = None,
     device: torch.device | str = "cpu",
+    progress: Progress | None = None,
 ) -> dict[str, Measured]:
     """The values of every gate of a task, without a verdict."""
     task = RestorationTask(task)
     evidence = evidence or Evidence()
     before, after = _checked(before, after)
-    known = np.nan_to_num(after, nan=0.0, posinf=0.0, neginf=0.0)
     support = evidence.support
     if task is MR and support is None:
         support = empty_band(torch.from_numpy(before))
     scale = float(evidence.diagnostics.get("intensity_scale", intensity_scale(before, task)))
-    found = _slices(before, known, task, scale, support, inputs, torch.device(device))
-    found["finite"] = _per_slice((~np.isfinite(after)).sum(axis=(1, 2)).astype(float))
+    found = _slices(
+        before,
+        after,
+        task,
+        scale,
+        support,
+        inputs,
+        torch.device(device),
+        progress,
+        evidence.measured,
+    )
+    found["finite"] = _per_slice(np.array([(~np.isfinite(plane)).sum() for plane in after], float))
     found["domain"] = _domain(evidence)
     found["weights"] = _weights(evidence.intact)
     found |= _network(evidence, task, len(before))
     if task is PET:
+        known = np.nan_to_num(after, nan=0.0, posinf=0.0, neginf=0.0)
         found |= _pet(before, known, evidence)
     if task is MR:
         found["empty_band"] = _empty_band(support, before)
@@ -130,6 +159,31 @@ def measure(
     return found
 
 
+def measure_slices(
+    before: Volume,
+    after: Volume,
+    task: RestorationTask,
+    *,
+    scale: float = 1.0,
+    support: Support | None = None,
+    inputs: InputModel | None = None,
+    device: torch.device | str = "cpu",
+) -> list[SliceMeasures]:
+    """What each slice says by itself; (slices, rows, columns), finite, MR times `scale` at 1150."""
+    device = torch.device(device)
+    x, y = (torch.from_numpy(volume).to(device) * scale for volume in (before, after))
+    found = measures.slice_measures(measures.Slices(x, y, task, support))
+    if inputs is not None:
+        features = measures.input_features(x, found["noise_level"])
+        found["likeness"] = measures.likeness(features, _tensors(inputs, device))
+    small = (series.thumbnail(x).cpu().numpy(), series.thumbnail(y).cpu().numpy())
+    values = {name: each.tolist() for name, each in found.items()}
+    return [
+        SliceMeasures({name: each[i] for name, each in values.items()}, small[0][i], small[1][i])
+        for i in range(len(x))
+    ]
+
+
 def _slices(
     before: Volume,
     after: Volume,
@@ -138,27 +192,35 @@ def _slices(
     support: Support | None,
     inputs: InputModel | None,
     device: torch.device,
+    progress: Progress | None,
+    known: Mapping[int, SliceMeasures],
 ) -> dict[str, Measured]:
     """What each slice says, some slices at a time, and what neighbours say about each other."""
-    model = None if inputs is None else _tensors(inputs, device)
     size = max(1, _CHUNK_PIXELS.get(device.type, 0) // (before.shape[1] * before.shape[2]))
-    parts: list[measures.Measures] = []
-    thumbnails: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, len(before), size):
-        x, y = (
-            torch.from_numpy(volume[start : start + size]).to(device) * scale
-            for volume in (before, after)
+    every = dict(known)
+    left = [index for index in range(len(before)) if index not in every]
+    for start in range(0, len(left), size):
+        chosen = left[start : start + size]
+        x, y = before[chosen], np.nan_to_num(after[chosen], nan=0.0, posinf=0.0, neginf=0.0)
+        found = measure_slices(
+            x, y, task, scale=scale, support=support, inputs=inputs, device=device
         )
-        part = measures.slice_measures(measures.Slices(x, y, task, support))
-        if model is not None:
-            features = measures.input_features(x, part["noise_level"])
-            part["likeness"] = measures.likeness(features, model)
-        parts.append({name: values.cpu() for name, values in part.items()})
-        thumbnails.append((series.thumbnail(x).cpu(), series.thumbnail(y).cpu()))
+        every.update(zip(chosen, found, strict=True))
+        if progress is not None:
+            progress(len(every), len(before))
+    return _together([every[index] for index in range(len(before))])
+
+
+def _together(slices: Sequence[SliceMeasures]) -> dict[str, Measured]:
+    """The values of all slices by name, with those that need their neighbours."""
     found = {
-        name: _per_slice(torch.cat([part[name] for part in parts]).numpy()) for name in parts[0]
+        name: _per_slice(np.array([each.values[name] for each in slices]))
+        for name in slices[0].values
     }
-    x, y = (torch.cat(stack) for stack in zip(*thumbnails, strict=True))
+    x, y = (
+        torch.from_numpy(np.stack(stack))
+        for stack in ([each.before for each in slices], [each.after for each in slices])
+    )
     found["slice_order"] = _of_neighbours(series.slice_order(x, y))
     found["continuity"] = _of_neighbours(series.continuity(x, y))
     return found
@@ -169,9 +231,12 @@ def _checked(before: Volume, after: Volume) -> tuple[Volume, Volume]:
         raise ValueError(
             f"input and output must be volumes of one shape, not {before.shape} and {after.shape}"
         )
-    if min(before.shape[1:]) < 16:
-        raise ValueError(f"slices of {before.shape[1]}x{before.shape[2]} pixels are too small")
-    if not np.isfinite(before).all():
+    if min(before.shape[1:]) < LEAST_SIDE:
+        raise ValueError(
+            f"slices of {before.shape[1]}x{before.shape[2]} pixels are too small to be judged: "
+            f"{LEAST_SIDE} are the least"
+        )
+    if not all(np.isfinite(plane).all() for plane in before):
         raise ValueError("the input holds values that are not finite")
     return (
         np.require(before, np.float32, ["C", "W"]),

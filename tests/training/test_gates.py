@@ -77,7 +77,10 @@ def calibrated(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     root = tmp_path_factory.mktemp("calibrated")
     subjects = {f"train{i}": "train" for i in range(3)} | {f"val{i}": "val" for i in range(4)}
     data = prepared(root / "data", subjects)
-    done = run("calibrate", bundle, root / "out", "--data", data, "--plots", root / "plots")
+    done = run(
+        "calibrate", bundle, root / "out", "--data", data, "--plots", root / "plots",
+        "--least-subjects", 2,
+    )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert {path.name for path in (root / "plots").iterdir()} == {
         "ct_denoise.png", "pet_synthesis.png",
@@ -96,7 +99,8 @@ def test_levels_are_learnt_from_half_of_the_validation_subjects_and_the_trained_
         assert made.basis["kept_out"] == 2
         held = {pseudonym(f"val{i}") for i in range(4)} & set(made.basis["learnt_from"])
         assert len(held) == 2
-        assert {"structure", "gain", "noise_level", "idempotence"} <= set(made.levels)
+        assert {"structure", "gain", "noise_level"} <= set(made.levels)
+        assert "idempotence" in set(made.levels) | set(made.basis["program_levels"])
         assert made.inputs is not None
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "## Gates" in card
@@ -111,6 +115,13 @@ def test_subjects_of_their_own_split_are_learnt_from_alone(bundle: Path, tmp_pat
     assert done.exit_code == 0, done.output
     (made,) = read_manifest(tmp_path / "out").calibration.values()
     assert set(made.basis["learnt_from"]) == {pseudonym(name) for name in "bcd"}
+    # three are too few to learn from, and it is said wherever somebody may look
+    assert made.levels == {}
+    assert made.basis["program_levels"]["gain"] == 3
+    assert "fewer than 19: the levels of the program stay" in done.output
+    volume = tmp_path / "data" / "ct_denoise-e.lq.npy"
+    judged = run("gates", volume, volume, "--task", "ct_denoise", "--bundle", tmp_path / "out")
+    assert "levels not calibrated: defaults" in judged.output
 
 
 def test_the_bench_uses_subjects_that_were_not_learnt_from(
@@ -124,6 +135,7 @@ def test_the_bench_uses_subjects_that_were_not_learnt_from(
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "harm.json").read_text(encoding="utf-8"))
     assert found["false_alarms"]["ct_denoise"]["total"] == 10  # two subjects of five slices
+    assert found["warnings"]["ct_denoise"]["hits"] >= found["false_alarms"]["ct_denoise"]["hits"]
     rows = {(row["task"], row["fault"], row["size"]): row for row in found["faults"]}
     offset = rows["ct_denoise", "HU offset", "10 HU"]["at_false_alarms"]
     assert offset["hits"] == offset["total"] == 10

@@ -97,6 +97,13 @@ def _print(found: Fidelity) -> None:
 @_DATA
 @_TASKS
 @click.option("--slices", default=12, show_default=True, type=click.IntRange(1), help="of an item")
+@click.option(
+    "--least-subjects",
+    default=19,
+    show_default=True,
+    type=click.IntRange(2),
+    help="a gate of fewer keeps the program's level",
+)
 @click.option("--plots", type=FOLDER, help="draw the distributions into this folder")
 @_CACHE
 @_THREADS
@@ -109,6 +116,7 @@ def calibrate(
     folders: tuple[Path, ...],
     tasks: tuple[str, ...],
     slices: int,
+    least_subjects: int,
     plots: Path | None,
     cache: Path | None,
     threads: int | None,
@@ -118,9 +126,11 @@ def calibrate(
     """Learn the levels of the gates and write BUNDLE with them as OUT; the weights stay.
 
     Levels are quantiles over slices, 0.99 to warn and 0.999 to fail, moved outwards until subjects
-    that were left out of the learning raise few alarms. Subjects with the split "calibration" in a
-    prepared manifest are learnt from where there are any. Otherwise every other validation subject
-    is (with four or more), and training subjects widen the levels; the manifest counts both.
+    that were left out of the learning raise few alarms, and at least to the tolerance limit over
+    subjects. With too few subjects the levels of the program stay, and the card says so. Subjects
+    with the split "calibration" in a prepared manifest are learnt from where there are any.
+    Otherwise every other validation subject is (with four or more), and training subjects widen the
+    levels; the manifest counts both.
 
     \b
     diffcode calibrate compact compact-calibrated --data prepared --plots docs/gates
@@ -135,18 +145,28 @@ def calibrate(
     with progress_bar("calibrating") as progress:
         for task in tasks or restorer.manifest.tasks:
             outcomes[task] = learn(
-                restorer, sets, task, most=slices, cache=cache, progress=progress
+                restorer,
+                sets,
+                task,
+                most=slices,
+                least_subjects=least_subjects,
+                cache=cache,
+                progress=progress,
             )
     if plots is not None:
         for task, outcome in outcomes.items():
             calibrated.draw(outcome, task, plots / f"{task}.png")
     manifest = calibrated.write(bundle, out, outcomes, overwrite=overwrite)
     for task, outcome in outcomes.items():
-        basis = outcome.calibration.basis
+        basis, alarms = outcome.calibration.basis, outcome.calibration.basis["left_out_alarms"]
+        end = (
+            f"left out, {100 * alarms['fail']:.2f} % of slices fail"
+            if alarms
+            else f"fewer than {least_subjects}: the levels of the program stay"
+        )
         click.echo(
             f"{task}: {basis['slices']} slices of {basis['subjects']} subjects, "
-            f"{basis['kept_out']} not trained on; left out, "
-            f"{100 * basis['left_out_alarms']['fail']:.2f} % of slices fail",
+            f"{basis['kept_out']} not trained on; {end}",
             err=True,
         )
     click.echo(f"{out}: {manifest.name} {manifest.version}, {manifest.sha256}")

@@ -83,6 +83,8 @@ def test_the_printed_table_has_each_fault_with_its_interval() -> None:
     rate = Rate(3, 4).to_dict()
     values = {
         "false_alarms": {"ct_denoise": Rate(1, 200).to_dict()},
+        "warnings": {"ct_denoise": Rate(9, 200).to_dict()},
+        "clean_subjects": {"ct_denoise": {"1": Rate(0, 150).to_dict(), "2": Rate(1, 50).to_dict()}},
         "faults": [
             {
                 "fault": "HU offset", "size": "5 HU", "task": "ct_denoise", "shipped": rate,
@@ -91,8 +93,10 @@ def test_the_printed_table_has_each_fault_with_its_interval() -> None:
         ],
     }  # fmt: skip
     text = "\n".join(markdown(values))
-    assert "| ct_denoise | 200 | 0.5 % | 0.0 ... 2.8 |" in text
+    assert "| ct_denoise | 2 | 200 | 99.5 % | 97.2 ... 100.0 | 95.5 % |" in text
     assert "| ct_denoise | HU offset | 5 HU | 4 | 75.0 % | 75.0 % | 19.4 ... 99.4 |" in text
+    assert "| ct_denoise, % | size | `gain` |" in text
+    assert "| HU offset | 5 HU | 75 |" in text
 
 
 @pytest.mark.parametrize("task", list(RestorationTask))

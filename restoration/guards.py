@@ -6,11 +6,10 @@ them would hide it. The gates (:mod:`restoration.fidelity`) judge the result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from restoration.kspace import Support
 from restoration.network import Pass
@@ -31,12 +30,18 @@ LIMITS = {
 }
 
 
-def change_values(x: Volume, y: Volume, task: RestorationTask, scale: float) -> Diagnostics:
-    """What the network did to the mean and with what energy, by slice."""
-    return {
-        "mean_drift": _drift(x, y, task, scale).tolist(),
-        "residual_ratio": _residual_ratio(x, y, task, scale).tolist(),
-    }
+def change_values(
+    x: Volume, y: Volume, task: RestorationTask, scale: float
+) -> list[dict[str, float]]:
+    """What the network did to the mean of each slice, and with what energy."""
+    # Slice by slice: how a sum is rounded must not depend on how many others come with it.
+    return [
+        {
+            "mean_drift": float(_drift(x[i : i + 1], y[i : i + 1], task, scale)[0]),
+            "residual_ratio": float(_residual_ratio(x[i : i + 1], y[i : i + 1], task, scale)[0]),
+        }
+        for i in range(len(x))
+    ]
 
 
 def tripped(values: Diagnostics, task: RestorationTask, tighter: Mapping[str, float]) -> list[str]:
@@ -99,16 +104,15 @@ def at_full_strength(values: Diagnostics, strength: float) -> Diagnostics:
     }
 
 
-def pass_values(passes: Sequence[Pass]) -> Diagnostics:
-    """What the passes of the network said, by slice."""
-    values: Diagnostics = {}
-    for name in ("latent_distance", "reference_distance"):
-        distances = [getattr(part, name) for part in passes if getattr(part, name) is not None]
-        if distances:
-            values[name] = torch.cat(distances).tolist()
-    logits = [part.class_logits for part in passes if part.class_logits is not None]
-    if logits:
-        stacked = torch.cat(logits)
+def pass_values(done: Pass) -> list[dict[str, float]]:
+    """What a pass of the network said of each of its slices."""
+    columns = {
+        name: distance.tolist()
+        for name in ("latent_distance", "reference_distance")
+        if (distance := getattr(done, name)) is not None
+    }
+    if done.class_logits is not None:
         for task in RestorationTask:
-            values[f"class_logit_{task.value}"] = stacked[:, task.index].tolist()
-    return values
+            columns[f"class_logit_{task.value}"] = done.class_logits[:, task.index].tolist()
+    slices = range(len(done.restored))
+    return [{name: column[i] for name, column in columns.items()} for i in slices]

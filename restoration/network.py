@@ -61,6 +61,16 @@ class Network:
         """Why the network does not run in the precision that was asked for; None where it does."""
         return self._first.remark
 
+    @property
+    def basis(self) -> str:
+        """What the bits of a pass rest on beside the weights: device, precision, threads."""
+        first = self._first
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        return (
+            f"torch {torch.__version__}, {self.device.type} {name}, {first.dtype} "
+            f"{first.form.value}, {torch.get_num_threads()} threads, {self.limits}"
+        )
+
     def slices(self, height: int, width: int) -> int:
         """How many slices of that size to take at once."""
         if self._limits.batch_pixels is None:

@@ -4,7 +4,9 @@
     result = restorer.restore(volume_hu, "ct_denoise")
 
 A slice goes through window → network → un-window as a *change* that is added to the input, so
-pixels outside the window, and all pixels at strength 0, keep their value bit by bit.
+pixels outside the window, and all pixels at strength 0, keep their value bit by bit. A slice that
+nothing of its volume enters may be restored before the others are there (`Restorer.stands_alone`,
+`Restorer.restore_slice`), and its volume with it (`kept`).
 
     RestorationError
     ├── BundleError               see restoration.bundle
@@ -13,17 +15,15 @@ pixels outside the window, and all pixels at strength 0, keep their value bit by
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from restoration.bundle import (
     BundleError,
@@ -36,12 +36,19 @@ from restoration.bundle import (
 from restoration.diffcode import DiffCode
 from restoration.domain import TaskDomain, missing, outside
 from restoration.execution import chosen_device
-from restoration.fidelity import Evidence, Fidelity, Measured, Verdict, assess
+from restoration.fidelity import (
+    LEAST_SIDE,
+    Evidence,
+    Fidelity,
+    Measured,
+    SliceMeasures,
+    Verdict,
+    assess,
+    measure_slices,
+)
 from restoration.guards import (
     Diagnostics,
     at_full_strength,
-    change_values,
-    pass_values,
     scale_of,
     support_of,
     support_values,
@@ -51,18 +58,27 @@ from restoration.kspace import (
     SAME_GRID,
     GridChange,
     Support,
-    data_consistency,
-    empty_band,
-    zero_fill,
     zero_filled_grid,
     zero_filled_support,
 )
-from restoration.lowpass import low_frequency_change
-from restoration.network import Limits, Network, Pass
+from restoration.network import Limits, Network
 from restoration.probes import disturbed, probed, relative
-from restoration.tasks import RestorationTask, intensity_scale, normalise, spec
+from restoration.slices import (
+    Kept,
+    Progress,
+    RestorationMemoryError,
+    SliceJob,
+    SliceLoop,
+    SliceResult,
+    default_seed,
+    hold,
+    prepared,
+)
+from restoration.tasks import RestorationTask
+from restoration.volumes import Spacing, Volume, checked, finer, full_strength, zero_filled
 
 __all__ = [
+    "LEAST_SIDE",
     "BundleError",
     "Fidelity",
     "Limits",
@@ -72,27 +88,20 @@ __all__ = [
     "RestorationMemoryError",
     "RestorationTask",
     "Restorer",
+    "SliceResult",
     "TaskDomain",
     "Verdict",
     "builtin",
     "bundle_folder",
+    "default_seed",
     "missing",
     "outside",
     "read_manifest",
 ]
 
-Volume = npt.NDArray[np.float32]
-Spacing = tuple[float, float, float]  # z, y, x in mm
-Progress = Callable[[int, int], None]
 
 # The operator of training.degrade whose inputs are zero-filled k-space.
 KSPACE_TRUNCATION = "kspace-truncation"
-# A band this much wider than the training's is another problem than the one that was learnt.
-_WIDE = 1.3
-
-
-class RestorationMemoryError(RestorationError):
-    """The device has no memory for even one slice; another time or device may."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +114,21 @@ class Restoration:
     diagnostics: Diagnostics
     grid: GridChange = SAME_GRID  #: of the result over that of the input
     remarks: tuple[str, ...] = ()  #: how the device was short of memory, and what was done
+    #: What the gates have measured already, of slices that were restored before.
+    measured: Mapping[int, SliceMeasures] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What all slices of one call share."""
+@dataclass
+class _Steps:
+    """One progress over several pieces of work; each counts from `before` on."""
 
-    task: RestorationTask
-    seeds: Sequence[int]
-    strength: float
-    scale: float
-    support: Support | None
-    weight: float  #: of the data consistency inside `support`
-    wide: bool = False  #: `support` is wider than that of the training
+    progress: Progress | None
+    total: int
+    before: int = 0
+
+    def __call__(self, done: int, _: int) -> None:
+        if self.progress is not None:
+            self.progress(self.before + done, self.total)
 
 
 class Restorer:
@@ -169,6 +180,7 @@ class Restorer:
         scale: float | None = None,
         upsample: int = 1,
         data_consistency: bool = True,
+        kept: Kept | None = None,
         progress: Progress | None = None,
     ) -> Restoration:
         """Restore (slices, rows, columns) in HU, SUV or MR units; y = x + strength·(net − x).
@@ -180,8 +192,9 @@ class Restorer:
         diagnostics). `upsample` says that an MR series has the acquired matrix alone: it is zero
         filled to that many times its rows and columns, as the training inputs were, and restored
         there (`Restoration.grid`). `data_consistency=False` leaves out what the manifest asks for
-        when an MR series has an empty high-frequency band. The same arguments and device give the
-        same bytes.
+        when an MR series has an empty high-frequency band. `kept` gives, by its index, what
+        `restore_slice` made of the same pixels, seed and strength, and is taken as it is. The same
+        arguments and device give the same bytes.
 
         Raises TypeError or ValueError for an argument that is no such volume, task, seed, scale or
         strength; RestorationError when the network returns a value that is not finite;
@@ -189,20 +202,71 @@ class Restorer:
         """
         started = time.perf_counter()
         task = self._accepted(task)
-        x = _checked(volume)
+        x = checked(volume)
         grid, support = self._grid(x, task, upsample)
         if grid.factor > 1:
-            x = _zero_filled(x, grid.factor)
-        job = self._prepare(x, task, seeds, strength, data_consistency, scale, support)
+            x = zero_filled(x, grid.factor)
+        job = prepared(self.manifest, x, task, seeds, strength, data_consistency, scale, support)
         remarks = [self.network.remark] if self.network.remark else []
-        y, diagnostics = self._run(x, job, progress, remarks)
+        measured = dict[int, SliceMeasures]()
+        alone = kept if self.stands_alone(task) else None
+        y, diagnostics = self._run(x, job, progress, remarks, alone, measured)
         flags = tripped(diagnostics, task, self.manifest.guards.get(task.value, {}))
         if spacing is not None and self._outside(task, spacing, grid.factor):
             flags.append("outside_domain")
         if job.wide:
             flags.append("wide_band")
         seconds = time.perf_counter() - started
-        return Restoration(y, tuple(flags), seconds, diagnostics, grid, tuple(remarks))
+        return Restoration(y, tuple(flags), seconds, diagnostics, grid, tuple(remarks), measured)
+
+    def stands_alone(self, task: RestorationTask | str) -> bool:
+        """Whether a slice of this task becomes the same whatever volume it is in.
+
+        MR does not: its intensity scale and the k-space that was acquired are those of the volume.
+        Nor does what is held to low frequencies through the slices, as PET is.
+        """
+        task = self._accepted(task)
+        sigma = self.manifest.low_frequency.get(task.value, (0.0,))
+        consistent = self.manifest.data_consistency.get(task.value, 0.0) > 0
+        return task is not RestorationTask.MRI_SR and not consistent and sigma[0] == 0
+
+    def restore_slice(
+        self,
+        plane: npt.NDArray[np.generic],
+        task: RestorationTask | str,
+        *,
+        seed: int,
+        strength: float = 1.0,
+    ) -> SliceResult:
+        """Restore (rows, columns) of a slice that stands alone, and measure it for the gates.
+
+        Raises ValueError where the task's slices do not stand alone, else as `restore` does.
+        """
+        task = self._accepted(task)
+        if not self.stands_alone(task):
+            raise ValueError(f"A slice of {task.value} is restored with its volume alone.")
+        x, remarks = checked(plane[None]), list[str]()
+        job = prepared(self.manifest, x, task, [seed], strength, True, None, None)
+        y, said = self._run(x, job, None, remarks)
+        values = {name: each[0] for name, each in said.items() if isinstance(each, list)}
+        full = full_strength(x, y, strength)
+        calibration = self.manifest.calibration.get(task.value)
+        (measures,) = measure_slices(
+            x,
+            full,
+            task,
+            inputs=None if calibration is None else calibration.inputs,
+            device=self.device,
+        )
+        return SliceResult(y[0], values, measures, tuple(remarks))
+
+    def basis(self, task: RestorationTask | str) -> str:
+        """What the bits of a slice rest on beside weights, seed and strength: a text to compare."""
+        task = self._accepted(task)
+        calibration = self.manifest.calibration.get(task.value)
+        held = self.manifest.low_frequency.get(task.value)
+        inputs = None if calibration is None else calibration.inputs
+        return f"{self.network.basis}; held {held}; inputs {inputs}"
 
     def assess(
         self,
@@ -214,33 +278,47 @@ class Restorer:
         facts: Mapping[str, Any] | None = None,
         seeds: Sequence[int] | None = None,
         strength: float = 1.0,
+        progress: Progress | None = None,
     ) -> Fidelity:
         """Judge what `restore` made of `volume`, by the levels of the manifest.
 
         `seeds` and `strength` are those that `restore` was given; `facts` of the acquisition are
         compared with the model's domain. Some slices go through the network again, and the weights
         are looked at. What is judged is the restoration at full strength: a strength above 0 only
-        mixes it with the input. Raises ValueError for a result of another volume.
+        mixes it with the input. `progress` is called with (steps done, steps in all) after every
+        batch of the network and every few slices. Raises ValueError for a result of another
+        volume, and for slices of fewer than `fidelity.LEAST_SIDE` rows or columns.
         """
         task = self._accepted(task)
-        x = _checked(volume)
+        x = checked(volume)
         if made.grid.factor > 1:
-            x = _zero_filled(x, made.grid.factor)
-            spacing = spacing and _finer(spacing, made.grid.factor)
+            x = zero_filled(x, made.grid.factor)
+            spacing = spacing and finer(spacing, made.grid.factor)
         y, said = made.volume, made.diagnostics
         if 0 < strength < 1:
-            y, said = x + (y - x) / np.float32(strength), at_full_strength(said, strength)
+            y, said = full_strength(x, y, strength), at_full_strength(said, strength)
+        chosen = probed(len(x), task) if strength else []
+        steps = _Steps(progress, 3 * len(chosen) + len(x))
         evidence = Evidence(
             spacing_mm=spacing,
             facts=facts,
             domain=self.manifest.domain.get(task.value),
             diagnostics=said,
             support=support_of(said),
-            probes=self._probes(x, y, said, task, seeds, probed(len(x), task)) if strength else {},
+            probes=self._probes(x, y, said, task, seeds, chosen, steps) if chosen else {},
             intact=self.network.intact,
+            measured=made.measured,
         )
-        calibration = self.manifest.calibration.get(task.value)
-        return assess(x, y, task, evidence=evidence, calibration=calibration, device=self.device)
+        steps.before = 3 * len(chosen)
+        return assess(
+            x,
+            y,
+            task,
+            evidence=evidence,
+            calibration=self.manifest.calibration.get(task.value),
+            device=self.device,
+            progress=steps,
+        )
 
     def probe(
         self,
@@ -252,8 +330,9 @@ class Restorer:
         seeds: Sequence[int] | None = None,
     ) -> dict[str, Measured]:
         """What `assess` asks of some slices, of the slices that are named: on their own grid."""
-        task, x = self._accepted(task), _checked(volume)
-        return self._probes(x, made.volume, made.diagnostics, task, seeds, slices)
+        task, x = self._accepted(task), checked(volume)
+        quiet = _Steps(None, 0)
+        return self._probes(x, made.volume, made.diagnostics, task, seeds, slices, quiet)
 
     def _probes(
         self,
@@ -263,19 +342,22 @@ class Restorer:
         task: RestorationTask,
         seeds: Sequence[int] | None,
         slices: Sequence[int],
+        steps: _Steps,
     ) -> dict[str, Measured]:
         """What the network does to its own result, and to its input with a little more noise."""
-        job = self._prepare(x, task, seeds, 1.0, True, scale_of(said), support_of(said))
+        job = prepared(self.manifest, x, task, seeds, 1.0, True, scale_of(said), support_of(said))
         chosen = list(slices)
         job = replace(job, seeds=[job.seeds[index] for index in chosen])
         before, after = x[chosen], y[chosen]
         noisy = disturbed(before, task, job.scale, job.seeds)
         # PET is held in its volume: a slice alone is to be compared with itself alone.
         alone = task is RestorationTask.PET_SYNTHESIS
-        result = self._run(before, job)[0] if alone else after
+        result = self._run(before, job, steps)[0] if alone else after
+        steps.before = len(chosen)
         # A result has no empty band to be drawn back to.
-        again = self._run(after, replace(job, support=None))[0]
-        disturbance = self._run(noisy, job)[0] - result
+        again = self._run(after, replace(job, support=None), steps)[0]
+        steps.before = 2 * len(chosen)
+        disturbance = self._run(noisy, job, steps)[0] - result
         return {
             "idempotence": relative(again - after, after - before, chosen),
             "perturbation": relative(disturbance, noisy - before, chosen),
@@ -284,22 +366,22 @@ class Restorer:
     def _run(
         self,
         x: Volume,
-        job: _Job,
+        job: SliceJob,
         progress: Progress | None = None,
         remarks: list[str] | None = None,
+        kept: Kept | None = None,
+        measured: dict[int, SliceMeasures] | None = None,
     ) -> tuple[Volume, Diagnostics]:
         """Restore on the grid of `x`: the result, and what was noticed by slice."""
         y = np.empty_like(x)
-        passes = self._restore_slices(x, y, job, progress, [] if remarks is None else remarks)
-        # Judged before the means are held: a network gone wrong must not be hidden by it.
-        diagnostics = {
-            "intensity_scale": job.scale,
-            **change_values(x, y, job.task, job.scale),
-            **support_values(job.support),
-            **pass_values(passes),
-        }
-        self._hold_low_frequencies(x, y, job)
-        return y, diagnostics
+        loop = SliceLoop(self.network, x, y, job, [] if remarks is None else remarks)
+        values = loop.run(kept, progress)
+        if measured is not None:
+            measured.update(loop.measured)
+        sigma = self.manifest.low_frequency.get(job.task.value)
+        if sigma is not None and job.held is None:
+            hold(x, y, job, sigma)
+        return y, {"intensity_scale": job.scale, **support_values(job.support), **values}
 
     def _accepted(self, task: RestorationTask | str) -> RestorationTask:
         task = RestorationTask(task)
@@ -334,143 +416,6 @@ class Restorer:
         restored = tuple(size / factor for size in spacing[1:])
         return outside(domain, {"pixel_spacing_mm": restored}) if domain else []
 
-    def _prepare(
-        self,
-        x: Volume,
-        task: RestorationTask,
-        seeds: Sequence[int] | None,
-        strength: float,
-        consistent: bool,
-        scale: float | None,
-        support: Support | None,
-    ) -> _Job:
-        if scale is not None and not 0 < scale < np.inf:
-            raise ValueError(f"'scale' must be positive, not {scale}.")
-        if not 0 <= strength <= 1:
-            raise ValueError(f"'strength' must lie in 0 ... 1, not {strength}.")
-        if seeds is None:
-            seeds = [default_seed(self.manifest.sha256, index) for index in range(len(x))]
-        if len(seeds) != len(x):
-            raise ValueError(f"'seeds' has {len(seeds)} values for {len(x)} slices.")
-        weight = self.manifest.data_consistency.get(task.value, 0.0) if consistent else 0.0
-        if weight == 0:
-            support = None
-        elif support is None:
-            support = empty_band(torch.from_numpy(x))
-        scale = intensity_scale(x, task) if scale is None else scale
-        wide = support is not None and self._is_wide(x, task, support)
-        # What was measured beyond the band of the training is no business of the network.
-        return _Job(task, seeds, strength, scale, support, 1.0 if wide else weight, wide)
-
-    def _is_wide(self, x: Volume, task: RestorationTask, support: Support) -> bool:
-        """Whether more of k-space was measured than the model has seen: it would blur and invent.
-
-        docs/decisions/0014-a-wider-band-than-the-training.md
-        """
-        recorded = self.manifest.degradation.get(task.value, {}).get("params", {})
-        factor = min(recorded.get("factors", [recorded.get("factor", 1.0)]))
-        band = (size / (2 * factor) for size in x.shape[1:])
-        return any(
-            found > _WIDE * trained
-            for found, trained in zip((support.rows, support.columns), band, strict=True)
-        )
-
-    def _restore_slices(
-        self, x: Volume, y: Volume, job: _Job, progress: Progress | None, remarks: list[str]
-    ) -> list[Pass]:
-        """Fill `y` batch by batch, a GPU one batch ahead of what is done with its results.
-
-        What does not fit is tried again: half as many slices, then what `Network.give_way` finds.
-        """
-        self.network.recover()
-        total, size = len(x), self.network.slices(x.shape[1], x.shape[2])
-        passes: list[Pass] = []
-        ahead: Callable[[], Pass] | None = None
-        start = 0
-        while start < total or ahead is not None:
-            batch = slice(start, min(start + size, total))
-            begun = self._try(x, y, batch, job) if start < total else None
-            if ahead is not None:
-                passes.append(ahead())
-                ahead = None
-                if progress is not None:
-                    progress(start, total)
-            if begun is not None:
-                ahead, start = begun, batch.stop
-            elif start < total:
-                size = self._smaller(size, x, remarks)
-        return passes
-
-    def _smaller(self, size: int, x: Volume, remarks: list[str]) -> int:
-        """The number of slices for the next try, after `size` of them did not fit."""
-        self.network.forget()
-        if size > 1:
-            remarks.append(f"no memory on {self.device} for {size} slices: {size // 2} at once")
-            return size // 2
-        done = self.network.give_way()
-        if done is None:
-            raise RestorationMemoryError(
-                f"{self.device}: no memory for a slice of {x.shape[1]}x{x.shape[2]} pixels"
-            )
-        remarks.append(done)
-        return 1
-
-    def _hold_low_frequencies(self, x: Volume, y: Volume, job: _Job) -> None:
-        """Give `y` the local means of `x` where the manifest asks for it; outside the window as is.
-
-        docs/decisions/0023-low-frequencies-of-the-measurement.md
-        """
-        sigma = self.manifest.low_frequency.get(job.task.value)
-        if sigma is None:
-            return
-        low, high = spec(job.task).window
-        scaled = x * np.float32(job.scale)
-        inside = (scaled >= low) & (scaled <= high)
-        np.add(y, low_frequency_change(x, y, sigma), out=y, where=inside)
-
-    def _try(self, x: Volume, y: Volume, batch: slice, job: _Job) -> Callable[[], Pass] | None:
-        try:
-            return self._begin_batch(x, y, batch, job)
-        except torch.OutOfMemoryError:
-            # The failed pass's memory is free once its error is gone.
-            return None
-
-    def _begin_batch(self, x: Volume, y: Volume, batch: slice, job: _Job) -> Callable[[], Pass]:
-        """Start a batch; calling what comes back waits for it and fills its slices of `y`."""
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-            ),
-        ):
-            physical = torch.from_numpy(x[batch])[:, None]  # (B, 1, H, W)
-            low, high = spec(job.task).window
-            scaled = physical * job.scale
-            lq = normalise(scaled.clamp(low, high), job.task)
-            wait = self.network.start(lq, job.task, job.seeds[batch])
-
-        def finish() -> Pass:
-            with torch.inference_mode():
-                done = wait()
-                restored = done.restored
-                if job.support is not None:
-                    restored = data_consistency(lq, restored, job.support, job.weight)
-                # A scale of 1 and a change of 0 are exact: an idle network returns its input.
-                change = (restored - lq) * ((high - low) / job.scale)
-                inside = (scaled >= low) & (scaled <= high)
-                result = torch.where(inside, physical + job.strength * change, physical)
-                _require_finite(result, batch.start)
-                y[batch] = result[:, 0].numpy()
-            return done
-
-        return finish
-
-
-def default_seed(sha256: str, index: int) -> int:
-    """The seed of slice `index` under the model of that SHA-256: a number below 2⁶³."""
-    digest = hashlib.sha256(f"{sha256}:{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
 
 def bundle_folder(bundle: str | Path) -> Path:
     """The folder of a built-in bundle by its name, or of any bundle by its path."""
@@ -478,42 +423,3 @@ def bundle_folder(bundle: str | Path) -> Path:
     if is_name and not Path(bundle).is_dir():
         return builtin(str(bundle))
     return Path(bundle)
-
-
-def _checked(volume: npt.NDArray[np.generic]) -> Volume:
-    """The volume as float32; TypeError for what cannot be physical units, ValueError for values."""
-    if not isinstance(volume, np.ndarray):
-        raise TypeError(f"'volume' must be a NumPy array, not {type(volume).__name__}.")
-    integer = np.issubdtype(volume.dtype, np.integer) and volume.dtype.itemsize > 1
-    if not (integer or np.issubdtype(volume.dtype, np.floating)):
-        raise TypeError(
-            f"'volume' must hold floats or integers of 16 bits or more, not {volume.dtype}."
-        )
-    if volume.ndim != 3 or 0 in volume.shape:
-        raise ValueError(
-            f"'volume' must be (slices, rows, columns), none of them 0, not {volume.shape}."
-        )
-    # torch cannot share memory that is read-only, as that of a mapped file is.
-    x = np.require(volume, dtype=np.float32, requirements=["C", "W"])
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))
-    if bad.size:
-        raise ValueError(f"Slice {bad[0]} of 'volume' holds a value that is not finite.")
-    return x
-
-
-def _zero_filled(x: Volume, factor: int) -> Volume:
-    # Slice by slice, in double precision: the samples of the source come back as they were.
-    slices = [zero_fill(torch.from_numpy(plane).double(), factor).float() for plane in x]
-    return torch.stack(slices).numpy()
-
-
-def _finer(spacing: Spacing, factor: int) -> Spacing:
-    return spacing[0], spacing[1] / factor, spacing[2] / factor
-
-
-def _require_finite(result: Tensor, start: int) -> None:
-    bad = torch.nonzero(~result.flatten(1).isfinite().all(dim=1))
-    if len(bad):
-        raise RestorationError(
-            f"The network returned a value that is not finite in slice {start + int(bad[0])}."
-        )

@@ -66,10 +66,10 @@ bench-ledger: setup  ## the ledger at 100,000 instances, SQLite and PostgreSQL; 
 fuzz: setup  ## coverage-guided fuzzing for MINUTES; findings go to build/fuzz
 	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(ARGS)
 
-fuzz-derived: setup  ## MUTANTS mutated data sets and odd headers through restoration
-	DICOM_NODE_TEST_MUTANTS=$(MUTANTS) DICOM_NODE_TEST_EXAMPLES=$(MUTANTS) \
-	  $(BIN)/python -m pytest tests/conformance/test_fuzz.py tests/conformance/test_properties.py \
-	  -o timeout=0 $(ARGS)
+fuzz-derived: setup  ## MUTANTS mutants of each data set and odd headers through restoration; goes on where it was stopped
+	$(BIN)/python -m tests.conformance.fuzz --each $(MUTANTS) $(ARGS)
+	DICOM_NODE_TEST_EXAMPLES=$(MUTANTS) \
+	  $(BIN)/python -m pytest tests/conformance/test_properties.py -o timeout=0
 
 input-table: setup  ## write docs/input-table.md from the shared series and those by code
 	$(BIN)/python -m tests.conformance.input_table \

@@ -80,7 +80,7 @@ STORAGE_CLASSES: tuple[str, ...] = tuple(
 
 @dataclass(frozen=True)
 class TransferSyntax:
-    """One row of the transfer syntax table; *lossy* ones are accepted and never restored."""
+    """One row of the transfer syntax table; *lossy* ones may have lost: `dicom.lossy` judges."""
 
     uid: str
     name: str

@@ -126,7 +126,8 @@ def overview(settings: NodeSettings) -> Iterator[str]:
     )
     yield "### 1.3 Transfer syntaxes"
     yield (
-        "In the order of preference as acceptor. A source that was compressed with loss is"
+        "In the order of preference as acceptor. A source that was compressed with loss, or in JPEG"
+        " 2000 that may have lost something and with no Lossy Image Compression of 00, is"
         f" {'restored' if settings.policy.accept_lossy else 'not restored'} (policy.accept_lossy)."
     )
     yield table(

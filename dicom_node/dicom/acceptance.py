@@ -12,9 +12,8 @@ from typing import Literal
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
-from dicom_node.dicom import geometry, pixels
+from dicom_node.dicom import geometry, lossy, pixels
 from dicom_node.dicom.geometry import SliceFrame
 from dicom_node.dicom.header import RESTORABLE, number, text, texts, why_ignored
 from dicom_node.dicom.suv import suv_factor
@@ -55,7 +54,6 @@ _NOT_MAGNITUDE = frozenset(
     }
 )
 
-_LOSSY_SYNTAXES = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
 _HOUNSFIELD = frozenset({"", "HU", "US"})  # PS3.3 C.11.1.1.2; US: unspecified
 
 
@@ -97,19 +95,14 @@ def _samples(headers: Sequence[Dataset], _: str, policy: PolicySettings) -> Iter
             yield Finding("refuse", f"not grey-scale ({photometric or 'no interpretation'})")
         if text(header, "BurnedInAnnotation") == "YES":
             yield Finding("refuse", "annotation is burned into the pixels")
-        if _lossy(header) and not policy.accept_lossy:
-            yield Finding("refuse", "the source was compressed with loss")
+        reason = lossy.why_lossy(header)
+        if reason is not None and not policy.accept_lossy:
+            yield Finding("refuse", reason)
         try:
             pixels.pixel_format(header)
             pixels.rescale(header)
         except RefusedError as error:
             yield Finding("refuse", error.message)
-
-
-def _lossy(header: Dataset) -> bool:
-    meta = getattr(header, "file_meta", None)
-    syntax = text(meta, "TransferSyntaxUID") if meta is not None else ""
-    return text(header, "LossyImageCompression") == "01" or syntax in _LOSSY_SYNTAXES
 
 
 def _image_type(headers: Sequence[Dataset], _: str, policy: PolicySettings) -> Iterator[Finding]:

@@ -42,6 +42,14 @@ Mask = NDArray[np.bool_]
 # circle with -2000 or -3024 HU and often declare no Pixel Padding Value.
 _UNDECLARED_PADDING_HU = -1500.0
 
+# Without them the values are in no unit that is known: they are type 1 there, and a slope of 1 or
+# an intercept of 0 would be a guess that is off by 1024 HU on most scanners. The intercept of a PET
+# image is 0 by definition.
+_TYPE_1 = {
+    "CT": ("RescaleSlope", "RescaleIntercept"),  # PS3.3 C.8.2.1, C.8.15.3.10
+    "PT": ("RescaleSlope",),  # PS3.3 C.8.9.4
+}
+
 _MOST_BITS, _FLOAT32_STEPS = 16, 1 << 24
 # With the factor of SUV on top, steps of this size are still far from float32's limits.
 _SMALLEST = 1e-20
@@ -128,16 +136,18 @@ def decode(dataset: Dataset, frame: int = 1) -> Stored:
 
 
 def rescale(header: Dataset) -> Rescale:
-    """The slope and intercept of a slice, 1 and 0 where it states none.
+    """The slope and intercept of a slice; of an MR image 1 and 0 where it states none.
 
-    Raises RefusedError for a slope of zero or one that is no number, for a lookup table, which is
-    no straight line and cannot be inverted, and for values that float32 cannot tell apart.
+    Raises RefusedError where a CT image lacks either or a PET image the slope, for a slope of zero
+    or one that is no number, for a lookup table, which is no straight line and cannot be inverted,
+    and for values that float32 cannot tell apart.
     """
     if header.get("ModalityLUTSequence"):
         raise RefusedError("a Modality LUT in place of a rescale slope cannot be inverted")
-    if text(header, "Modality") == "PT" and not text(header, "RescaleSlope"):
-        # PS3.3 C.8.9.4: type 1; without it activity and SUV would be a guess.
-        raise RefusedError("RescaleSlope is absent from a PET image")
+    modality = text(header, "Modality")
+    for keyword in _TYPE_1.get(modality, ()):
+        if not text(header, keyword):
+            raise RefusedError(f"{keyword} is absent from a {modality} image: its unit is unknown")
     slope = _stated(header, "RescaleSlope", 1.0)
     intercept = _stated(header, "RescaleIntercept", 0.0)
     if slope == 0.0:

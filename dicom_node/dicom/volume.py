@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_node.dicom import geometry, multiframe, pixels
+from dicom_node.dicom import geometry, lossy, multiframe, pixels
 from dicom_node.dicom.division import Judgement, judge
 from dicom_node.dicom.header import read_dataset, text
 from dicom_node.dicom.pixels import Rescale
@@ -104,6 +104,8 @@ def load_volumes(
     if not datasets:
         raise RefusedError("no instance to restore")
     judged = judge(datasets, task=task, policy=policy)
+    for dataset in datasets:
+        lossy.record(dataset)
     if any(multiframe.is_multiframe(dataset) for dataset in datasets):
         (dataset,) = datasets
         yield from _load_multiframe(dataset, task, judged)

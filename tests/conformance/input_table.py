@@ -152,6 +152,8 @@ def _values() -> dict[str, Make]:
         "CT, slope 0.5": _made("CT", slope=0.5),
         "CT, padding value and range": _made("CT", padding=-2000, padding_limit=-1990),
         "CT, no rescale": _made("CT", RescaleSlope=None, RescaleIntercept=None),
+        "CT, slope without intercept": _made("CT", RescaleIntercept=None),
+        "PT, no rescale": _made("PT", RescaleSlope=None, RescaleIntercept=None),
         "MR, 8 bits stored": _made("MR", bits_stored=8),
         "MR, signed": _made("MR", signed=True),
         "MR, rescale": _made("MR", slope=0.25),

@@ -1,220 +1,74 @@
-"""Mutated data sets: each ends in a refusal, or in a restored image that is its source's.
-
-An image would be wrong where its pixels, under a model that returns its input, or its place in
-space are not those of the file as another reader sees it. Seeded; `make fuzz-derived` tries more.
-"""
+"""Mutated data sets end in a refusal or in a right image; `make fuzz-derived` tries more."""
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Callable
-from io import BytesIO
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydicom import dcmwrite
-from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset
-from pydicom.tag import Tag
-from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from dicom_node.dicom.header import quiet_pydicom
-from dicom_node.settings import NodeSettings
-from tests.conformance.checks import pixels_are_the_source_s, read, source_frames, sources_by_uid
-from tests.conformance.journey import Outcome, go_through
-from tests.factories import make_series
-from tests.multiframe import make_enhanced
-from tests.unit.dicom_node.bench import Gain
+from tests.conformance import fuzz, mutants
 
-TIMES = int(os.environ.get("DICOM_NODE_TEST_MUTANTS", "20"))
-SEED = int(os.environ.get("DICOM_NODE_TEST_SEED", "1"))
-PLAIN = NodeSettings()
-WITH_REPORTS = NodeSettings.model_validate({"report": {"sr": True, "gsps": True}})
-STATES = {"derived", "refused", "ignored", "rejected", "failed", "held"}
-
-SOURCES: dict[str, Callable[[], list[Dataset]]] = {
-    "CT": lambda: make_series("CT", slices=2, rows=8, padding=-2000),
-    "MR": lambda: make_series("MR", slices=2, rows=8, transfer_syntax=ImplicitVRLittleEndian),
-    "MR RLE": lambda: make_series("MR", slices=2, rows=8, transfer_syntax=RLELossless),
-    "CT J2K": lambda: make_series("CT", slices=2, rows=32, transfer_syntax=JPEG2000Lossless),
-    "PT": lambda: make_series("PT", slices=2, rows=8),
-    "Enhanced CT": lambda: [make_enhanced("CT", slices=2, rows=8)],
-    "Enhanced PT": lambda: [make_enhanced("PT", slices=2, rows=8)],
-}
-
-Mutation = Callable[[random.Random, bytes], bytes]
+TIMES = 20
 
 
-def flipped(rng: random.Random, data: bytes) -> bytes:
-    """A few bytes with another value, behind the preamble."""
-    spoiled = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 8))):
-        spoiled[rng.randrange(132, len(spoiled))] = rng.randrange(256)
-    return bytes(spoiled)
-
-
-def truncated(rng: random.Random, data: bytes) -> bytes:
-    return data[: rng.randrange(132, len(data))]
-
-
-def spliced(rng: random.Random, data: bytes) -> bytes:
-    """A piece of the file once more in another place."""
-    start, place = rng.randrange(132, len(data)), rng.randrange(132, len(data))
-    piece = data[start : start + rng.randrange(1, 64)]
-    return data[:place] + piece + data[place:]
-
-
-def without_an_element(rng: random.Random, data: bytes) -> bytes:
-    dataset = read(data)
-    del dataset[rng.choice([element.tag for element in dataset])]
-    return _encoded(dataset, data)
-
-
-ODD_VALUES = (
-    b"", b" ", b"0", b"-1", b"1", b"65535", b"999999999999", b"1e400", b"nan", b"1\\2\\3\\4\\5\\6",
-    b"\\", b"ORIGINAL", b"\xff\xff", b"\x00\x00", b"1.2.3", b"../../x", b"\xff" * 70,
-)  # fmt: skip
-
-
-def with_an_odd_value(rng: random.Random, data: bytes) -> bytes:
-    """An element with a value that its VR may not allow."""
-    dataset = read(data)
-    element = rng.choice([each for each in dataset if each.VR not in ("SQ", "OW", "OB")])
-    value = rng.choice(ODD_VALUES)
-    value += b" " * (len(value) % 2)
-    return _replaced(dataset, element.tag, element.VR, value, data)
-
-
-# What the result hangs on: these go wrong more often than chance would have it.
-DECISIVE = (
-    "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "SamplesPerPixel", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept",
-    "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "PixelPaddingValue",
-    "NumberOfFrames", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "Units",
-    "ImageType", "SpecificCharacterSet", "PlanarConfiguration",
-)  # fmt: skip
-
-
-def with_an_odd_decisive_value(rng: random.Random, data: bytes) -> bytes:
-    dataset = read(data)
-    keyword = rng.choice(DECISIVE)
-    kind = dictionary_VR(keyword).partition(" or ")[0]
-    value = rng.choice(ODD_VALUES)
-    if kind in ("US", "SS"):
-        value = rng.choice((0, 1, 2, 7, 8, 12, 15, 16, 17, 32, 65535)).to_bytes(2, "little")
-    value += b" " * (len(value) % 2)
-    return _replaced(dataset, Tag(keyword), kind, value, data)
-
-
-MUTATIONS: tuple[Mutation, ...] = (
-    flipped,
-    truncated,
-    spliced,
-    without_an_element,
-    with_an_odd_value,
-    with_an_odd_decisive_value,
-)
-
-
-def _replaced(dataset: Dataset, tag: Any, kind: str, value: bytes, data: bytes) -> bytes:
-    implicit = read(data).file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
-    raw = RawDataElement(Tag(tag), kind, len(value), value, 0, implicit, True)
-    dataset._dict[Tag(tag)] = raw
-    return _encoded(dataset, data)
-
-
-def _file(dataset: Dataset) -> bytes:
-    buffer = BytesIO()
-    dcmwrite(buffer, dataset, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def _encoded(dataset: Dataset, unchanged: bytes) -> bytes:
-    """The data set as a file; the file as it was where it cannot be written so."""
-    buffer = BytesIO()
-    try:
-        with quiet_pydicom():
-            dcmwrite(buffer, dataset)
-    except Exception:
-        return unchanged
-    return buffer.getvalue()
-
-
-def mutants(name: str) -> list[list[bytes]]:
-    """Series of which one file is mutated, the same for the same seed."""
-    rng = random.Random(f"{SEED} {name}")
-    whole = [_file(dataset) for dataset in SOURCES[name]()]
-    made = []
-    for _ in range(TIMES):
-        files = list(whole)
-        spoiled = rng.randrange(len(files))
-        files[spoiled] = rng.choice(MUTATIONS)(rng, files[spoiled])
-        made.append(files)
-    return made
-
-
-@pytest.mark.parametrize("name", list(SOURCES))
+@pytest.mark.parametrize("name", list(mutants.SOURCES))
 def test_a_mutated_data_set_is_refused_or_restored_right(tmp_path: Path, name: str) -> None:
-    derived = 0
-    for number, files in enumerate(mutants(name)):
+    states: Counter[str] = Counter()
+    for number in range(TIMES):
         folder = tmp_path / str(number)
         folder.mkdir()
-        for i, data in enumerate(files):
-            (folder / f"{i}.dcm").write_bytes(data)
-        settings = PLAIN if number % 4 else WITH_REPORTS
-        for outcome in go_through(folder.glob("*.dcm"), Gain(gain=0.0), settings):
-            assert outcome.state in STATES
-            assert outcome.said or outcome.state == "derived"
-            derived += bool(outcome.made)
-            hold(outcome)
+        states += mutants.put_through(name, number, folder)
     # A run in which everything was refused would have shown nothing.
-    assert derived > 0
+    assert states["derived"] > 0
+    assert states.total() > states["derived"]
 
 
-def hold(outcome: Outcome) -> None:
-    """The images of an outcome have the pixels and the place of their sources."""
-    if not outcome.made:
-        return
-    sources = sources_by_uid(outcome)
-    for made in outcome.made:
-        result = read(made.data)
-        if result.Modality in ("SR", "PR"):
-            continue
-        source = sources[made.source_sop_instance_uid]
-        pixels_are_the_source_s(made, source)
-        assert places(result, source_frames(result)) == places(source, source_frames(result))
+@pytest.mark.parametrize("name", list(mutants.SOURCES))
+def test_a_mutant_follows_from_its_number(name: str) -> None:
+    first = [mutants.mutant(name, number) for number in range(20)]
+    again = [mutants.mutant(name, number) for number in reversed(range(20))][::-1]
+    assert first == again
+    assert sum(files != list(mutants.whole(name)) for files in first) > 15
 
 
-def places(dataset: Dataset, frames: list[int]) -> list[str]:
-    """Position, orientation and spacing of each frame, wherever the IOD has them."""
-    groups = dataset.get("PerFrameFunctionalGroupsSequence")
-    if not groups:
-        return [_place(dataset, dataset, dataset)]
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    numbers = frames if len(groups) >= max(frames) else range(1, len(groups) + 1)
-    return [
-        _place(
-            *(
-                (groups[n - 1].get(macro) or shared.get(macro) or [Dataset()])[0]
-                for macro in (
-                    "PlanePositionSequence",
-                    "PlaneOrientationSequence",
-                    "PixelMeasuresSequence",
-                )
-            )
-        )
-        for n in numbers
-    ]
+def test_a_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
+    first = fuzz.turn("CT", range(4), tmp_path)
+    assert first is not None
+    assert not first.findings
+    assert sum(first.states.values()) >= 4
+    kept = next(tmp_path.rglob("*.json"))
+    written = kept.read_bytes(), kept.stat().st_mtime_ns
+    assert fuzz.turn("CT", range(4), tmp_path) == first
+    assert (kept.read_bytes(), kept.stat().st_mtime_ns) == written
+    kept.write_bytes(written[0][:10])  # ended while it was written
+    again = fuzz.turn("CT", range(4), tmp_path)
+    assert again is not None
+    assert again.states == first.states
 
 
-def _place(position: Dataset, orientation: Dataset, measures: Dataset) -> str:
-    return repr(
-        (
-            position.get("ImagePositionPatient"),
-            orientation.get("ImageOrientationPatient"),
-            measures.get("PixelSpacing"),
-        )
-    )
+def test_a_turn_that_another_run_has_is_left_to_it(tmp_path: Path) -> None:
+    with (
+        fuzz.claimed(tmp_path / "turn.json") as ours,
+        fuzz.claimed(tmp_path / "turn.json") as other,
+    ):
+        assert ours is not None
+        assert other is None
+
+
+def test_a_mutant_that_fails_is_kept_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(name: str, number: int, folder: Path, seed: int) -> Counter[str]:
+        (folder / "0.dcm").write_bytes(b"as it was")
+        if number == 1:
+            raise AssertionError("a wrong image")
+        return Counter({"derived": 1})
+
+    monkeypatch.setattr(mutants, "put_through", fails)
+    done = fuzz.turn("CT", range(3), tmp_path)
+    assert done is not None
+    assert (done.states, done.findings) == ({"derived": 2}, (1,))
+    (finding,) = (tmp_path / "findings").iterdir()
+    assert (finding / "0.dcm").read_bytes() == b"as it was"
+    assert "a wrong image" in (finding / "traceback.txt").read_text()

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,16 +124,29 @@ def test_bits_stored_bound_the_values(form: PixelFormat, lowest: int, highest: i
     assert (form.minimum, form.maximum) == (lowest, highest)
 
 
-def test_a_slice_without_rescale_is_taken_as_it_is() -> None:
+def test_a_slice_of_mr_without_rescale_is_taken_as_it_is() -> None:
     assert pixels.rescale(make_series("MR", slices=1)[0]) == Rescale(1.0, 0.0)
 
 
-@pytest.mark.parametrize("slope", ["", None])
-def test_pet_without_a_slope_is_refused_and_not_taken_for_one(slope: str | None) -> None:
-    dataset = make_series("PT", slices=1)[0]
-    dataset.RescaleSlope = slope
-    with pytest.raises(RefusedError, match="RescaleSlope is absent"):
+@pytest.mark.parametrize("value", ["", None])
+@pytest.mark.parametrize(
+    ("modality", "keyword"),
+    [("CT", "RescaleSlope"), ("CT", "RescaleIntercept"), ("PT", "RescaleSlope")],
+)
+def test_a_scale_that_the_unit_hangs_on_is_never_guessed(
+    modality: Any, keyword: str, value: str | None
+) -> None:
+    (dataset,) = make_series(modality, slices=1)
+    setattr(dataset, keyword, value)
+    with pytest.raises(RefusedError, match=f"{keyword} is absent from a {modality} image"):
         pixels.rescale(dataset)
+
+
+def test_the_intercept_of_pet_is_zero_whether_it_is_stated_or_not() -> None:
+    (dataset,) = make_series("PT", slices=1)
+    stated = pixels.rescale(dataset)
+    del dataset.RescaleIntercept
+    assert pixels.rescale(dataset) == stated
 
 
 @pytest.mark.parametrize("slope", ["0", "much"])

@@ -22,7 +22,7 @@ from dicom_node.ledger import intake, queue
 from dicom_node.ledger.intake import InstanceRow, Sender, SeriesProgress
 from dicom_node.ledger.tables import SeriesState
 from dicom_node.observability import get_logger
-from dicom_node.planning import Plan, is_whole, plan, why_sent_back
+from dicom_node.planning import Plan, is_whole, plan, titles_of, why_sent_back
 from dicom_node.query_scu import SourceCount, count_instances, source_peer
 from dicom_node.routing import Routes, Titles
 from dicom_node.settings import NodeSettings, Source, SourceQuery
@@ -222,7 +222,8 @@ class Assembler:
         uid = series.series_instance_uid
         rows = intake.series_instances(self._ledger, uid)
         headers = self._headers(rows, now)
-        titles = _titles(senders, series)
+        last = Titles(series.calling_ae, series.called_ae, series.address)
+        titles = titles_of(senders, otherwise=last)
         asked = [] if ready.only_if_whole else self._source_counts(series, senders, now)
         decided = plan(
             titles,
@@ -325,17 +326,6 @@ class Assembler:
             evidence=evidence,
         )
         return made is not None
-
-
-def _titles(senders: Sequence[Sender], series: SeriesProgress) -> Titles:
-    """Who sent a series: of several senders the one that brought most, of those the first."""
-    if not any(sender.instances for sender in senders):
-        return Titles(series.calling_ae, series.called_ae, series.address)
-    brought: dict[Titles, int] = {}
-    for sender in senders:
-        titles = Titles(sender.calling_ae, sender.called_ae, sender.address)
-        brought[titles] = brought.get(titles, 0) + sender.instances
-    return max(brought, key=lambda titles: brought[titles])
 
 
 def _ask_by_c_find(

@@ -18,9 +18,11 @@ from dicom_node.errors import ConfigurationError, EngineMemoryError, NodeError, 
 from dicom_node.readings import GateReading, Level
 
 if TYPE_CHECKING:
-    from restoration.restorer import Fidelity, Restorer
+    from restoration.restorer import Fidelity, Restorer, SliceResult
 
 Progress = Callable[[int, int], None]
+#: What `Engine.restore_slice` made of a slice of the volume, by its index; None: it is not known.
+Kept = Callable[[int], bytes | None]
 
 # torch raises a plain RuntimeError where the host's memory ends; only its text tells.
 _MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "no memory for")
@@ -55,6 +57,18 @@ class RestorationRequest:
     upsample: int = 1
     #: What the header says of the acquisition, by the keys of `Engine.judge`.
     facts: Mapping[str, Any] = field(default_factory=dict)
+    #: Slices that were restored before; they are taken as they are.
+    kept: Kept | None = None
+
+
+@dataclass(frozen=True)
+class SliceRequest:
+    """One slice (rows, columns) of a volume that is not there yet; as in `RestorationRequest`."""
+
+    array: NDArray[np.float32]
+    task: str
+    seed: int
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,19 @@ class Engine(Protocol):
 
     def parameters(self, task: str) -> Mapping[str, Any]:
         """What steers *task* beside the weights: another value makes other pixels."""
+
+    def basis(self, task: str) -> str | None:
+        """What the bits of a slice rest on beside weights, parameters, seed and pixels.
+
+        None where a slice of *task* becomes another in another volume.
+        """
+
+    def restore_slice(self, request: SliceRequest) -> bytes | None:
+        """Restore a slice ahead of its volume, for `RestorationRequest.kept`.
+
+        The octets are the engine's own. None where the device cannot at the moment do it as it
+        would with the volume.
+        """
 
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None
@@ -172,6 +199,23 @@ class LocalEngine:
             **({} if low is None else {"low_frequency": list(low)}),
         }
 
+    def basis(self, task: str) -> str | None:
+        """Device, precision and what the manifest holds a slice to; None for PET and MR."""
+        return self._restorer.basis(task) if self._restorer.stands_alone(task) else None
+
+    def restore_slice(self, request: SliceRequest) -> bytes | None:
+        """Restore and measure one slice; errors as for `restore`."""
+        from restoration.restorer import RestorationError
+
+        try:
+            made = self._restorer.restore_slice(
+                request.array, request.task, seed=request.seed, strength=request.strength
+            )
+        except (RestorationError, MemoryError, RuntimeError, ValueError, TypeError) as error:
+            raise _translated(error, request.task) from error
+        # Short of memory it took a way of its own, which a volume later would not.
+        return None if made.remarks else made.encode()
+
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None
     ) -> RestorationResult:
@@ -179,10 +223,17 @@ class LocalEngine:
 
         Raises:
             EngineMemoryError: host or accelerator memory ran out; worth another try.
-            PermanentError: the volume cannot be restored by this bundle, now or later.
+            PermanentError: the volume cannot be restored by this bundle, now or later; slices of
+                too few pixels to be judged are refused before anything is restored.
         """
-        from restoration.restorer import RestorationError
+        from restoration.restorer import LEAST_SIDE, RestorationError
 
+        slices, rows, columns = request.array.shape
+        if min(rows, columns) * request.upsample < LEAST_SIDE:
+            raise PermanentError(
+                f"{request.task}: slices of {rows}x{columns} pixels are too small to be judged, "
+                f"{LEAST_SIDE} are the least; nothing was restored"
+            )
         try:
             made = self._restorer.restore(
                 request.array,
@@ -192,6 +243,7 @@ class LocalEngine:
                 strength=request.strength,
                 scale=request.scale,
                 upsample=request.upsample,
+                kept=_known(request.kept),
                 progress=progress,
             )
             fidelity = self._restorer.assess(
@@ -202,6 +254,8 @@ class LocalEngine:
                 facts=_on_grid(request),
                 seeds=request.seeds,
                 strength=request.strength,
+                # The series is restored; who waits learns that there is still life.
+                progress=progress and (lambda *_: progress(slices, slices)),
             )
         except (RestorationError, MemoryError, RuntimeError, ValueError, TypeError) as error:
             raise _translated(error, request.task) from error
@@ -216,6 +270,23 @@ class LocalEngine:
             fidelity.calibrated,
             tuple(made.remarks),
         )
+
+
+def _known(kept: Kept | None) -> Callable[[int], SliceResult | None] | None:
+    """Early results as the restorer takes them; octets that it did not write are none."""
+    from restoration.restorer import SliceResult
+
+    if kept is None:
+        return None
+
+    def known(index: int) -> SliceResult | None:
+        octets = kept(index)
+        try:
+            return None if octets is None else SliceResult.decode(octets)
+        except ValueError:
+            return None
+
+    return known
 
 
 def _on_grid(request: RestorationRequest) -> Mapping[str, Any] | None:

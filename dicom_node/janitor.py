@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from sqlalchemy import Engine
 
 from dicom_node import observability, purge
 from dicom_node.dicom.header import instance_summary, read_header, why_ignored
+from dicom_node.early_results import EarlyResults
 from dicom_node.errors import UnreadableInstanceError
-from dicom_node.ledger import intake, queue
+from dicom_node.ledger import intake, open_series, queue
 from dicom_node.ledger.retention import Ages
 from dicom_node.observability import get_logger
 from dicom_node.purge import Purged
@@ -71,6 +73,7 @@ class Janitor:
         self._settings = settings
         self._engine = engine
         self._spool = spool
+        self._early = EarlyResults(spool)
         self._next_sweep = self._next_purge = 0.0
 
     def turn(self, now: float) -> bool:
@@ -80,6 +83,7 @@ class Janitor:
         given = self._settings.janitor
         self._next_sweep = now + given.interval_s
         sweep(self._engine, max_attempts=self._settings.engine.max_attempts, now=now)
+        self._early.sweep(partial(open_series.in_hand, self._engine), now - given.stale_file_s)
         self._make_room(now)
         if now >= self._next_purge:
             until = purge.ages(self._settings.retention, now)
@@ -97,6 +101,8 @@ class Janitor:
             log.error("disk not readable", action="disk_gone", error=error.strerror)
             return
         observability.FREE_BYTES.set(space.free)
+        if space.short:
+            self._early.sweep(lambda _: frozenset(), now)
         if not space.short or not self._settings.retention.early:
             return
         until = purge.ages(self._settings.retention, now, early=True)

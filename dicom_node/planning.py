@@ -16,12 +16,13 @@ from dicom_node.dicom.division import VolumeGroup
 from dicom_node.dicom.expected import COUNTS, Evidence, counts
 from dicom_node.dicom.header import text, texts, why_ignored
 from dicom_node.errors import RefusedError
+from dicom_node.ledger.intake import Sender
 from dicom_node.ledger.queue import EarlierJob, NewJob
 from dicom_node.ledger.tables import JobState, SeriesState
 from dicom_node.routing import Decision, Routes, Titles, decide, opted_out
 from dicom_node.settings import NodeSettings, PolicySettings
 
-__all__ = ["Plan", "is_whole", "lacking", "plan", "why_sent_back"]
+__all__ = ["Plan", "is_whole", "lacking", "plan", "titles_of", "why_sent_back"]
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,20 @@ _INCOMPLETE: Mapping[str, JobState] = {
 
 def _joined(reasons: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+
+
+def titles_of(senders: Sequence[Sender], otherwise: Titles | None = None) -> Titles:
+    """Who sent a series: of several senders the one that brought most, of those the first.
+
+    *otherwise* where none is known to have brought anything.
+    """
+    brought: dict[Titles, int] = {}
+    for sender in senders:
+        titles = Titles(sender.calling_ae, sender.called_ae, sender.address)
+        brought[titles] = brought.get(titles, 0) + sender.instances
+    if not any(brought.values()):
+        return otherwise or Titles()
+    return max(brought, key=lambda titles: brought[titles])
 
 
 def why_sent_back(header: Dataset, *, titles: Titles, settings: NodeSettings) -> str | None:

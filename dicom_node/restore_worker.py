@@ -17,6 +17,7 @@ from sqlalchemy import Engine as Ledger
 
 from dicom_node.dicom import derived
 from dicom_node.dicom.header import read_header, text
+from dicom_node.early import EarlySlices
 from dicom_node.errors import (
     PermanentError,
     RefusedError,
@@ -59,8 +60,12 @@ class RestoreWorker:
         name: str,
         clock: Clock,
         stop: threading.Event | None = None,
+        early: EarlySlices | None = None,
     ) -> None:
-        """*stop*, once set, makes the worker give its job back at the next batch of slices."""
+        """*stop*, once set, makes the worker give its job back at the next batch of slices.
+
+        *early* has it restore slices of open series where no job is due.
+        """
         self._settings = settings
         self._spool = spool
         self._ledger = ledger
@@ -68,6 +73,7 @@ class RestoreWorker:
         self._name = name
         self._clock = clock
         self._stop = stop or threading.Event()
+        self._early = early
         self._next_heartbeat = 0.0
 
     def recover(self, now: float) -> int:
@@ -76,11 +82,11 @@ class RestoreWorker:
         return queue.release_leases(self._ledger, self._name, now, max_attempts=limit)
 
     def run_once(self, now: float) -> bool:
-        """Do one job; False when none is due."""
+        """Do one job, or where none is due one slice ahead of its job; False when there is none."""
         lease_s = self._settings.engine.lease_s
         job = queue.claim(self._ledger, self._name, lease_s=lease_s, now=now)
         if job is None:
-            return False
+            return self._early is not None and self._early.turn(now)
         self._next_heartbeat = now + lease_s / 4
         _log.info("job started", action="job_started", job=job.id, task=job.task)
         self._work(job)
@@ -110,6 +116,7 @@ class RestoreWorker:
 
     def _restore(self, job: Job) -> None:
         earlier = queue.earlier_quantities(self._ledger, job, self._engine.model.sha256)
+        kept = self._early.kept(job) if self._early is not None else None
         made = restore_series(
             [self._spool.resolve(path) for path in self._fresh(job)],
             job.task,
@@ -120,6 +127,7 @@ class RestoreWorker:
             note=job.note,
             scale=earlier.get("intensity_scale"),
             strength=job.strength,
+            kept=kept,
             progress=lambda done, total: self._beat(job),
         )
         started = time.perf_counter()
@@ -142,6 +150,8 @@ class RestoreWorker:
         )
         if not finished:
             raise LeaseLostError
+        if kept is not None:
+            kept.forget()
         verdict = str(made.judgement.worst)
         _log.info(
             "job judged",
@@ -149,6 +159,7 @@ class RestoreWorker:
             job=job.id,
             verdict=verdict,
             instances=len(outputs),
+            early=kept.found if kept is not None else 0,
             **seconds,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from dicom_node.gates import Judgement, gate_verdict, judge
 from dicom_node.inference import (
     DomainVerdict,
     Engine,
+    Kept,
     ModelIdentity,
     Progress,
     RestorationRequest,
@@ -39,6 +40,9 @@ from dicom_node.review import Picture, Sheet, pictures
 from dicom_node.settings import IdentitySettings, NodeSettings
 
 FULL_STRENGTH = 1.0
+
+#: What the engine made of a slice before, by its SOP Instance UID and seed; None: nothing.
+KeptSlice = Callable[[str, int], bytes | None]
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def restore_series(
     note: str | None = None,
     scale: float | None = None,
     strength: float = FULL_STRENGTH,
+    kept: KeptSlice | None = None,
     progress: Progress | None = None,
 ) -> RestoredSeries:
     """Restore and judge the images of one job; for the worker and for ``dicom-node restore``.
@@ -92,7 +97,8 @@ def restore_series(
     *created* is the time that the result will bear; the same arguments make the same bytes. What
     the gates say for each of the *destinations* is the caller's to obey.
     *scale* is the MR intensity scale of the volume that late slices belong to, *strength* how much
-    of the change is applied: source + strength · (restored - source), 0 < strength ≤ 1.
+    of the change is applied: source + strength · (restored - source), 0 < strength ≤ 1. What the
+    engine has *kept* of slices is taken as it is.
 
     Raises:
         RefusedError: outside what may be restored, by policy or by the bundle's domain.
@@ -101,7 +107,7 @@ def restore_series(
     """
     if task not in engine.tasks:
         raise RefusedError(f"the model {engine.model.name} cannot do {task}")
-    done = _restore_volumes(paths, task, engine, settings, scale, strength, progress)
+    done = _restore_volumes(paths, task, engine, settings, scale, strength, kept, progress)
     readings = tuple(each.placed(_place(done)) for each in done.readings)
     frames = [frame for each in done.restored for frame in each.frames]
     headers = [frame.header for frame in frames]
@@ -180,6 +186,7 @@ def _restore_volumes(
     settings: NodeSettings,
     scale: float | None,
     strength: float,
+    kept: KeptSlice | None,
     progress: Progress | None,
 ) -> _Volumes:
     """Load, restore and quantise one volume after the other: one is held in physical units."""
@@ -192,15 +199,17 @@ def _restore_volumes(
         gathered.upsample = verdict.upsample
         gathered.warnings += [*series.warnings, *_remarks(verdict)]
         loaded = time.perf_counter()
+        given = seeds(series.headers, engine.model, series.frames)
         request = RestorationRequest(
             array=series.array,
             task=task,
             spacing=series.spacing,
-            seeds=seeds(series.headers, engine.model, series.frames),
+            seeds=given,
             strength=strength,
             scale=scale,
             upsample=verdict.upsample,
             facts=facts(series.headers[0]),
+            kept=_kept_of(series, given, kept),
         )
         result = engine.restore(request, _onwards(progress, slices))
         # The domain was judged above, with all that the header says.
@@ -229,6 +238,16 @@ def _restore_volumes(
         gathered.restore_s += ended - loaded
         started = ended
     return gathered
+
+
+def _kept_of(
+    series: volume.SeriesVolume, given: Sequence[int], kept: KeptSlice | None
+) -> Kept | None:
+    """What was made of the slices of a classic volume before, by their places in it."""
+    if kept is None or series.frames is not None:
+        return None
+    uids = [text(header, "SOPInstanceUID") for header in series.headers]
+    return lambda index: kept(uids[index], given[index])
 
 
 def _place(done: _Volumes) -> list[int]:

@@ -17,13 +17,13 @@ from dicom_node.settings.delivery import (
     NotifySettings,
     WebDestination,
 )
+from dicom_node.settings.engine import EngineSettings
 from dicom_node.settings.gates import BreakerSettings, GateSettings, ReviewSettings
 from dicom_node.settings.janitor import JanitorSettings, RetentionSettings
 from dicom_node.settings.models import (
     AccessRule,
     AssociationSettings,
     AuditSettings,
-    EngineSettings,
     Equipment,
     IdentitySettings,
     LedgerSettings,

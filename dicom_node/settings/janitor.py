@@ -16,7 +16,9 @@ class JanitorSettings(Section):
         default=10.0, description="time between two looks at expired leases and at the disk"
     )
     stale_file_s: Seconds = Field(
-        default=3600.0, description="temporary files older than this are removed at start"
+        default=3600.0,
+        description="temporary files older than this are removed at start, and at any time slices"
+        " that were restored ahead of their series",
     )
     purge_interval_s: Seconds = Field(
         default=600.0, description="time between two looks at what [retention] lets go"

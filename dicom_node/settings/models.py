@@ -28,6 +28,7 @@ from dicom_node.settings.delivery import (
     NotifySettings,
     WebDestination,
 )
+from dicom_node.settings.engine import EngineSettings
 from dicom_node.settings.gates import BreakerSettings, GateSettings, ReviewSettings
 from dicom_node.settings.janitor import JanitorSettings, RetentionSettings
 
@@ -232,30 +233,6 @@ class AuditSettings(Section):
     )
     queue: int = Field(
         default=1000, ge=1, description="messages that wait for a slow syslog server; more drop"
-    )
-
-
-class EngineSettings(Section):
-    """The restoration model and where it runs."""
-
-    bundle: str = Field(
-        default="compact", min_length=1, description="name or folder of the model bundle"
-    )
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
-    )
-    threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of the model; unset: all cores", examples=[4]
-    )
-    lease_s: Seconds = Field(
-        default=120.0, description="a job whose worker is silent for so long goes to another worker"
-    )
-    max_attempts: int = Field(
-        default=10, ge=1, description="a job that was tried so often and never ended is failed"
-    )
-    retry_s: Seconds = Field(default=30.0, description="wait before a job is tried again")
-    idle_poll_s: Seconds = Field(
-        default=0.5, description="wait before the worker asks for a job again"
     )
 
 

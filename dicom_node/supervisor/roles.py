@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -17,12 +18,14 @@ from sqlalchemy import Engine
 from dicom_node import audit, commitment, commitment_scp, janitor
 from dicom_node.assembler import Assembler
 from dicom_node.audit_trail import AuditTrail
-from dicom_node.errors import ConfigurationError, TransientError
+from dicom_node.errors import ConfigurationError, NodeError, TransientError
 from dicom_node.inference import LocalEngine
+from dicom_node.journal import Journal
+from dicom_node.ledger import intake
 from dicom_node.ledger.tables import open_ledger
 from dicom_node.observability import get_logger
 from dicom_node.outbound import Outbound
-from dicom_node.routing import load_routes
+from dicom_node.routing import Routes, load_routes
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
 from dicom_node.storage_scp import StorageSCP
@@ -65,6 +68,7 @@ class ReceiveService:
         self.idle_s = settings.assembly.tick_s
         routes = load_routes(settings.routes, settings.destination_names)
         self._ledger, spool = open_stores(settings)
+        self._journal = _journal(settings, self._ledger, spool)
         recovered = janitor.recover(
             self._ledger, spool, stale_file_s=settings.janitor.stale_file_s, now=time.time()
         )
@@ -82,6 +86,7 @@ class ReceiveService:
             time.time,
             handlers=commitments,
             receipts=Receipts(trail, self._ledger, spool, settings.node.ae_title, time.time),
+            journal=self._journal,
         )
         self._scp.start()
 
@@ -95,18 +100,28 @@ class ReceiveService:
     def reload(self) -> None:
         """Read routes.toml and the TLS files again; what has a mistake keeps the old in force."""
         self._scp.renew_certificates(force=True)
-        try:
-            routes = load_routes(self._settings.routes, self._settings.destination_names)
-        except ConfigurationError as error:
-            _log.error("routes kept", action="reload_failed", problems=error.problems)
-            return
-        self._assembler.routes = routes
-        _log.info("routes reloaded", action="reloaded", routes=len(routes.rules))
+        self._assembler.routes = reloaded(self._settings) or self._assembler.routes
 
     def close(self) -> None:
         """Stop listening, and wait a little for open associations."""
         self._scp.stop()
+        self._journal.close()
         self._ledger.dispose()
+
+
+def _journal(settings: NodeSettings, ledger: Engine, spool: Spool) -> Journal:
+    """The journal, once what a loss of power took is in the spool again; call before `recover`."""
+    journal = Journal(spool, settings.spool.journal_bytes)
+    try:
+        written = journal.recover(partial(intake.is_let_go, ledger))
+    except NodeError as error:
+        # Without room for them the files stay in the journal, which is left as it is.
+        _log.error("journal not recovered", action="journal_not_recovered", error=error.message)
+        return journal
+    if written:
+        _log.warning("files written again", action="journal_recovered", files=written)
+    journal.start()
+    return journal
 
 
 class RestoreService:
@@ -114,13 +129,19 @@ class RestoreService:
 
     def __init__(self, settings: NodeSettings, stop: threading.Event) -> None:
         # What derives and writes images takes 20 MB, which the other roles need not have.
+        from dicom_node.early import EarlySlices
         from dicom_node.restore_worker import RestoreWorker
 
+        self._settings = settings
         engine = settings.engine
         self.idle_s = engine.idle_poll_s
         model = LocalEngine.open(engine.bundle, device=engine.device, threads=engine.threads)
         self._ledger, spool = open_stores(settings)
         self._slot = WorkerSlot(settings.node.data_dir, "restore")
+        self._early = None
+        if engine.early:
+            routes = load_routes(settings.routes, settings.destination_names)
+            self._early = EarlySlices(settings, spool, self._ledger, model, routes)
         self._worker = RestoreWorker(
             settings,
             spool,
@@ -129,15 +150,18 @@ class RestoreService:
             name=self._slot.name,
             clock=time.time,
             stop=stop,
+            early=self._early,
         )
         self._worker.recover(time.time())
 
     def turn(self, now: float) -> bool:
-        """Do one job."""
+        """Do one job, or one slice ahead of its job."""
         return self._worker.run_once(now)
 
     def reload(self) -> None:
-        """Nothing: another bundle is another process."""
+        """Read routes.toml again, by which slices are chosen; another bundle is another process."""
+        if self._early is not None:
+            self._early.routes = reloaded(self._settings) or self._early.routes
 
     def close(self) -> None:
         """Give back what is in hand."""
@@ -177,6 +201,17 @@ class DeliverService:
         for slot in self._slots:
             slot.close()
         self._ledger.dispose()
+
+
+def reloaded(settings: NodeSettings) -> Routes | None:
+    """The routing table as it is now; None where it has a mistake."""
+    try:
+        routes = load_routes(settings.routes, settings.destination_names)
+    except ConfigurationError as error:
+        _log.error("routes kept", action="reload_failed", problems=error.problems)
+        return None
+    _log.info("routes reloaded", action="reloaded", routes=len(routes.rules))
+    return routes
 
 
 def open_stores(settings: NodeSettings) -> tuple[Engine, Spool]:

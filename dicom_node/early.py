@@ -1,0 +1,255 @@
+"""Slices restored while their series still comes, for its job to find when it is complete.
+
+Only what a slice becomes whatever its volume is made early; whether the series is complete, may be
+restored, passes the gates and goes anywhere is decided where it always is. A guess that proves
+wrong has wasted work, and its results are thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from pydicom.dataset import Dataset
+from sqlalchemy import Engine as Ledger
+
+from dicom_node import __version__
+from dicom_node.dicom import multiframe
+from dicom_node.dicom.header import read_header, text
+from dicom_node.dicom.volume import load
+from dicom_node.early_results import EarlyResults
+from dicom_node.errors import NodeError, RefusedError, TransientError, UnreadableInstanceError
+from dicom_node.inference import Engine, SliceRequest
+from dicom_node.ledger import intake, open_series
+from dicom_node.ledger.open_series import Arrival
+from dicom_node.ledger.queue import Job, NewJob
+from dicom_node.ledger.tables import JobState
+from dicom_node.observability import get_logger
+from dicom_node.planning import plan, titles_of, why_sent_back
+from dicom_node.restoring import judge_domain, parameters_hash, seeds
+from dicom_node.routing import Routes
+from dicom_node.settings import NodeSettings
+from dicom_node.spool import Spool
+
+#: MR needs the scale and the k-space of its volume, PET is quantified as a set.
+MODALITY = "CT"
+# So many headers are looked at before the queue of jobs is asked again.
+_HEADERS_AT_ONCE = 20
+
+_log = get_logger(__name__)
+
+KeyOf = Callable[[str, int], str]
+
+
+def key_of(engine: Engine, task: str, strength: float) -> KeyOf | None:
+    """Name the result of a slice by (digest of its file, seed); None where none is made early.
+
+    Everything else that its bits rest on is in the name too: weights, parameters, the way that this
+    machine computes, and the program.
+    """
+    basis = engine.basis(task)
+    if basis is None:
+        return None
+    rest = {
+        "task": task,
+        "model": engine.model.sha256,
+        "parameters": parameters_hash(task, engine.parameters(task), strength),
+        "basis": basis,
+        "node": __version__,
+    }
+
+    def key(sha256: str, seed: int) -> str:
+        named = json.dumps({**rest, "file": sha256, "seed": seed}, sort_keys=True)
+        return hashlib.sha256(named.encode()).hexdigest()
+
+    return key
+
+
+class KeptSlices:
+    """The early results that a job may use, by SOP Instance UID and seed."""
+
+    def __init__(self, results: EarlyResults, job: Job, key: KeyOf) -> None:
+        self._results = results
+        self._series = job.series_instance_uid
+        self._key = key
+        # A received file is named by the digest of its bytes: `Spool.write`.
+        self._files = {uid: path.rpartition("/")[2].partition(".")[0] for uid, path in job.paths}
+        self._asked: set[str] = set()
+        self.found = 0
+
+    def __call__(self, sop_instance_uid: str, seed: int) -> bytes | None:
+        """What was made of the instance, if it was."""
+        key = self._key(self._files[sop_instance_uid], seed)
+        self._asked.add(key)
+        octets = self._results.read(self._series, key)
+        self.found += octets is not None
+        return octets
+
+    def forget(self) -> None:
+        """Remove what the job has asked for: it has ended."""
+        self._results.remove(self._series, self._asked)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A slice that would be restored if its series were complete."""
+
+    arrival: Arrival
+    job: NewJob
+    seed: int
+    key: str
+
+
+@dataclass
+class _Series:
+    """What has come of one series and was not looked at yet."""
+
+    uid: str
+    waiting: deque[Arrival] = field(default_factory=deque)
+    next: _Slice | None = None
+    served: int = 0
+
+
+class EarlySlices:
+    """Restores a slice at a time, of the most urgent route first, series taking turns."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        spool: Spool,
+        ledger: Ledger,
+        engine: Engine,
+        routes: Routes,
+    ) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._ledger = ledger
+        self._engine = engine
+        self.routes = routes
+        self.results = EarlyResults(spool)
+        self._series: dict[str, _Series] = {}
+        self._last = 0
+        self._turns = itertools.count(1)
+        self._not_before = 0.0
+
+    def kept(self, job: Job) -> KeptSlices | None:
+        """What was made early for a job; None where nothing is."""
+        key = key_of(self._engine, job.task, job.strength)
+        return None if key is None else KeptSlices(self.results, job, key)
+
+    def turn(self, now: float) -> bool:
+        """Restore one slice; False where none is to be restored."""
+        if now < self._not_before:
+            return False
+        self._look()
+        looked = self._choose(now)
+        ready = [series for series in self._series.values() if series.next is not None]
+        if not ready:
+            return looked
+        chosen = min(ready, key=_urgency)
+        wanted, chosen.next, chosen.served = chosen.next, None, next(self._turns)
+        assert wanted is not None
+        self._make(wanted, now)
+        return True
+
+    def _look(self) -> None:
+        """Take note of what has come, and forget series that are not open any more."""
+        arrived = open_series.arrivals(self._ledger, after=self._last, modality=MODALITY)
+        for each in arrived:
+            series = self._series.setdefault(each.series_instance_uid, _Series(""))
+            series.uid = each.series_instance_uid
+            series.waiting.append(each)
+            self._last = max(self._last, each.id)
+        if self._series:
+            for uid in self._series.keys() - open_series.receiving(
+                self._ledger, self._series.keys()
+            ):
+                del self._series[uid]
+
+    def _choose(self, now: float) -> bool:
+        """Find the next slice of each series; whether there is more to look at."""
+        left = _HEADERS_AT_ONCE
+        for series in self._series.values():
+            while series.next is None and series.waiting:
+                if left == 0:
+                    return True
+                left -= 1
+                series.next = self._wanted(series.waiting.popleft(), now)
+        return left < _HEADERS_AT_ONCE and any(each.waiting for each in self._series.values())
+
+    def _wanted(self, arrival: Arrival, now: float) -> _Slice | None:
+        """The slice as it would be restored by the rules of now; None: it would not, or is."""
+        try:
+            header = read_header(self._spool.resolve(arrival.path))
+            job = self._job(arrival, header, now)
+            if job is None or job.task not in self._engine.tasks:
+                return None
+            verdict = judge_domain(header, job.task, self._engine, self._settings)
+        except (RefusedError, UnreadableInstanceError, FileNotFoundError):
+            return None  # its job will say so
+        key = key_of(self._engine, job.task, job.strength)
+        if key is None or verdict.upsample > 1:
+            return None
+        (seed,) = seeds([header], self._engine.model)
+        name = key(arrival.sha256, seed)
+        if self.results.has(arrival.series_instance_uid, name):
+            return None
+        return _Slice(arrival, job, seed, name)
+
+    def _job(self, arrival: Arrival, header: Dataset, now: float) -> NewJob | None:
+        """The job that there would be if the slice were all."""
+        if multiframe.is_multiframe(header):
+            return None
+        senders = intake.series_senders(self._ledger, arrival.series_instance_uid)
+        titles = titles_of(senders)
+        decided = plan(
+            titles,
+            {text(header, "SOPInstanceUID"): header},
+            routes=self.routes,
+            policy=self._settings.policy,
+            sent_back=partial(why_sent_back, titles=titles, settings=self._settings),
+            now=now,
+        )
+        for job in decided.jobs:
+            # More slices come: that some are missing says nothing yet.
+            if (job.state is JobState.QUEUED or job.awaits_rest) and job.not_before <= now:
+                return job
+        return None
+
+    def _make(self, wanted: _Slice, now: float) -> None:
+        """Restore a slice and keep the result; what goes wrong is left for the job to find."""
+        arrival = wanted.arrival
+        try:
+            with self.results.claimed(arrival.series_instance_uid, wanted.key) as claim:
+                # In single precision, with thumbnails and words beside it.
+                if claim is None or not self.results.has_room(16 * arrival.size):
+                    return
+                octets = self._restored(wanted)
+                if octets is not None:
+                    claim.keep(octets)
+        except TransientError as error:
+            self._not_before = now + self._settings.engine.retry_s
+            _log.warning("early slices wait", action="early_waits", error=error.message)
+        except (NodeError, OSError) as error:
+            words = error.message if isinstance(error, NodeError) else error.strerror
+            _log.info("slice not restored early", action="early_skipped", error=words)
+        except Exception as error:
+            # The text may quote a header; its type is enough, and the job will tell where.
+            _log.warning("early slice failed", action="early_failed", error=type(error).__name__)
+
+    def _restored(self, wanted: _Slice) -> bytes | None:
+        volume = load(
+            [self._spool.resolve(wanted.arrival.path)], wanted.job.task, self._settings.policy
+        )
+        request = SliceRequest(volume.array[0], wanted.job.task, wanted.seed, wanted.job.strength)
+        return self._engine.restore_slice(request)
+
+
+def _urgency(series: _Series) -> tuple[int, int]:
+    assert series.next is not None
+    return -series.next.job.priority, series.served

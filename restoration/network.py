@@ -153,7 +153,7 @@ class Network:
             words = tensor.detach().flatten().contiguous().view(torch.uint8)
             whole = words[: len(words) // 4 * 4].view(torch.int32).long()
             rest = words[len(whole) * 4 :].long()
-            for part in (whole, rest):
+            for part in (each for each in (whole, rest) if len(each)):
                 place = torch.arange(1, len(part) + 1, device=self.device)
                 # Sums wrap around 2^64; a difference of one bit does not wrap to nothing.
                 sums += torch.stack([part.sum(), (part * place).sum()])

@@ -41,7 +41,7 @@ CONFIDENCE = 0.95
 class Level(enum.Enum):
     """A level: its quantile of slices, the alarms it may raise, and the subjects inside it."""
 
-    WARN = (0.99, 0.05, 0.95)
+    WARN = (0.99, 0.02, 0.99)
     FAIL = (0.999, 0.005, 0.9975)
 
     @property
@@ -157,17 +157,19 @@ def bounds(
 ) -> Bounds:
     """The tails that the gate looks at, moved out from the median by a factor.
 
-    Never inside the tolerance limits over subjects, never nearer to zero than a share of the
-    program's own level, for rounding is no harm, and never nearer to the median of a ratio than
-    _CLOSEST.
+    Never inside the tolerance limits over subjects, as far as the program lets any model go; never
+    nearer to zero than a share of the program's own level, for rounding is no harm; and never
+    nearer to the median of a ratio than _CLOSEST.
     """
-    middle, (low, high) = spread.middle, spread.tails
-    low = min(middle + factor * (low - middle), spread.limits[0])
-    high = max(middle + factor * (high - middle), spread.limits[1])
-    if spec.logarithmic:
-        low = math.exp(min(low, middle - math.log(_CLOSEST)))
-        high = math.exp(max(high, middle + math.log(_CLOSEST)))
     default = getattr(spec.level(task), level.name.lower())
+    middle, (lowest, highest) = spread.middle, spread.limits
+    low, high = (middle + factor * (tail - middle) for tail in spread.tails)
+    if spec.logarithmic:
+        lowest = min(lowest, middle - math.log(_CLOSEST))
+        highest = max(highest, middle + math.log(_CLOSEST))
+        low, high, lowest, highest = map(math.exp, (low, high, lowest, highest))
+    low = min(low, lowest if default.low is None else max(lowest, default.low))
+    high = max(high, highest if default.high is None else min(highest, default.high))
     if default.low is not None and default.low <= 0:
         low = min(low, _LEAST * default.low)
     if default.high is not None and default.high >= 0:

@@ -165,9 +165,13 @@ def likeness(features: Tensor, model: Mapping[str, Tensor]) -> Tensor:
 
 
 def input_features(x: Tensor, noise_level: Tensor) -> Tensor:
-    """What an input is like: logs of its spectrum's rings and of its noise, (slices, RINGS + 1)."""
+    """What an input is like: logs of its spectrum's outer rings and of its noise, (slices, RINGS).
+
+    The innermost ring holds nearly all of the power: one minus the others, it tells nothing more,
+    and its logarithm hardly varies until it is far away at once.
+    """
     power = images.spectrum(x, RINGS).double() + 1e-12
-    rings = (power / power.sum(1, keepdim=True)).clamp(min=1e-9).log10()
+    rings = (power / power.sum(1, keepdim=True))[:, 1:].clamp(min=1e-9).log10()
     return torch.cat([rings, noise_level.clamp(min=1e-6).log10()[:, None]], 1)
 
 

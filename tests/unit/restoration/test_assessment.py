@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from restoration.fidelity import Bounds, Calibration, Levels, Verdict
+from restoration.fidelity import LEAST_SIDE, Bounds, Calibration, Levels, Verdict
 from restoration.probes import probed
 from restoration.restorer import Restorer
 from restoration.tasks import RestorationTask
@@ -116,3 +116,20 @@ def test_one_slice_in_thirty_two_is_looked_at_again() -> None:
     assert [len(probed(n, task)) for n in (1, 4, 32, 64, 100)] == [1, 1, 1, 2, 3]
     assert probed(1, task) == [0]
     assert max(probed(100, task)) < 100
+
+
+def test_a_long_judgement_tells_that_it_goes_on(restorer: Restorer) -> None:
+    x = ct(40)
+    made = restorer.restore(x, "ct_denoise")
+    seen: list[tuple[int, int]] = []
+    restorer.assess(x, made, "ct_denoise", progress=lambda *step: seen.append(step))
+    steps = [done for done, _ in seen]
+    assert steps == sorted(steps)
+    assert len(set(steps)) >= 40  # each probe and each few slices
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_slices_that_say_too_little_are_refused_by_name(restorer: Restorer) -> None:
+    x = ct(2)[:, :15]
+    with pytest.raises(ValueError, match=f"15x48 pixels are too small .* {LEAST_SIDE}"):
+        restorer.assess(x, restorer.restore(x, "ct_denoise"), "ct_denoise")

@@ -268,7 +268,7 @@ def test_levels_of_a_calibration_replace_those_of_the_program() -> None:
 
 
 def test_an_input_unlike_the_training_is_far_from_its_model() -> None:
-    size = RINGS + 1
+    size = RINGS
     spread = tuple(tuple(100.0 * (i == j) for j in range(size)) for i in range(size))
     model = InputModel((0.0,) * size, spread)
     assert Calibration.from_dict(Calibration({}, model).to_dict()).inputs == model

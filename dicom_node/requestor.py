@@ -39,6 +39,8 @@ from dicom_node.errors import ConfigurationError, DestinationError, DestinationR
 _ALERT_S = 1.0
 # How long the upper layer may take to end once its association has.
 _END_S = 2.0
+# Between two looks at whether the thread of an association is still there.
+_LOOK_S = 0.05
 
 
 @dataclass
@@ -69,6 +71,7 @@ def associate(
     """
     roles = [_role(uid, as_scu) for uid in as_scp]
     association = _request(peer, contexts, handlers, roles)
+    keep_answers(association)
     connection = connection_of(association)
     try:
         yield association
@@ -87,6 +90,59 @@ def associate(
         if connection is not None and not association.dul.is_alive():
             # pynetdicom forgets the socket of a connection that was reset.
             connection.close()
+
+
+class _Checkpoint(threading.Event):
+    """Where the thread of an association rests while another sends a request and awaits its answer.
+
+    pynetdicom 3.0.4 says that the thread rests by a flag which is also set for a moment when it
+    passes (``Association._run_reactor``). Who believes it then sends, and the thread that has
+    passed takes the answer and drops it: the request times out though the peer has served it.
+    Here :meth:`clear` returns only once the thread does rest.
+    """
+
+    def __init__(self, thread: threading.Thread) -> None:
+        super().__init__()
+        self._thread = thread
+        self._changed = threading.Condition()
+        self._open = True
+        self._resting = False
+
+    def is_set(self) -> bool:
+        """Whether the thread may pass."""
+        return self._open
+
+    def set(self) -> None:
+        """Let the thread pass."""
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        """Let the thread rest, and wait until it does, or has ended."""
+        with self._changed:
+            self._open = False
+            if threading.current_thread() is self._thread:
+                return
+            while not self._resting and not self._open and self._thread.is_alive():
+                self._changed.wait(_LOOK_S)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Pass, or rest until that is allowed."""
+        with self._changed:
+            while not self._open:
+                self._resting = True
+                self._changed.notify_all()
+                self._changed.wait(timeout)
+                self._resting = False
+                if timeout is not None:
+                    break
+            return self._open
+
+
+def keep_answers(association: Association) -> None:
+    """Let no answer on an established association be lost to the thread that watches it."""
+    association._reactor_checkpoint = _Checkpoint(association)
 
 
 def _release(association: Association) -> None:

@@ -97,13 +97,20 @@ def node_scp(start_node: Callable[..., Node]) -> Node:
     return start_node()
 
 
-@pytest.fixture
-def orthanc(orthanc_program: Path, tmp_path: Path) -> Generator[Orthanc]:
-    """A running Orthanc with an empty storage of its own."""
-    folder = tmp_path / "orthanc"
-    folder.mkdir()
-    with running_orthanc(orthanc_program, folder) as peer:
+@pytest.fixture(scope="session")
+def running_peer(
+    orthanc_program: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Orthanc]:
+    """One Orthanc for all tests: it takes seconds to start and to end."""
+    with running_orthanc(orthanc_program, tmp_path_factory.mktemp("orthanc")) as peer:
         yield peer
+
+
+@pytest.fixture
+def orthanc(running_peer: Orthanc) -> Orthanc:
+    """A running Orthanc with an empty storage."""
+    running_peer.forget()
+    return running_peer
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from dicom_node.association import (
 )
 from dicom_node.ledger import intake, queue, reports
 from dicom_node.ledger.tables import SeriesState
+from dicom_node.requestor import keep_answers
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
 from dicom_node.storage_scp import StorageSCP
@@ -149,6 +151,8 @@ def connected(peer: Peer, paths: Iterable[Path]) -> Generator[Association]:
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
     association = entity.associate(peer.host, peer.port, contexts, ae_title=peer.ae_title)
     assert association.is_established
+    # Else an answer of ours is lost now and then on a busy machine, by the sender's own fault.
+    keep_answers(association)
     connection = connection_of(association)
     try:
         yield association
@@ -200,6 +204,17 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+# Orthanc asks it of each instance before it looks whether it has one of the same UID.
+_ARRIVALS = """
+function ReceivedInstanceFilter(dicom, origin)
+  local file = io.open("{path}", "a")
+  file:write(dicom.SOPInstanceUID, "\\n")
+  file:close()
+  return true
+end
+"""
+
+
 @dataclass
 class Orthanc:
     """A running Orthanc with an empty storage, and its REST interface."""
@@ -225,10 +240,34 @@ class Orthanc:
         """Store a DICOM file."""
         self._send("/instances", path.read_bytes(), "POST")
 
-    def _send(self, path: str, body: bytes, method: str) -> bytes:
+    def _send(self, path: str, body: bytes | None, method: str) -> bytes:
         request = urllib.request.Request(self._url(path), body, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
             return bytes(answer.read())
+
+    def stores(self) -> Counter[str]:
+        """How often each SOP Instance has come, again under the same UID included."""
+        return Counter(self._arrivals.read_text().split())
+
+    def forget(self) -> None:
+        """Remove every patient, and forget what has come."""
+        for patient in self.get("/patients"):
+            self._send(f"/patients/{patient}", None, "DELETE")
+        self._arrivals.write_text("")
+
+    def write_configuration(self, **changes: Any) -> Path:
+        """Write its configuration, but for *changes*, with a script that notes what comes."""
+        self._arrivals.write_text("")
+        script = self.folder / "arrivals.lua"
+        script.write_text(_ARRIVALS.format(path=self._arrivals))
+        given = orthanc_configuration(self.folder, self.dicom_port, self.http_port)
+        path = self.folder / "orthanc.json"
+        path.write_text(json.dumps({**given, "LuaScripts": [str(script)], **changes}))
+        return path
+
+    @property
+    def _arrivals(self) -> Path:
+        return self.folder / "arrivals.txt"
 
     def is_up(self) -> bool:
         """Whether it answers."""
@@ -241,9 +280,12 @@ class Orthanc:
         """Every stored instance as a file, by SOP Instance UID."""
         found = {}
         for identifier in self.get("/instances"):
-            tags = self.get(f"/instances/{identifier}/simplified-tags")
-            found[tags["SOPInstanceUID"]] = self.raw(f"/instances/{identifier}/file")
+            found[self._uid(identifier)] = self.raw(f"/instances/{identifier}/file")
         return found
+
+    def _uid(self, identifier: str) -> str:
+        tags = self.get(f"/instances/{identifier}")["MainDicomTags"]
+        return str(tags["SOPInstanceUID"])
 
     def _url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.http_port}{path}"
@@ -272,13 +314,10 @@ def orthanc_configuration(folder: Path, dicom_port: int, http_port: int) -> dict
 
 
 @contextmanager
-def running_orthanc(program: Path, folder: Path) -> Generator[Orthanc]:
-    """An Orthanc with a configuration and a storage in *folder*."""
+def running_orthanc(program: Path, folder: Path, **changes: Any) -> Generator[Orthanc]:
+    """An Orthanc with a configuration, but for *changes*, and a storage in *folder*."""
     orthanc = Orthanc(reserve_port(), reserve_port(), folder)
-    configuration = folder / "orthanc.json"
-    configuration.write_text(
-        json.dumps(orthanc_configuration(folder, orthanc.dicom_port, orthanc.http_port))
-    )
+    configuration = orthanc.write_configuration(**changes)
     log = folder / "orthanc.log"
     with running([program, configuration], log) as process:
         until(lambda: orthanc.is_up() or process.poll() is not None, "Orthanc answers", limit_s=60)

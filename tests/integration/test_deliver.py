@@ -5,20 +5,24 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom.events import Event
 
-from dicom_node.association import Peer
+from dicom_node.association import Peer, contexts_for
 from dicom_node.delivery import DeliveryWorker
 from dicom_node.ledger import reports
+from dicom_node.requestor import associate
 from dicom_node.storage_scu import Sendable, echo, send_all, send_files
 from tests.conftest import ManualClock
 from tests.integration.conftest import StoreSCP, node_settings
 from tests.integration.peers import (
+    CT,
     Archive,
     Node,
     Orthanc,
@@ -206,6 +210,27 @@ def test_a_destination_that_does_not_answer_in_time_is_tried_later(
     row = the_delivery(node_scp)
     assert row["state"] == "waiting"
     assert "no answer" in row["reason"]
+
+
+def test_no_answer_is_lost_to_the_thread_that_watches_the_association(tmp_path: Path) -> None:
+    """pynetdicom's own thread, woken late on a busy machine, must not take what we wait for."""
+    path = write(ct_slice(1), tmp_path / "1.dcm")
+    with serving(Archive()) as archive:
+        peer = peer_at(archive.port, dimse_timeout=2)
+        contexts = contexts_for([(CT, str(ExplicitVRLittleEndian))])
+        with associate(peer, contexts) as association:
+            checkpoint = association._reactor_checkpoint
+            passes = checkpoint.wait
+
+            def pass_late(timeout: float | None = None) -> bool:
+                passed = passes(timeout)
+                time.sleep(0.05)
+                return passed
+
+            checkpoint.wait = pass_late  # type: ignore[method-assign]
+            answers = [association.send_c_store(path) for _ in range(5)]
+    assert [answer.get("Status") for answer in answers] == [0x0000] * 5
+    assert archive.asked == 5
 
 
 def test_a_destination_that_does_not_know_us_is_dead_at_once(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Generator
 from pathlib import Path
@@ -19,11 +18,9 @@ from tests.integration.peers import (
     Node,
     Orthanc,
     data_set_bytes,
-    orthanc_configuration,
     outgoing_series,
     reserve_port,
-    running,
-    until,
+    running_orthanc,
 )
 from tests.integration.stow_server import StowServer, stowing
 
@@ -246,12 +243,8 @@ def dicomweb(orthanc_program: Path, tmp_path: Path) -> Generator[Orthanc]:
         pytest.skip(f"missing peer: Orthanc's DICOMweb plugin ({DICOMWEB_PLUGIN})")
     folder = tmp_path / "dicomweb"
     folder.mkdir()
-    peer = Orthanc(reserve_port(), reserve_port(), folder)
-    configuration = orthanc_configuration(folder, peer.dicom_port, peer.http_port)
-    configuration |= {"Plugins": [str(DICOMWEB_PLUGIN)], "DicomWeb": {"Root": "/dicom-web/"}}
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
-    with running([orthanc_program, folder / "orthanc.json"], folder / "log"):
-        until(peer.is_up, "Orthanc answers", limit_s=60)
+    plugin = {"Plugins": [str(DICOMWEB_PLUGIN)], "DicomWeb": {"Root": "/dicom-web/"}}
+    with running_orthanc(orthanc_program, folder, **plugin) as peer:
         yield peer
 
 

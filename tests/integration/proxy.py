@@ -1,4 +1,7 @@
-"""A TCP proxy before a real peer that misbehaves as a test says, PDU by PDU (PS3.8 9.3)."""
+"""A TCP proxy before a real peer that misbehaves as a test says, PDU by PDU (PS3.8 9.3).
+
+What it lets through the peer stores; what the peer holds in the end is asked of the peer.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,17 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+from dicom_node.storage_scu import classify_status
+from dicom_node.upper_layer import CommandSet, read_command, response_pdu
 
 RELEASE_RQ, P_DATA = 0x05, 0x04
+ABORT = bytes((0x07, 0, 0, 0, 0, 4, 0, 0, 0, 0))
+# PS3.7 E.1: (0000,0900) in a response, before its two bytes.
+_STATUS = b"\x00\x00\x00\x09\x02\x00\x00\x00"
+# PS3.8 E.2: the two bits of a message control header, which is the last byte of a PDV's header.
+_COMMAND, _LAST, _PDV_HEADER = 0x01, 0x02, 6
 
 
 @dataclass
@@ -18,12 +30,20 @@ class Proxy:
 
     It answers "pass", "drop" (the peer never sees it), "cut" (both connections end) or "trickle"
     (a byte a second from here on, until the caller has had enough).
+
+    *status* is asked for each C-STORE, by its running number: what the caller is answered, or None
+    for an A-ABORT in its midst. The peer gets what is answered as stored, and never sees the rest.
+    *lost* says whether the answer to it is lost, and the connection with it. Both take it that a
+    PDU holds one PDV, and a command set is in one PDU, as pynetdicom writes them.
     """
 
     upstream: int
     fault: Callable[[int, int], str] = lambda number, kind: "pass"
+    status: Callable[[int], int | None] = lambda number: 0x0000
+    lost: Callable[[int], bool] = lambda number: False
     port: int = 0
     associations: int = 0
+    asked: int = 0
     pdus: list[int] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
     threads: list[threading.Thread] = field(default_factory=list)
@@ -40,18 +60,25 @@ class Proxy:
 
     def _pair(self, caller: socket.socket) -> None:
         with caller, socket.create_connection(("127.0.0.1", self.upstream), 10) as peer:
-            back = threading.Thread(target=self._return, args=(caller, peer), daemon=True)
+            stores = _Stores()
+            back = threading.Thread(target=self._return, args=(caller, peer, stores), daemon=True)
             back.start()
-            self._forward(caller, peer)
+            self._forward(caller, peer, stores)
             back.join()
 
-    def _return(self, caller: socket.socket, peer: socket.socket) -> None:
-        with suppress(OSError):
-            while piece := peer.recv(65536):
-                caller.sendall(piece)
+    def _return(self, caller: socket.socket, peer: socket.socket, stores: _Stores) -> None:
+        with suppress(OSError, EOFError):
+            while True:
+                header, body = _pdu(peer)
+                if header[0] == P_DATA:
+                    number, status = stores.forwarded.get(timeout=10)
+                    if self.lost(number):
+                        break
+                    body = _with_status(body, status)
+                caller.sendall(header + body)
         _end(caller)
 
-    def _forward(self, caller: socket.socket, peer: socket.socket) -> None:
+    def _forward(self, caller: socket.socket, peer: socket.socket, stores: _Stores) -> None:
         with suppress(OSError, EOFError):
             while True:
                 header = _exactly(caller, 6)
@@ -68,9 +95,47 @@ class Proxy:
                         peer.sendall(_exactly(caller, 1))
                     break
                 body = _exactly(caller, length)
+                if kind == P_DATA and what == "pass":
+                    what = self._of_store(body, stores)
+                if what == "abort":
+                    caller.sendall(ABORT)
+                    peer.sendall(ABORT)
+                    break
+                if what == "answer":
+                    caller.sendall(response_pdu(body[4], stores.command, stores.status or 0))
                 if what == "pass":
                     peer.sendall(header + body)
         _end(peer)
+
+    def _of_store(self, body: bytes, stores: _Stores) -> str:
+        """What becomes of a P-DATA-TF of the caller."""
+        control = body[_PDV_HEADER - 1]
+        if control & _COMMAND:
+            self.asked += 1
+            stores.command = read_command(body[_PDV_HEADER:])
+            stores.status = self.status(self.asked)
+            if stores.is_refused:
+                return "drop"
+            stores.forwarded.put((self.asked, stores.status or 0x0000))
+        elif stores.status is None:
+            return "abort"
+        elif stores.is_refused:
+            return "answer" if control & _LAST else "drop"
+        return "pass"
+
+
+@dataclass
+class _Stores:
+    """The C-STORE in hand of one association, and those that the peer has to answer."""
+
+    command: CommandSet = field(default_factory=lambda: CommandSet(0, None, "", "", False))
+    status: int | None = 0x0000
+    forwarded: SimpleQueue[tuple[int, int]] = field(default_factory=SimpleQueue)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the caller is to be told that the instance is not stored."""
+        return self.status is not None and classify_status(self.status) != "delivered"
 
 
 @contextmanager
@@ -91,6 +156,20 @@ def proxying(proxy: Proxy, *, port: int = 0) -> Generator[Proxy]:
         listener.close()
         for each in (thread, *proxy.threads):
             each.join(10)
+
+
+def _pdu(connection: socket.socket) -> tuple[bytes, bytes]:
+    header = _exactly(connection, 6)
+    return header, _exactly(connection, struct.unpack(">L", header[2:])[0])
+
+
+def _with_status(body: bytes, status: int) -> bytes:
+    """The response of a peer that has stored, with another status that says so."""
+    if status == 0x0000:
+        return body
+    at = body.index(_STATUS) + len(_STATUS)
+    assert body[at : at + 2] == b"\0\0", "the peer has not stored it"
+    return body[:at] + struct.pack("<H", status) + body[at + 2 :]
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:

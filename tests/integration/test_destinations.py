@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 from pynetdicom.events import Event
 
 from dicom_node.delivery import DeliveryWorker
-from dicom_node.ledger import destinations, notices, reports
+from dicom_node.ledger import destinations, notices, queue, reports
 from tests.conftest import ManualClock
 from tests.integration.conftest import node_settings
 from tests.integration.peers import (
     Archive,
     Node,
     Orthanc,
-    orthanc_configuration,
     outgoing_series,
     reserve_port,
-    running,
+    running_orthanc,
     serving,
     until,
 )
@@ -67,6 +67,14 @@ def item_states(node: Node) -> list[str]:
     return [item["state"] for item in the_delivery(node)["items"]]
 
 
+def assert_each_stored_once(node: Node, orthanc: Orthanc) -> None:
+    """Orthanc has each delivered instance, has stored it once, and has nothing else."""
+    items = the_delivery(node)["items"]
+    delivered = {item["sop_instance_uid"] for item in items if item["state"] == "delivered"}
+    assert orthanc.stores() == Counter(dict.fromkeys(delivered, 1))
+    assert len(orthanc.get("/instances")) == len(delivered)
+
+
 def notice_of(node: Node, clock: ManualClock) -> Any:
     found = notices.claim(node.ledger, lease_s=60, now=clock())
     return None if found is None else found.event
@@ -91,7 +99,7 @@ def test_a_destination_that_is_down_for_two_hours_gets_each_instance_once(
     with proxying(Proxy(orthanc.dicom_port), port=port) as proxy:
         run_to_the_end(deliver, clock, node_scp)
     assert item_states(node_scp) == ["delivered"] * 5
-    assert len(orthanc.get("/instances")) == 5
+    assert_each_stored_once(node_scp, orthanc)
     assert proxy.pdus.count(P_DATA) == 2 * 5, "each was sent once: a command and a data set"
     assert destinations.states(node_scp.ledger)["pacs"].failures == 0
     assert notice_of(node_scp, clock) is None
@@ -114,7 +122,7 @@ def test_an_association_that_breaks_midway_is_resumed_at_the_first_unsent_instan
         assert item_states(node_scp) == ["delivered"] * 3 + ["pending"] * 2
         run_to_the_end(deliver, clock, node_scp)
     assert item_states(node_scp) == ["delivered"] * 5
-    assert len(orthanc.get("/instances")) == 5
+    assert_each_stored_once(node_scp, orthanc)
     assert proxy.associations == 2
     # Four commands and three data sets came through at first, two of each afterwards.
     assert proxy.pdus.count(P_DATA) == 8 + 4
@@ -141,7 +149,7 @@ def test_a_destination_that_takes_one_byte_a_second_is_left_in_time_and_tried_ag
         patient = worker(node_scp, proxy.port, clock)
         run_to_the_end(patient, clock, node_scp)
     assert item_states(node_scp) == ["delivered"] * 5
-    assert len(orthanc.get("/instances")) == 5
+    assert_each_stored_once(node_scp, orthanc)
 
 
 @pytest.mark.orthanc
@@ -158,7 +166,7 @@ def test_a_destination_that_never_releases_has_the_series_all_the_same(
         assert run_to_the_end(deliver, clock, node_scp) == 1
     assert RELEASE_RQ in proxy.pdus
     assert item_states(node_scp) == ["delivered"] * 5
-    assert len(orthanc.get("/instances")) == 5
+    assert_each_stored_once(node_scp, orthanc)
     assert proxy.associations == 1
 
 
@@ -166,17 +174,11 @@ def test_a_destination_that_never_releases_has_the_series_all_the_same(
 def test_orthanc_that_takes_implicit_vr_alone_gets_the_same_pixels(
     node_scp: Node, orthanc_program: Path, clock: ManualClock, tmp_path: Path
 ) -> None:
-    from pydicom import dcmread
-
     files = outgoing_series(node_scp, ["pacs"], slices=2)
     folder = tmp_path / "implicit"
     folder.mkdir()
-    peer = Orthanc(reserve_port(), reserve_port(), folder)
-    configuration = orthanc_configuration(folder, peer.dicom_port, peer.http_port)
-    configuration["AcceptedTransferSyntaxes"] = ["1.2.840.10008.1.2"]
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
-    with running([orthanc_program, folder / "orthanc.json"], folder / "log"):
-        until(peer.is_up, "Orthanc answers", limit_s=60)
+    syntaxes = ["1.2.840.10008.1.2"]
+    with running_orthanc(orthanc_program, folder, AcceptedTransferSyntaxes=syntaxes) as peer:
         run_to_the_end(worker(node_scp, peer.dicom_port, clock), clock, node_scp)
         kept = peer.files()
     assert item_states(node_scp) == ["delivered"] * 2
@@ -189,66 +191,78 @@ def test_orthanc_that_takes_implicit_vr_alone_gets_the_same_pixels(
         assert theirs.PixelData == ours.PixelData
 
 
-Script = Callable[[int, Event], int | None]
+Script = Callable[[int], int | None]
 
 
-def _abort(number: int, event: Event) -> int | None:
-    if number == 3:
-        event.assoc.abort()
-        return None
-    return 0x0000
-
-
+@pytest.mark.orthanc
 @pytest.mark.parametrize(
     ("script", "states", "asked"),
     [
-        pytest.param(lambda n, e: 0xA700 if n == 3 else 0, "ddddd", 6, id="A700 on the third"),
-        pytest.param(lambda n, e: 0xB000, "ddddd", 5, id="B000 warning"),
-        pytest.param(lambda n, e: 0x0111, "ddddd", 5, id="0111 duplicate"),
-        pytest.param(lambda n, e: 0xA900 if n == 2 else 0, "dxddd", 5, id="A900 on the second"),
-        pytest.param(lambda n, e: 0x0122, "xxxxx", 5, id="0122 class refused"),
-        pytest.param(lambda n, e: 0x0110 if n == 2 else 0, "ddddd", 6, id="0110 on the second"),
-        pytest.param(_abort, "ddddd", 6, id="aborts midway"),
+        pytest.param(lambda n: 0xA700 if n == 3 else 0, "ddddd", 6, id="A700 on the third"),
+        pytest.param(lambda n: 0xB000, "ddddd", 5, id="B000 warning"),
+        pytest.param(lambda n: 0x0111, "ddddd", 5, id="0111 duplicate"),
+        pytest.param(lambda n: 0xA900 if n == 2 else 0, "dxddd", 5, id="A900 on the second"),
+        pytest.param(lambda n: 0x0122, "xxxxx", 5, id="0122 class refused"),
+        pytest.param(lambda n: 0x0110 if n == 2 else 0, "ddddd", 6, id="0110 on the second"),
+        pytest.param(lambda n: None if n == 3 else 0, "ddddd", 6, id="aborts midway"),
     ],
 )
 def test_a_series_ends_delivered_or_dead_and_each_instance_is_stored_at_most_once(
-    script: Script, states: str, asked: int, node_scp: Node, clock: ManualClock
+    script: Script, states: str, asked: int, node_scp: Node, orthanc: Orthanc, clock: ManualClock
 ) -> None:
     outgoing_series(node_scp, ["pacs"])
-    stores: list[str] = []
-
-    def counted(number: int, event: Event) -> int | None:
-        status = script(number, event)
-        if status is not None and (status in (0x0000, 0x0111) or status & 0xF000 == 0xB000):
-            stores.append(str(event.request.AffectedSOPInstanceUID))
-        return status
-
-    with serving(Archive(counted)) as archive:
-        run_to_the_end(worker(node_scp, archive.port, clock), clock, node_scp)
+    with proxying(Proxy(orthanc.dicom_port, status=script)) as proxy:
+        run_to_the_end(worker(node_scp, proxy.port, clock), clock, node_scp)
     words = {"d": "delivered", "x": "dead"}
     assert item_states(node_scp) == [words[letter] for letter in states]
     dead = "x" in states
     assert the_delivery(node_scp)["state"] == ("dead" if dead else "delivered")
-    assert archive.asked == asked
-    assert len(stores) == len(set(stores)), "stored once"
-    assert len(stores) == states.count("d")
+    assert proxy.asked == asked
+    assert_each_stored_once(node_scp, orthanc)
     event = notice_of(node_scp, clock)
     assert (event is not None) == dead
     if event is not None:
         assert event["stored"] == states.count("d")
 
 
+@pytest.mark.orthanc
+def test_an_instance_whose_answer_is_lost_is_sent_again_and_no_other_is(
+    node_scp: Node, orthanc: Orthanc, clock: ManualClock
+) -> None:
+    """Nobody can know then whether it was stored; the archive has it once, as it has one UID."""
+    outgoing_series(node_scp, ["pacs"])
+    with proxying(Proxy(orthanc.dicom_port, lost=lambda number: number == 3)) as proxy:
+        run_to_the_end(worker(node_scp, proxy.port, clock), clock, node_scp)
+    assert item_states(node_scp) == ["delivered"] * 5
+    assert len(orthanc.get("/instances")) == 5
+    sent = [orthanc.stores()[item["sop_instance_uid"]] for item in the_delivery(node_scp)["items"]]
+    assert sent == [1, 1, 2, 1, 1]
+
+
+@pytest.mark.orthanc
 def test_a_destination_that_does_not_know_us_is_dead_lettered_and_told(
-    node_scp: Node, clock: ManualClock
+    node_scp: Node, orthanc_program: Path, clock: ManualClock, tmp_path: Path
 ) -> None:
     outgoing_series(node_scp, ["pacs"])
-    with serving(Archive(), calling=["SOMEONE"]) as archive:
-        deliver = worker(node_scp, archive.port, clock)
+    folder = tmp_path / "strict"
+    folder.mkdir()
+    strict = {f"DicomAlwaysAllow{each}": False for each in ("Store", "Echo", "Get", "Find")}
+    with running_orthanc(orthanc_program, folder, **strict) as peer:
+        deliver = worker(node_scp, peer.dicom_port, clock)
         assert run_to_the_end(deliver, clock, node_scp) == 1, "it is not asked again"
-    assert item_states(node_scp) == ["pending"] * 5
-    event = notice_of(node_scp, clock)
-    assert event["reason"].endswith("our calling AE title 'DIFFCODE' is not known there")
-    assert (event["stored"], event["instances"]) == (0, 5)
+        assert item_states(node_scp) == ["pending"] * 5
+        event = notice_of(node_scp, clock)
+        assert event["reason"].endswith("our calling AE title 'DIFFCODE' is not known there")
+        assert (event["stored"], event["instances"]) == (0, 5)
+        assert peer.get("/instances") == []
+        # Its administrator adds us, and ours sends again.
+        peer.put("/modalities/node", {"AET": "DIFFCODE", "Host": "127.0.0.1", "Port": 104})
+        number = the_delivery(node_scp)["id"]
+        assert queue.retry_delivery(node_scp.ledger, number, reason="known now", now=clock())
+        assert run_to_the_end(deliver, clock, node_scp) == 1
+        deliver.close()
+        assert_each_stored_once(node_scp, peer)
+    assert item_states(node_scp) == ["delivered"] * 5
 
 
 def test_a_destination_that_is_down_longer_than_our_patience_is_dead_lettered(

@@ -1,4 +1,6 @@
-"""Any role is killed at any moment of a run of three series; the end is that of a calm run.
+"""Any role is killed at every step of a run of three series; the end is that of a calm run.
+
+The series end in Orthanc, which counts how often each instance is stored.
 
 `make kill-test-pipeline KILLS=200` runs it longer; DICOM_NODE_TEST_PIPELINE_KILLS and
 DICOM_NODE_TEST_SEED set both.
@@ -11,8 +13,8 @@ import os
 import random
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -20,7 +22,6 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from pynetdicom.events import Event
 from sqlalchemy import Engine, select
 
 from dicom_node.association import Peer
@@ -32,43 +33,43 @@ from dicom_node.spool import Spool
 from dicom_node.storage_scu import send_files
 from tests.factories import make_series, write_series
 from tests.integration.conftest import node_settings
-from tests.integration.peers import Archive, serving, until
+from tests.integration.peers import Orthanc, until
 from tests.integration.role_processes import ROLES, Nursery, RunningNode, nursery, running_node
 from tests.integration.served import write_tiny_bundle
 
-KILLS = int(os.environ.get("DICOM_NODE_TEST_PIPELINE_KILLS", "12"))
+KILLS = int(os.environ.get("DICOM_NODE_TEST_PIPELINE_KILLS", "8"))
 SEED = int(os.environ.get("DICOM_NODE_TEST_SEED", "6"))
 SLICES = 8
 # A power cut takes all of them.
 VICTIMS = (*((role,) for role in ROLES), ROLES)
-# The longest times between two kills, in seconds: blows in a row, and pauses in which a role comes
-# far enough to be killed in the middle of its work.
-LONGEST_S = (0.2, 1.0, 5.0)
+# So many in one run, so that the series come on to the next step.
+MOST_IN_A_RUN = 12
+# From a step to the blow, in seconds: at once, and in the middle of it.
+LONGEST_S = (0.0, 0.02, 0.1, 0.5)
+# So long a step is waited for, which may be over.
+STEP_S = 5.0
 # However slow the machine: a series is concluded when its sender has ended, and the test says so.
 QUIET_S = 3600.0
-
-
-@dataclass
-class StrictArchive(Archive):
-    """An archive that keeps a digest of the pixels of each copy that it is sent."""
-
-    copies: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def on_store(self, event: Event) -> int:
-        status = super().on_store(event)
-        made = dcmread(BytesIO(event.encoded_dataset(include_meta=False)), force=True)
-        with self.lock:
-            self.copies[str(made.SOPInstanceUID)].append(_digest(made.PixelData))
-        return status
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+# What the ledger shows while a step is under way.
+STEPS: dict[str, Callable[[Engine], bool]] = {
+    "receiving": lambda ledger: bool(reports.open_associations(ledger)),
+    "assembling": lambda ledger: bool(reports.series(ledger, state="receiving")),
+    "queued": lambda ledger: bool(reports.jobs(ledger, state="queued")),
+    "restoring": lambda ledger: bool(reports.jobs(ledger, state="running")),
+    "delivering": lambda ledger: bool(reports.deliveries(ledger, state="sending")),
+    "delivered": lambda ledger: bool(reports.deliveries(ledger, state="delivered")),
+}
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves: at the archive, and in the ledger."""
+    """What a run leaves: in Orthanc, and in the ledger."""
 
     pixels: dict[str, str]  #: digest by derived SOP Instance UID
     instances: list[tuple[str, str]]
@@ -91,14 +92,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[list[Path]]:
     ]
 
 
-def settings_in(folder: Path, bundle: Path, archive: Archive) -> NodeSettings:
+def settings_in(folder: Path, bundle: Path, archive: Orthanc) -> NodeSettings:
+    pacs = {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port}
     folder.mkdir()
     (folder / "routes.toml").write_text(DEFAULT_ROUTES)
     return node_settings(
         folder,
         routes=folder / "routes.toml",
         spool={"path": folder / "spool", "min_free_bytes": 0, "min_free_percent": 0},
-        destinations={"pacs": {"ae_title": "ARCHIVE", "host": "127.0.0.1", "port": archive.port}},
+        destinations={"pacs": pacs},
         assembly={"quiet_s": QUIET_S, "tick_s": 0.1},
         # A job that is killed each time it is tried must not count as a bad job here.
         engine={"bundle": str(bundle), "threads": 1, "max_attempts": 10_000, "idle_poll_s": 0.05},
@@ -156,57 +158,78 @@ def is_over(ledger: Engine, series: int) -> bool:
 
 @dataclass
 class Axe:
-    """Kills a role, or all, after random times."""
+    """Kills a role, or all, while a step is under way or after a random time."""
 
     chance: random.Random
     left: int
     killed: Counter[str] = field(default_factory=Counter)
+    steps: Counter[str] = field(default_factory=Counter)
 
-    def swing(self, node: RunningNode) -> None:
-        """Wait, and kill."""
+    def swing(self, node: RunningNode, ledger: Engine, step: str, tend: Callable[[], bool]) -> None:
+        """Wait for a step, *tend* meanwhile until that says it is over, then a little, and kill."""
+        deadline = time.monotonic() + STEP_S
+        while not STEPS[step](ledger) and not tend() and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
         threading.Event().wait(self.chance.uniform(0, self.chance.choice(LONGEST_S)))
+        self.steps.update(step for step, is_on in STEPS.items() if is_on(ledger))
         victims = self.chance.choice(VICTIMS)
         node.kill(victims)
         self.left -= 1
         self.killed[victims[0] if len(victims) == 1 else "all"] += 1
 
+    def swings(self) -> Iterator[str]:
+        """The steps to kill at in one run, in the order in which they come."""
+        count = min(self.left, MOST_IN_A_RUN)
+        for number in range(count):
+            yield [*STEPS][number * len(STEPS) // count]
+
 
 def run(
-    breeder: Nursery, folder: Path, bundle: Path, sources: list[list[Path]], axe: Axe | None
+    breeder: Nursery,
+    folder: Path,
+    bundle: Path,
+    sources: list[list[Path]],
+    archive: Orthanc,
+    axe: Axe | None,
 ) -> tuple[Outcome, int]:
     """One run of the three series to its end; what it left, and copies sent more than once."""
-    with serving(StrictArchive()) as archive:
-        assert isinstance(archive, StrictArchive)
-        settings = settings_in(folder, bundle, archive)
-        ledger = open_ledger(settings.ledger.url)
-        try:
-            with running_node(breeder, settings) as node:
-                with senders(sources, settings.node.port) as threads:
-                    while axe and axe.left and not is_over(ledger, len(sources)):
-                        axe.swing(node)
-                        if not any(thread.is_alive() for thread in threads):
-                            conclude(ledger)
-                conclude(ledger)
-                until(lambda: is_over(ledger, len(sources)), "every series is delivered", 120)
-                assert_a_restart_finds_nothing_to_do(node, ledger, archive)
-            assert_every_history_is_a_walk(ledger)
-            assert_every_series_was_concluded(ledger, calm=axe is None)
-            return outcome(ledger, archive), archive.asked - len(archive.copies)
-        finally:
-            ledger.dispose()
+    archive.forget()
+    settings = settings_in(folder, bundle, archive)
+    ledger = open_ledger(settings.ledger.url)
+    try:
+        with running_node(breeder, settings) as node:
+            with senders(sources, settings.node.port) as threads:
+
+                def tend() -> bool:
+                    if not any(thread.is_alive() for thread in threads):
+                        conclude(ledger)
+                    return is_over(ledger, len(sources))
+
+                for step in axe.swings() if axe else ():
+                    if not tend():
+                        axe.swing(node, ledger, step, tend)
+            conclude(ledger)
+            until(lambda: is_over(ledger, len(sources)), "every series is delivered", 120)
+            assert_a_restart_finds_nothing_to_do(node, ledger, archive)
+        assert_every_history_is_a_walk(ledger)
+        assert_every_series_was_concluded(ledger, calm=axe is None)
+        copies = archive.stores()
+        return outcome(ledger, archive), copies.total() - len(copies)
+    finally:
+        ledger.dispose()
 
 
 def assert_a_restart_finds_nothing_to_do(
-    node: RunningNode, ledger: Engine, archive: Archive
+    node: RunningNode, ledger: Engine, archive: Orthanc
 ) -> None:
     """After one more loss of power nothing is left over and nothing is sent again."""
-    asked = archive.asked
+    stores = archive.stores()
     node.kill(ROLES)
     spool = Spool(node.settings.spool.path)
     until(lambda: not reports.open_associations(ledger), "no association is open")
     assert list(spool.orphans(intake.known_paths(ledger))) == []
     assert list((spool.root / "temporary").iterdir()) == []
-    assert archive.asked == asked
+    assert archive.stores() == stores
 
 
 def assert_every_series_was_concluded(ledger: Engine, *, calm: bool) -> None:
@@ -239,13 +262,12 @@ def assert_every_history_is_a_walk(ledger: Engine) -> None:
             states[key] = event.to_state
 
 
-def outcome(ledger: Engine, archive: StrictArchive) -> Outcome:
-    for uid, copies in archive.copies.items():
-        assert len(set(copies)) == 1, f"{uid} came with different pixels"
-    assert set(archive.stored) == set(archive.copies)
+def outcome(ledger: Engine, archive: Orthanc) -> Outcome:
     jobs = reports.jobs(ledger)
     return Outcome(
-        pixels={uid: copies[0] for uid, copies in archive.copies.items()},
+        pixels={
+            uid: _digest(dcmread(BytesIO(data)).PixelData) for uid, data in archive.files().items()
+        },
         instances=sorted((r["sop_instance_uid"], r["state"]) for r in reports.instances(ledger)),
         series=sorted((s["series_instance_uid"], s["instances"]) for s in reports.series(ledger)),
         jobs=sorted(
@@ -260,23 +282,34 @@ def outcome(ledger: Engine, archive: StrictArchive) -> Outcome:
 
 
 @pytest.mark.slow
+@pytest.mark.orthanc
 # pynetdicom forgets the socket of a connection that is refused.
 @pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(180 + 10 * KILLS)
-def test_killed_at_random_moments_it_ends_as_the_undisturbed_run_does(
-    tmp_path: Path, bundle: Path, sources: list[list[Path]], capsys: pytest.CaptureFixture[str]
+def test_killed_at_every_step_it_ends_as_the_undisturbed_run_does(
+    tmp_path: Path,
+    bundle: Path,
+    sources: list[list[Path]],
+    orthanc: Orthanc,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     axe, runs, again = Axe(random.Random(SEED), KILLS), 0, 0
     with nursery(tmp_path) as breeder:
-        calm, repeated = run(breeder, tmp_path / "calm", bundle, sources, None)
+        calm, repeated = run(breeder, tmp_path / "calm", bundle, sources, orthanc, None)
         assert repeated == 0
         assert len(calm.pixels) == 3 * SLICES
         assert {state for _, state, *_ in calm.jobs} == {"done"}
         while axe.left:
             runs += 1
-            disturbed, repeated = run(breeder, tmp_path / f"run{runs}", bundle, sources, axe)
+            folder = tmp_path / f"run{runs}"
+            disturbed, repeated = run(breeder, folder, bundle, sources, orthanc, axe)
             assert disturbed == calm
             again += repeated
-    words = ", ".join(f"{count} × {role}" for role, count in sorted(axe.killed.items()))
     with capsys.disabled():
-        print(f"\n{KILLS} kills (seed {SEED}) in {runs} runs: {words}; {again} copies sent twice")
+        print(f"\n{KILLS} kills (seed {SEED}) in {runs} runs: {_words(axe.killed)}")
+        print(f"while {_words(axe.steps)}; {again} copies sent twice")
+    assert KILLS < 2 * MOST_IN_A_RUN or set(axe.steps) == set(STEPS), "a step was left out"
+
+
+def _words(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} × {name}" for name, count in sorted(counts.items()))

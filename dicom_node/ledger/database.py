@@ -26,7 +26,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from dicom_node.errors import ConfigurationError, LedgerError, NodeError
 
 #: The Alembic revision this code reads and writes.
-SCHEMA_REVISION = "0007"
+SCHEMA_REVISION = "0008"
 #: The execution option of a connection whose transactions write.
 WRITES = "dicom_node_writes"
 # Any constant: the PostgreSQL lock under which one process at a time migrates.

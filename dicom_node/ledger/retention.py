@@ -35,12 +35,15 @@ from dicom_node.ledger.tables import (
     instances,
     job_instances,
     jobs,
+    judgements,
     outputs,
     reading,
     series,
     writing,
 )
 
+_SET_ASIDE = (InstanceState.CONFLICT, InstanceState.REJECTED)
+_QUARANTINE = "quarantine/"
 _OPEN_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.HELD)
 # SQLite binds 32,766 values at most.
 _CHUNK = 1000
@@ -54,6 +57,11 @@ class Kind(enum.StrEnum):
     UNRESTORED = "unrestored"  #: received, and nothing was made of it
     DISCARDED = "discarded"  #: restored, and held back for good by a gate or a person
     QUARANTINED = "quarantined"  #: set aside: it did not parse or contradicts another
+    REVIEW = "review"  #: the report on a result; no row of its own, see `dicom_node.leftovers`
+    UNNAMED = "unnamed"  #: in the quarantine, and no row names it
+
+
+_OF_ROWS = tuple(kind for kind in Kind if kind not in (Kind.REVIEW, Kind.UNNAMED))
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,15 @@ class Ages:
     delivered: float | None
     unrestored: float | None
     quarantined: float | None
+    reviewed: float | None = None
 
     def of(self, kind: Kind) -> float | None:
         """The moment for one kind; what was delivered goes together with what was made of it."""
         if kind in (Kind.UNRESTORED, Kind.DISCARDED):
             return self.unrestored
-        return self.quarantined if kind is Kind.QUARANTINED else self.delivered
+        if kind in (Kind.QUARANTINED, Kind.UNNAMED):
+            return self.quarantined
+        return self.reviewed if kind is Kind.REVIEW else self.delivered
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def removable(engine: Engine, ages: Ages, *, limit: int | None = None) -> list[R
     with reading(engine) as connection:
         return [
             Removable(kind, row.id, row.path, row.size or 0)
-            for kind in Kind
+            for kind in _OF_ROWS
             if (before := ages.of(kind)) is not None
             for row in connection.execute(_candidates(kind, before).limit(limit))
         ]
@@ -99,7 +110,7 @@ def mark(engine: Engine, chosen: Sequence[Removable], ages: Ages, now: float) ->
     """
     marked: list[Removable] = []
     with writing(engine) as connection:
-        for kind in Kind:
+        for kind in _OF_ROWS:
             before = ages.of(kind)
             of_kind = {one.id: one for one in chosen if one.kind is kind}
             if before is None or not of_kind:
@@ -143,6 +154,34 @@ def kept_results(engine: Engine) -> set[str]:
         return set(connection.scalars(select(outputs.c.path).where(outputs.c.purged_at.is_(None))))
 
 
+def quarantined(engine: Engine) -> set[str]:
+    """Every path under quarantine/ that a row names and that is not gone."""
+    with reading(engine) as connection:
+        return set(connection.scalars(_quarantined()))
+
+
+def reviews_in_use(engine: Engine, job_ids: Iterable[int], before: float) -> set[int]:
+    """Those of the jobs whose review reports stay: not ended by *before*, or held for a person."""
+    wanted = list(job_ids)
+    in_use = or_(jobs.c.finished_at.is_(None), jobs.c.finished_at > before)
+    found: set[int] = set()
+    with reading(engine) as connection:
+        for at in range(0, len(wanted), _CHUNK):
+            query = select(jobs.c.id).where(
+                jobs.c.id.in_(wanted[at : at + _CHUNK]), or_(jobs.c.state.in_(_OPEN_JOBS), in_use)
+            )
+            found.update(connection.scalars(query))
+    return found
+
+
+def forget_review(engine: Engine, job_id: int) -> None:
+    """Note that the review report of a job has left the spool."""
+    with writing(engine) as connection:
+        connection.execute(
+            update(judgements).where(judgements.c.job_id == job_id).values(review=None)
+        )
+
+
 def kept_bytes(connection: Connection) -> int:
     """How many bytes of files the spool should hold."""
     total = 0
@@ -155,8 +194,14 @@ def kept_bytes(connection: Connection) -> int:
 
 def _candidates(kind: Kind, before: float) -> Select[tuple[int, str, int | None]]:
     table = _table(kind)
-    chosen = select(table.c.id, table.c.path, table.c.size).where(_may_go(kind, before))
-    return chosen.order_by(table.c.id)
+    chosen = select(table.c.id, table.c.path, table.c.size)
+    if kind is Kind.ORIGINAL:
+        # First, for SQLite looks at conditions in the order in which they stand.
+        chosen = chosen.where(instances.c.series_instance_uid.in_(_ripe_series(before)))
+    chosen = chosen.where(_may_go(kind, before))
+    # As the indexes of what is kept have it, so that a limit ends the search.
+    oldest = outputs.c.job_id if table is outputs else instances.c.received_at
+    return chosen.order_by(oldest)
 
 
 def _table(kind: Kind) -> Table:
@@ -179,14 +224,22 @@ def _mark(
     return done
 
 
-def _named_elsewhere(connection: Connection, paths: Sequence[str]) -> set[str]:
-    found: set[str] = set()
-    for at in range(0, len(paths), _CHUNK):
-        some = paths[at : at + _CHUNK]
-        for table in (instances, outputs):
-            kept = select(table.c.path).where(table.c.path.in_(some), table.c.purged_at.is_(None))
-            found.update(connection.scalars(kept))
-    return found
+def _named_elsewhere(connection: Connection, paths: Iterable[str]) -> set[str]:
+    """Those of the paths that a row names which is not gone.
+
+    Only in the quarantine have two rows one file: a valid SOP Instance has one row, and a result
+    too.
+    """
+    wanted = {path for path in paths if path.startswith(_QUARANTINE)}
+    return wanted & set(connection.scalars(_quarantined())) if wanted else set()
+
+
+def _quarantined() -> Select[tuple[str]]:
+    return select(instances.c.path).where(
+        instances.c.state.in_(_SET_ASIDE),
+        instances.c.purged_at.is_(None),
+        instances.c.path.startswith(_QUARANTINE),
+    )
 
 
 def _may_go(kind: Kind, before: float) -> ColumnElement[bool]:
@@ -214,24 +267,52 @@ def _restored_and_arrived(before: float) -> ColumnElement[bool]:
 
 
 def _result_has_arrived(before: float) -> ColumnElement[bool]:
+    return and_(outputs.c.purged_at.is_(None), outputs.c.job_id.in_(_ripe_jobs(before)))
+
+
+def _ripe_jobs(before: float) -> Select[tuple[int]]:
+    """The jobs with a result in the spool that has arrived everywhere, long enough ago."""
+    return select(jobs.c.id).where(jobs.c.id.in_(_kept_jobs()), _has_arrived(before))
+
+
+def _kept_jobs() -> Select[tuple[int]]:
+    # What is in the spool is little beside what the ledger remembers: from here, not from jobs.
+    return select(outputs.c.job_id).where(outputs.c.purged_at.is_(None)).distinct()
+
+
+def _ripe_series(before: float) -> Select[tuple[str]]:
+    """The series with an original in the spool and a job whose result has arrived everywhere.
+
+    What is needed for one original to go, asked once for a series: of hundreds of originals each
+    answer is the same.
+    """
+    kept = select(instances.c.series_instance_uid).where(
+        instances.c.state == InstanceState.RECEIVED,
+        instances.c.received_at <= before,
+        instances.c.purged_at.is_(None),
+    )
+    return select(jobs.c.series_instance_uid).where(
+        jobs.c.series_instance_uid.in_(kept.distinct()), _has_arrived(before)
+    )
+
+
+def _has_arrived(before: float) -> ColumnElement[bool]:
+    """Condition on a row of `jobs`."""
     return and_(
-        outputs.c.purged_at.is_(None),
-        exists().where(jobs.c.id == outputs.c.job_id, jobs.c.state == JobState.DONE),
-        _delivery_of(outputs.c.job_id),
-        ~_delivery_of(outputs.c.job_id, or_(~custody.arrived(), _too_young(before))),
+        jobs.c.state == JobState.DONE,
+        _delivery_of(jobs.c.id),
+        ~_delivery_of(jobs.c.id, or_(~custody.arrived(), _too_young(before))),
     )
 
 
 def _result_is_held_back(before: float) -> ColumnElement[bool]:
-    return and_(
-        outputs.c.purged_at.is_(None),
-        exists().where(
-            jobs.c.id == outputs.c.job_id,
-            jobs.c.state.in_((JobState.REFUSED, JobState.REJECTED, JobState.CANCELLED)),
-            jobs.c.finished_at <= before,
-        ),
-        ~_delivery_of(outputs.c.job_id),
+    discarded = select(jobs.c.id).where(
+        jobs.c.id.in_(_kept_jobs()),
+        jobs.c.state.in_((JobState.REFUSED, JobState.REJECTED, JobState.CANCELLED)),
+        jobs.c.finished_at <= before,
+        ~_delivery_of(jobs.c.id),
     )
+    return and_(outputs.c.purged_at.is_(None), outputs.c.job_id.in_(discarded))
 
 
 def _nothing_comes_of_it(before: float) -> ColumnElement[bool]:
@@ -252,10 +333,10 @@ def _nothing_comes_of_it(before: float) -> ColumnElement[bool]:
 
 def _set_aside(before: float) -> ColumnElement[bool]:
     return and_(
-        instances.c.state.in_((InstanceState.CONFLICT, InstanceState.REJECTED)),
+        instances.c.state.in_(_SET_ASIDE),
         instances.c.received_at <= before,
         instances.c.purged_at.is_(None),
-        instances.c.path.like("quarantine/%"),
+        instances.c.path.startswith(_QUARANTINE),
     )
 
 

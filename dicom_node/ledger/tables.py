@@ -135,6 +135,7 @@ instances = Table(
         "state",
         "received_at",
         "size",
+        "series_instance_uid",
         sqlite_where=text("purged_at IS NULL"),
         postgresql_where=text("purged_at IS NULL"),
     ),

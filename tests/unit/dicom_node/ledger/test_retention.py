@@ -24,7 +24,7 @@ def kinds(engine: Engine, ages: Ages = ALL) -> dict[Kind, list[str]]:
     found: dict[Kind, list[str]] = {}
     for one in retention.removable(engine, ages):
         found.setdefault(one.kind, []).append(one.path)
-    return found
+    return {kind: sorted(paths) for kind, paths in found.items()}
 
 
 def deliver(engine: Engine, *, state: DeliveryState = DeliveryState.DELIVERED) -> None:

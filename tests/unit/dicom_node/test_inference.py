@@ -93,6 +93,24 @@ def test_a_slice_restores_alike_in_any_company(engine: LocalEngine) -> None:
     )
 
 
+def test_the_gates_are_heard_of_while_they_run(engine: LocalEngine) -> None:
+    seen: list[tuple[int, int]] = []
+    engine.restore(request(slices=3), lambda done, total: seen.append((done, total)))
+    # more often than the restoration alone can: at most once a slice
+    assert seen.count((3, 3)) >= 4
+
+
+def test_slices_too_small_for_the_gates_are_refused_before_anything_is_restored(
+    engine: LocalEngine,
+) -> None:
+    small = np.zeros((2, 12, 32), np.float32)
+    broken: Any = Broken(engine._restorer.manifest, AssertionError("restored"))
+    with pytest.raises(PermanentError, match=r"12x32 pixels .* 16 are the least; nothing was"):
+        LocalEngine(broken).restore(request(array=small))
+    # a low matrix counts on the grid that it is restored on
+    assert engine.restore(request(array=small, task="mri_sr", upsample=2)).readings
+
+
 def test_an_acquisition_is_judged_by_the_domain_of_its_task(engine: LocalEngine) -> None:
     verdict = engine.judge("ct_denoise", {"modality": "CT", "slice_thickness_mm": 8.0})
     assert [reason.split(" is ")[0] for reason in verdict.outside] == ["slice thickness 8 mm"]

@@ -54,7 +54,7 @@ class Nursery:
         pid = self.started[role]
         assert pid not in self.ended, f"{role} ended by itself: {self.tail()}"
         os.kill(pid, number)
-        until(lambda: pid in self.ended, f"{role} ends", limit_s=30)
+        until(lambda: pid in self.ended, f"{role} ends", limit_s=120)
         return self.ended[pid]
 
     def listen(self) -> None:

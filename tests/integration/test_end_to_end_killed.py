@@ -50,6 +50,7 @@ LONGEST_S = (0.0, 0.02, 0.1, 0.5)
 STEP_S = 5.0
 # However slow the machine: a series is concluded when its sender has ended, and the test says so.
 QUIET_S = 3600.0
+LIMIT_S = 600.0
 
 
 def _digest(data: bytes) -> str:
@@ -135,7 +136,7 @@ def senders(sources: list[list[Path]], port: int) -> Generator[list[threading.Th
         thread.start()
     yield threads
     for thread in threads:
-        thread.join(120)
+        thread.join(LIMIT_S)
         assert not thread.is_alive(), "a sender has not ended"
 
 
@@ -209,7 +210,7 @@ def run(
                     if not tend():
                         axe.swing(node, ledger, step, tend)
             conclude(ledger)
-            until(lambda: is_over(ledger, len(sources)), "every series is delivered", 120)
+            until(lambda: is_over(ledger, len(sources)), "every series is delivered", LIMIT_S)
             assert_a_restart_finds_nothing_to_do(node, ledger, archive)
         assert_every_history_is_a_walk(ledger)
         assert_every_series_was_concluded(ledger, calm=axe is None)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from highdicom.sr.coding import CodedConcept
@@ -61,7 +62,8 @@ class Making:
     series_uid: str
     sop_uid: str
 
-    @property
+    # Asked for every attribute of the table, so looked up once.
+    @cached_property
     def image(self) -> ImageClass:
         """The storage class of source and result."""
         return CLASSES[text(self.source, "SOPClassUID")]

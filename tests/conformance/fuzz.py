@@ -134,9 +134,12 @@ def campaign(names: Sequence[str], each: int, jobs: int, seed: int) -> Iterator[
         waiting = [
             pool.submit(turn, name, numbers, WORK, seed) for numbers in ranges for name in names
         ]
-        for each_turn in waiting:
-            if (done := each_turn.result()) is not None:
-                yield done
+        try:
+            for each_turn in waiting:
+                if (done := each_turn.result()) is not None:
+                    yield done
+        finally:  # stopped by a person: those that run end, the others wait for the next run
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _strict() -> None:

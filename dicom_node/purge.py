@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
+from dicom_node import leftovers
 from dicom_node.ledger import intake, retention
 from dicom_node.ledger.retention import Ages, Kind, Removable
+from dicom_node.leftovers import Leftover
 from dicom_node.settings import RetentionSettings
 from dicom_node.spool import Spool
 
@@ -30,7 +32,7 @@ class Purged:
     files: Counter[Kind] = field(default_factory=Counter)
     bytes: Counter[Kind] = field(default_factory=Counter)
 
-    def add(self, removed: Sequence[Removable]) -> None:
+    def add(self, removed: Sequence[Removable | Leftover]) -> None:
         """Count files."""
         for one in removed:
             self.files[one.kind] += 1
@@ -50,7 +52,16 @@ def ages(settings: RetentionSettings, now: float, *, early: bool = False) -> Age
         delivered=now if early else until(settings.delivered_s),
         unrestored=until(settings.unrestored_s),
         quarantined=until(settings.quarantine_s),
+        reviewed=until(settings.review_s),
     )
+
+
+def preview(engine: Engine, spool: Spool, until: Ages) -> Purged:
+    """What `purge` would remove."""
+    found = Purged()
+    found.add(retention.removable(engine, until))
+    found.add(leftovers.removable(engine, spool, until))
+    return found
 
 
 def purge(
@@ -70,7 +81,7 @@ def purge(
         spool: The files.
         until: The latest moment for each kind.
         now: Seconds since 1970 UTC.
-        wanted_bytes: Stop once so much is free; None: all that may go.
+        wanted_bytes: Stop once so much is free, and leave what no row names; None: all that may go.
         limit: At most so many files of each kind.
         progress: Called with (done, total) files.
     """
@@ -83,7 +94,18 @@ def purge(
         purged.add([one for one in removed if spool.remove(one.path, unless_named_after=now)])
         if progress is not None:
             progress(min(at + _BATCH, len(chosen)), len(chosen))
+    if wanted_bytes is None:
+        _purge_leftovers(engine, spool, until, purged, limit)
     return purged
+
+
+def _purge_leftovers(
+    engine: Engine, spool: Spool, until: Ages, purged: Purged, limit: int | None
+) -> None:
+    for one in leftovers.removable(engine, spool, until)[:limit]:
+        before = until.of(one.kind)
+        if before is not None and leftovers.remove(engine, spool, one, before):
+            purged.add([one])
 
 
 def finish(engine: Engine, spool: Spool, now: float) -> int:

@@ -133,17 +133,15 @@ def purge(dry_run: bool, early: bool, config: Path, as_json: bool) -> None:
       dicom-node purge --now --dry-run     # what could go if the disk were short
     """
     from dicom_node import purge as purges
-    from dicom_node.ledger import retention
 
     settings = common.load_settings(config)
     engine, now = common.open_ledger(settings), time.time()
     until = purges.ages(settings.retention, now, early=early)
+    spool = common.open_spool(settings)
     if dry_run:
-        found = purges.Purged()
-        found.add(retention.removable(engine, until))
+        found = purges.preview(engine, spool, until)
     else:
         with _progress("files") as progress:
-            spool = common.open_spool(settings)
             found = purges.purge(engine, spool, until, now, progress=progress)
     _show_purged(found, dry_run=dry_run, as_json=as_json)
 

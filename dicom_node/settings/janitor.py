@@ -45,6 +45,11 @@ class RetentionSettings(Section):
         description="what was set aside goes after so long; unset: never",
         examples=[2592000.0],
     )
+    review_s: Seconds | None = Field(
+        default=30 * _DAY,
+        description="the review report of a job goes so long after the job has ended; unset: never",
+        examples=[2592000.0],
+    )
     early: bool = Field(
         default=True,
         description="where the disk is short, what delivered_s would remove later goes at once",

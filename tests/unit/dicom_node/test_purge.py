@@ -167,10 +167,10 @@ def test_the_quarantine_goes_with_its_note(bench_ledger: Engine, spool: Spool) -
 
 
 def test_early_lets_go_of_what_was_delivered_alone() -> None:
-    given = RetentionSettings(delivered_s=100, unrestored_s=200, quarantine_s=None)
-    assert purge.ages(given, 1000) == Ages(900, 800, None)
-    assert purge.ages(given, 1000, early=True) == Ages(1000, 800, None)
-    never = RetentionSettings(delivered_s=None, unrestored_s=None, quarantine_s=None)
+    given = RetentionSettings(delivered_s=100, unrestored_s=200, quarantine_s=None, review_s=300)
+    assert purge.ages(given, 1000) == Ages(900, 800, None, 700)
+    assert purge.ages(given, 1000, early=True) == Ages(1000, 800, None, 700)
+    never = RetentionSettings(delivered_s=None, unrestored_s=None, quarantine_s=None, review_s=None)
     assert purge.ages(never, 1000) == Ages(None, None, None)
 
 

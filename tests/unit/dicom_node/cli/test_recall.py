@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,9 @@ def test_a_delivery_that_is_under_way_is_waited_for(node: Bench) -> None:
     assert run(node, "recall", "--model", MODEL, "--reject", "--yes").exit_code == 1
 
 
-def test_purge_says_what_would_go_and_then_removes_it(node: Bench) -> None:
+def test_purge_says_what_would_go_and_then_removes_it(
+    node: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nothing = {"dry_run": True, "removed": {}, "bytes": 0}
     assert asked(node, "purge", "--dry-run") == nothing
     deliver(node)  # in 2023, so its age is past
@@ -164,6 +167,8 @@ def test_purge_says_what_would_go_and_then_removes_it(node: Bench) -> None:
     assert would["removed"]["original"]["files"] == would["removed"]["result"]["files"] == 3
     assert asked(node, "purge", "--dry-run") == would
     # Files of this second stay, whatever the ledger of 2023 says of them.
+    oldest = min(file.stat().st_ctime for file in node.spool.root.rglob("*.dcm"))
+    monkeypatch.setattr(time, "time", lambda: oldest)
     assert asked(node, "purge")["removed"] == {}
     assert reports.stats(node.ledger)["kept_bytes"] == 0
 

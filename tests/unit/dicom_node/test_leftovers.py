@@ -1,0 +1,142 @@
+"""Review reports and unnamed files of the quarantine leave the spool by ages of their own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from dicom_node import leftovers, purge
+from dicom_node.ledger import intake, queue, reports
+from dicom_node.ledger.retention import Ages, Kind
+from dicom_node.ledger.states import Verdict
+from dicom_node.ledger.tables import SeriesState
+from dicom_node.spool import Spool
+from tests.unit.dicom_node.ledger.examples import SERIES, instance, judged, new_job, output
+
+TODAY = time.time()
+TOMORROW = TODAY + 86_400
+REVIEWS = Ages(None, None, None, TOMORROW)
+QUARANTINE = Ages(None, None, TOMORROW)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool")
+
+
+@pytest.fixture
+def reviewed(bench_ledger: Engine, spool: Spool) -> Callable[..., int]:
+    """A job that ended today with a verdict, and a review report of ten bytes; its number."""
+
+    def make(verdict: Verdict = Verdict.PASS) -> int:
+        for number in (1, 2):
+            intake.record_instance(bench_ledger, instance(number), TODAY)
+        queue.enqueue(
+            bench_ledger,
+            SERIES,
+            series_state=SeriesState.COMPLETE,
+            reason=None,
+            jobs=[new_job()],
+            instances_seen=2,
+            now=TODAY,
+        )
+        job = queue.claim(bench_ledger, "w", lease_s=60, now=TODAY)
+        assert job is not None
+        folder = spool.write_review(job.id, {"report.html": b"<html>", "montage.png": b"4321"})
+        assert queue.finish(
+            bench_ledger,
+            job.id,
+            "w",
+            judged=judged("pacs", verdict=verdict, review=folder),
+            outputs=[output(1), output(2)],
+            derived_series_instance_uid="2.25",
+            model_sha256="a" * 64,
+            seconds={},
+            note=None,
+            now=TODAY,
+        )
+        return job.id
+
+    return make
+
+
+def report_of(spool: Spool, job_id: int) -> Path:
+    return spool.root / f"review/{job_id}"
+
+
+def test_a_review_report_goes_after_its_age_and_the_ledger_says_so(
+    bench_ledger: Engine, spool: Spool, reviewed: Callable[..., int]
+) -> None:
+    job_id = reviewed()
+    young = Ages(None, None, None, TODAY - 1)
+    assert not purge.purge(bench_ledger, spool, young, TOMORROW)
+    assert reports.job(bench_ledger, job_id)["review"] == f"review/{job_id}"
+    assert purge.preview(bench_ledger, spool, REVIEWS).bytes == {Kind.REVIEW: 10}
+    gone = purge.purge(bench_ledger, spool, REVIEWS, TOMORROW)
+    assert (gone.files, gone.bytes) == ({Kind.REVIEW: 1}, {Kind.REVIEW: 10})
+    assert not report_of(spool, job_id).exists()
+    assert reports.job(bench_ledger, job_id)["review"] is None
+
+
+def test_the_report_of_a_held_job_stays_until_somebody_has_decided(
+    bench_ledger: Engine, spool: Spool, reviewed: Callable[..., int]
+) -> None:
+    job_id = reviewed(Verdict.HOLD)
+    assert not purge.purge(bench_ledger, spool, REVIEWS, TOMORROW)
+    assert report_of(spool, job_id).exists()
+    assert queue.reject(bench_ledger, job_id, operator="Dr X", reason="halo", now=TODAY)
+    assert purge.purge(bench_ledger, spool, REVIEWS, TOMORROW).files == {Kind.REVIEW: 1}
+
+
+def test_a_report_that_is_of_no_job_or_was_written_anew_goes_by_the_age_of_its_files(
+    bench_ledger: Engine, spool: Spool, reviewed: Callable[..., int]
+) -> None:
+    job_id = reviewed()
+    spool.write_review(99, {"report.html": b"<html>"})
+    (spool.root / "review/notes").mkdir()
+    for folder in (report_of(spool, job_id), report_of(spool, 99)):
+        os.utime(folder, (TOMORROW + 1, TOMORROW + 1))
+    assert leftovers.removable(bench_ledger, spool, REVIEWS) == []
+    os.utime(report_of(spool, 99), (TODAY, TODAY))
+    (one,) = leftovers.removable(bench_ledger, spool, REVIEWS)
+    assert (one.kind, one.path) == (Kind.REVIEW, "review/99")
+    assert leftovers.remove(bench_ledger, spool, one, TOMORROW)
+    assert not leftovers.remove(bench_ledger, spool, one, TOMORROW), "it is gone"
+    assert (spool.root / "review/notes").exists(), "it is not ours"
+
+
+def test_what_lies_in_the_quarantine_without_a_row_goes_by_the_age_of_its_file(
+    bench_ledger: Engine, spool: Spool
+) -> None:
+    named = spool.quarantine(b"with a row", "no header")
+    spool.quarantine(b"a copy for support", "pixels do not decode")
+    intake.reject_instance(
+        bench_ledger,
+        sop_instance_uid=None,
+        path=named.path,
+        reason="no header",
+        association_id=None,
+        now=TOMORROW + 1,
+    )
+    young = Ages(None, None, TODAY - 60)
+    assert not purge.purge(bench_ledger, spool, young, TOMORROW)
+    assert purge.preview(bench_ledger, spool, QUARANTINE).files == {Kind.UNNAMED: 1}
+    gone = purge.purge(bench_ledger, spool, QUARANTINE, TOMORROW)
+    assert gone.files == {Kind.UNNAMED: 1}
+    left = sorted(file.name for file in (spool.root / "quarantine").iterdir())
+    stem = Path(named.path).stem
+    assert left == [f"{stem}.dcm", f"{stem}.txt"]
+
+
+def test_a_short_disk_takes_neither(
+    bench_ledger: Engine, spool: Spool, reviewed: Callable[..., int]
+) -> None:
+    job_id = reviewed()
+    both = Ages(None, None, TOMORROW, TOMORROW)
+    assert not purge.purge(bench_ledger, spool, both, TOMORROW, wanted_bytes=1e9)
+    assert report_of(spool, job_id).exists()

@@ -47,14 +47,14 @@ class Nursery:
         stream = _of(self.process.stdin)
         stream.write(json.dumps([role, str(settings)]) + "\n")
         stream.flush()
-        return int(until(lambda: self.started.get(role), f"{role} is started", limit_s=60))
+        return int(until(lambda: self.started.get(role), f"{role} is started", limit_s=600))
 
     def end(self, role: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a signal to a role's process and wait for its end; the status."""
         pid = self.started[role]
         assert pid not in self.ended, f"{role} ended by itself: {self.tail()}"
         os.kill(pid, number)
-        until(lambda: pid in self.ended, f"{role} ends", limit_s=120)
+        until(lambda: pid in self.ended, f"{role} ends", limit_s=600)
         return self.ended[pid]
 
     def listen(self) -> None:
@@ -84,7 +84,7 @@ class RunningNode:
         """Start a role; the receiving one listens when this returns."""
         self.nursery.start(role, self.file)
         if role == "receive":
-            until(lambda: listens(self.settings.node.port), "the node listens", limit_s=60)
+            until(lambda: listens(self.settings.node.port), "the node listens", limit_s=600)
 
     def kill(self, roles: Sequence[str]) -> None:
         """SIGKILL, and a new process in place of each."""

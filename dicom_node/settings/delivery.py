@@ -212,6 +212,11 @@ class NotifySettings(Section):
     smtp_password: SecretStr | None = Field(
         default=None, description="… with this password", examples=["secret"]
     )
+    bundle_s: Seconds = Field(
+        default=600.0,
+        description="people are told of one destination no oftener; what dies there meanwhile is"
+        " told together",
+    )
     timeout_s: Seconds = Field(default=20.0, description="longest wait for either server")
     retry_s: Seconds = Field(default=60.0, description="try again after so long")
     give_up_after_s: Seconds = Field(default=259_200.0, description="… until so long has gone by")

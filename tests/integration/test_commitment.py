@@ -240,8 +240,7 @@ def test_a_destination_that_never_reports_ends_as_dead_and_told(
     row = the_delivery(node)
     assert (row["state"], row["reason"]) == ("dead", "not committed after 3 requests")
     assert [item["state"] for item in row["items"]] == ["delivered"] * 2
-    notice = notices.claim(node.ledger, lease_s=1, now=clock())
-    assert notice is not None
+    (notice,) = notices.claim(node.ledger, lease_s=1, now=clock())
     assert (notice.event["stored"], notice.event["committed"]) == (2, 0)
 
 

@@ -77,7 +77,7 @@ def assert_each_stored_once(node: Node, orthanc: Orthanc) -> None:
 
 def notice_of(node: Node, clock: ManualClock) -> Any:
     found = notices.claim(node.ledger, lease_s=60, now=clock())
-    return None if found is None else found.event
+    return found[0].event if found else None
 
 
 @pytest.mark.orthanc

@@ -165,6 +165,66 @@ def test_a_dead_delivery_is_told_by_mail_and_webhook_without_patient_data(
             assert secret not in told
 
 
+def event_of(delivery: int, at: float, reason: str = "given up: no answer") -> dict[str, Any]:
+    """What the ledger writes of a dead delivery."""
+    return {
+        "event": "delivery_dead",
+        "delivery": delivery,
+        "job": delivery,
+        "destination": "pacs",
+        "reason": reason,
+        "stored": 1,
+        "committed": 0,
+        "instances": 4,
+        "at": at,
+    }
+
+
+def test_a_destination_that_kills_hundreds_of_deliveries_is_told_of_twice(
+    node_scp: Node, clock: ManualClock
+) -> None:
+    mailbox, hook = Mailbox(), Hook()
+
+    def die(*deliveries: int) -> None:
+        with writing(node_scp.ledger) as connection:
+            for each in deliveries:
+                reason = "1 refused: answered 0xC000" if each % 100 == 0 else "given up: no answer"
+                notices.write(connection, event_of(each, clock(), reason), clock())
+
+    with mail_server(mailbox) as port, web_server(hook) as url:
+        given = settings(node_scp, webhook=url, bundle_s=600, **mail(port))
+        notifier = Notifier(given, node_scp.ledger, clock)
+        die(1)
+        assert notifier.run_once()
+        clock.advance(10)
+        die(*range(2, 401))
+        assert not notifier.run_once(), "it has just been told of"
+        clock.advance(600)
+        hook.codes = [500]
+        assert notifier.run_once()
+        clock.advance(60)
+        assert notifier.run_once()
+        clock.advance(9e9)
+        assert not notifier.run_once()
+    assert (len(mailbox.letters), len(hook.calls), hook.asked) == (2, 2, 3)
+    (_, first), (headers, event) = hook.calls
+    assert first["event"] == "delivery_dead"
+    assert headers["Idempotency-Key"] == "DIFFCODE-2x399"
+    assert event == {
+        "event": "deliveries_dead",
+        "node": "DIFFCODE",
+        "version": event["version"],
+        "destination": "pacs",
+        "deliveries": [*range(2, 401)],
+        "reasons": {"given up: no answer": 395, "1 refused: answered 0xC000": 4},
+        "stored": 399,
+        "instances": 4 * 399,
+        "at": "2023-11-14T22:13:30+00:00",
+    }
+    parsed = message_from_bytes(mailbox.letters[1], policy=default)
+    assert parsed["Subject"] == "DIFFCODE: 399 deliveries to pacs are dead (399 of 1596 stored)"
+
+
 def test_a_channel_that_fails_is_tried_again_and_the_other_is_not_told_twice(
     node_scp: Node, clock: ManualClock
 ) -> None:
@@ -210,14 +270,13 @@ def test_a_mail_server_that_wants_a_secure_line_and_has_none_is_an_error_not_a_l
     node_scp: Node, clock: ManualClock
 ) -> None:
     with writing(node_scp.ledger) as connection:
-        event = {"delivery": 1, "destination": "pacs", "stored": 0, "instances": 1, "at": clock()}
-        notices.write(connection, event, clock())
+        notices.write(connection, event_of(1, clock()), clock())
     mailbox = Mailbox()
     with mail_server(mailbox) as port:
         given = settings(node_scp, smtp_security="starttls", **mail(port))
         assert Notifier(given, node_scp.ledger, clock).run_once()
     assert mailbox.letters == []
-    assert notices.claim(node_scp.ledger, lease_s=1, now=clock() + 60) is not None
+    assert notices.claim(node_scp.ledger, lease_s=1, now=clock() + 60)
 
 
 @pytest.mark.parametrize(

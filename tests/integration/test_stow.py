@@ -110,8 +110,7 @@ def test_an_instance_that_failed_for_good_is_dead_and_the_others_are_delivered(
     delivered = ("delivered", "0x0000")
     expected = [delivered, ("dead", "0xC000"), delivered, ("delivered", "0xB000"), delivered]
     assert items(node_scp) == expected
-    notice = notices.claim(node_scp.ledger, lease_s=60, now=clock())
-    assert notice is not None
+    (notice,) = notices.claim(node_scp.ledger, lease_s=60, now=clock())
     assert notice.event["reason"] == "1 refused: answered 0xC000"
 
 

@@ -96,8 +96,7 @@ def test_what_a_destination_never_commits_to_is_dead_and_told(
     asked(engine, delivery_id)
     assert report(engine, committed=["2.25.1"], failed={"2.25.2": reason})
     assert state(engine, delivery_id) == ("dead", ["committed", "delivered"])
-    notice = notices.claim(engine, lease_s=60, now=NOW + 50)
-    assert notice is not None
+    (notice,) = notices.claim(engine, lease_s=60, now=NOW + 50)
     assert (notice.event["stored"], notice.event["committed"]) == (2, 1)
 
 

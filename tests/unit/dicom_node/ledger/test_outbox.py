@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from dicom_node.ledger import destinations, outbox, queue, reports
-from dicom_node.ledger.tables import DeliveryState
+from dicom_node.ledger import destinations, notices, outbox, queue, reports
+from dicom_node.ledger.tables import DeliveryState, writing
 from tests.unit.dicom_node.ledger.examples import NOW, judged, new_job, output
 
 FinishJob = Callable[..., int]
@@ -236,8 +236,6 @@ def test_the_next_delivery_there_is_taken_with_the_conclusion_of_the_last(
 def test_a_dead_delivery_leaves_a_notice_without_a_word_of_the_peer(
     engine: Engine, finish_job: FinishJob
 ) -> None:
-    from dicom_node.ledger import notices
-
     job_id = finish_job()
     delivery = _claimed(engine)
     outbox.record_sent(engine, delivery.id, "2.25.1", 0, "delivered", NOW + 11)
@@ -245,17 +243,41 @@ def test_a_dead_delivery_leaves_a_notice_without_a_word_of_the_peer(
         engine, delivery.id, "sender", state=DeliveryState.DEAD, next_attempt=None, now=NOW + 12,
         reason="1 refused: answered 0xC000 (Doe^John is unknown)", told="1 refused: 0xC000",
     )  # fmt: skip
-    notice = notices.claim(engine, lease_s=60, now=NOW + 12)
-    assert notice is not None
+    (notice,) = notices.claim(engine, lease_s=60, now=NOW + 12)
     assert notice.event == {
         "event": "delivery_dead", "delivery": delivery.id, "job": job_id, "destination": "pacs",
         "reason": "1 refused: 0xC000", "stored": 1, "committed": 0, "instances": 2, "at": NOW + 12,
     }  # fmt: skip
-    assert notices.claim(engine, lease_s=60, now=NOW + 12) is None
-    notices.told(engine, notice, ["mail"])
-    notices.postpone(engine, notice, NOW + 100, "the webhook is down")
-    again = notices.claim(engine, lease_s=60, now=NOW + 100)
-    assert again is not None
+    assert notices.claim(engine, lease_s=60, now=NOW + 12) == ()
+    notices.told(engine, [notice], {notice.id: ["mail"]})
+    notices.postpone(engine, [notice], NOW + 100, "the webhook is down")
+    (again,) = notices.claim(engine, lease_s=60, now=NOW + 100)
     assert (again.told, again.attempts) == (("mail",), 2)
-    notices.finish(engine, again, "told", NOW + 101)
-    assert notices.claim(engine, lease_s=60, now=NOW + 9e9) is None
+    notices.finish(engine, [again], notices.TOLD, NOW + 101)
+    assert notices.claim(engine, lease_s=60, now=NOW + 9e9) == ()
+
+
+def test_what_follows_soon_after_a_notice_of_a_destination_is_taken_together(
+    engine: Engine,
+) -> None:
+    def dies(destination: str, delivery: int, now: float) -> None:
+        with writing(engine) as connection:
+            notices.write(connection, {"destination": destination, "delivery": delivery}, now)
+
+    def taken(now: float) -> list[int]:
+        found = notices.claim(engine, lease_s=60, now=now, apart_s=600)
+        if found:
+            notices.finish(engine, found, notices.TOLD, now)
+        return [each.event["delivery"] for each in found]
+
+    dies("pacs", 1, NOW)
+    assert taken(NOW) == [1], "the first is told at once"
+    for delivery in (2, 3, 4):
+        dies("pacs", delivery, NOW + delivery)
+    assert taken(NOW + 10) == []
+    dies("other", 5, NOW + 10)
+    assert taken(NOW + 10) == [5], "no destination holds back another"
+    assert taken(NOW + 599) == []
+    assert taken(NOW + 600) == [2, 3, 4]
+    dies("pacs", 6, NOW + 9000)
+    assert taken(NOW + 9000) == [6], "a calm destination is told of at once again"

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -29,7 +30,7 @@ from dicom_node.dicom.header import as_stored, quiet_pydicom, text, texts
 from dicom_node.dicom.image_classes import CLASSES
 from dicom_node.dicom.making import Derivation, Frame, Making
 from dicom_node.dicom.pixels import Quantised
-from dicom_node.dicom.policy import Action
+from dicom_node.dicom.policy import Action, Rule
 from dicom_node.dicom.provenance import ModelIdentity
 from dicom_node.dicom.values import VALUES
 from dicom_node.dicom.volume import SeriesVolume
@@ -240,18 +241,47 @@ def _derive(
     )
 
 
+@dataclass(frozen=True)
+class _Lines:
+    """The policy's table of one class outside functional groups, by what is done with its lines."""
+
+    copied: frozenset[str]
+    empty: tuple[str, ...]  # written without a value where the source lacks them
+    made: tuple[tuple[str, Rule], ...]
+
+
+@cache
+def _lines(sop_class_uid: str) -> _Lines:
+    multiframe = CLASSES[sop_class_uid].multiframe
+    own = {
+        keyword: rule
+        for keyword, rule in policy.table(sop_class_uid).items()
+        if "." not in keyword and not (multiframe and rule.module == keyword)
+    }
+    copied = {keyword: rule for keyword, rule in own.items() if rule.action is Action.COPY}
+    return _Lines(
+        frozenset(copied),
+        tuple(keyword for keyword, rule in copied.items() if rule.empty),
+        tuple(
+            (keyword, rule)
+            for keyword, rule in own.items()
+            if rule.action in (Action.SET, Action.RECOMPUTE)
+        ),
+    )
+
+
 def _image(making: Making) -> Dataset:
     """The data set that the policy's table makes of the source."""
-    source, image = making.source, Dataset()
-    for keyword, rule in policy.table(making.image.uid).items():
-        if "." in keyword or (CLASSES[making.image.uid].multiframe and rule.module == keyword):
-            continue  # inside functional groups
-        if rule.action is Action.COPY:
-            if keyword in source:
-                image.add(carry.public_copy(source[keyword]))
-            elif rule.empty:
-                setattr(image, keyword, None)
-        elif rule.action is Action.SET or (rule.action is Action.RECOMPUTE and keyword in source):
+    source, image, lines = making.source, Dataset(), _lines(making.image.uid)
+    # A source has far fewer attributes than the table has lines.
+    for element in source:
+        if element.keyword in lines.copied:
+            image.add(carry.public_copy(element))
+    for keyword in lines.empty:
+        if keyword not in source:
+            setattr(image, keyword, None)
+    for keyword, rule in lines.made:
+        if rule.action is Action.SET or keyword in source:
             _put(image, keyword, VALUES[rule.by](making, making.frames[0]))
     carry.copy_overlays(source, image)
     carry.copy_private(source, image, making.image.modality)

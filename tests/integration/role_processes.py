@@ -47,7 +47,13 @@ class Nursery:
         stream = _of(self.process.stdin)
         stream.write(json.dumps([role, str(settings)]) + "\n")
         stream.flush()
-        return int(until(lambda: self.started.get(role), f"{role} is started", limit_s=600))
+        until(
+            lambda: role in self.started or self.process.poll() is not None,
+            f"{role} is started",
+            limit_s=600,
+        )
+        assert self.process.poll() is None, self.tail()
+        return self.started[role]
 
     def end(self, role: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a signal to a role's process and wait for its end; the status."""

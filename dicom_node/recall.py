@@ -149,9 +149,25 @@ def _reference(spool: Spool, made: MadeInstance) -> Reference | None:
     return Reference(made.sop_class_uid, made.sop_instance_uid, series)
 
 
+def out_of_reach(instances: Sequence[MadeInstance]) -> list[str]:
+    """The series of which no file is left: a note names the patient, whom no row names."""
+    by_series: dict[str, bool] = {}
+    for each in instances:
+        series = each.series_instance_uid
+        by_series[series] = by_series.get(series, False) or _is_readable(each)
+    return [series for series, is_readable in by_series.items() if not is_readable]
+
+
 def _readable(members: Sequence[MadeInstance]) -> MadeInstance:
     """An image whose file is there: the note takes patient and study from it."""
     for each in members:
-        if not each.purged and each.sop_class_uid not in OBJECT_CLASSES:
+        if _is_readable(each):
             return each
-    raise PermanentError("its files have left the spool: reject it in the archive")
+    raise PermanentError(
+        "its files have left the spool, and the patient whom a note must name with them:"
+        f" reject series {members[0].series_instance_uid} in the archive itself"
+    )
+
+
+def _is_readable(made: MadeInstance) -> bool:
+    return not made.purged and made.sop_class_uid not in OBJECT_CLASSES

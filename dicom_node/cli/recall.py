@@ -24,6 +24,7 @@ _MADE_COLUMNS = {
     "task": "task",
     "destinations": "at",
     "source_sop_instance_uid": "source",
+    "purged": "file gone",
 }
 _REJECTION_COLUMNS = {
     "job_id": "made by job",
@@ -62,6 +63,10 @@ def recall(
     that refers to all results of a job. It goes through the outbox to each destination that has
     any of them; archives that know IHE IOCM then hide them. What was not sent yet is not sent.
 
+    A note names the patient, whom the ledger does not know: a series whose files have left the
+    spool is listed, and has to be rejected in the archive. For each series without a note there is
+    a line on standard error, and the exit code is 1.
+
     \b
     Examples:
       dicom-node recall --model 3f9a41c07be2
@@ -80,6 +85,8 @@ def recall(
         common.print_rows(rows, _MADE_COLUMNS, as_json=as_json, empty="no instances")
         return
     jobs = len({each.job_id for each in made})
+    if gone := recalls.out_of_reach(made):
+        click.echo(f"of {len(gone)} of {jobs} series the files have left the spool", err=True)
     if not yes:
         question = f"Reject {len(made)} instances of {jobs} jobs at every destination?"
         click.confirm(question, abort=True, err=True)

@@ -16,7 +16,8 @@ from sqlalchemy import Engine
 
 from dicom_node.cli.main import cli
 from dicom_node.dicom.rejection import KEY_OBJECT_SELECTION
-from dicom_node.ledger import queue, reports
+from dicom_node.ledger import queue, reports, retention
+from dicom_node.ledger.retention import Ages
 from dicom_node.ledger.tables import DeliveryState
 from tests.conftest import ManualClock
 from tests.factories import make_series
@@ -144,6 +145,25 @@ def test_a_second_rejection_says_so_and_changes_nothing(node: Bench) -> None:
     assert "job 1: its note has been made before" in done.stderr
     assert delivery(node) == before
     assert len(asked(node, "recall", "--model", MODEL)) == 3  # the note is no result
+
+
+def test_of_a_series_whose_files_are_gone_the_archive_has_to_be_told_by_a_person(
+    node: Bench,
+) -> None:
+    deliver(node)
+    until = Ages(node.clock(), None, None)
+    chosen = retention.removable(node.ledger, until)
+    retention.mark(node.ledger, chosen, until, node.clock())
+    before = delivery(node)
+    assert {each["purged"] for each in asked(node, "recall", "--model", MODEL)} == {True}
+    done = run(node, "recall", "--model", MODEL, "--reject", "--yes", "--json")
+    assert done.exit_code == 1
+    series = reports.job(node.ledger, 1)["derived_series_instance_uid"]
+    assert "of 1 of 1 series the files have left the spool" in done.stderr
+    assert f"reject series {series} in the archive itself" in done.stderr
+    (row,) = json.loads(done.stdout)
+    assert (row["series_instance_uid"], row["destinations"]) == (series, [])
+    assert delivery(node) == before
 
 
 def test_a_delivery_that_is_under_way_is_waited_for(node: Bench) -> None:

@@ -36,8 +36,6 @@ _LEAST_KEPT_OUT = 4  # held-out subjects of a task that are shared between learn
 _FEATURE_SLICES = 400
 _SHRINKAGE = 0.1  # of the covariance towards its diagonal
 _PROBED = 8  # one slice in so many
-_PROBED_SERIES = 2  # one series in so many: a probe costs two passes or three
-_ITEMS = 2  # of a subject and a contrast
 
 Progress = Callable[[int, int, str], None]
 Chosen = list[tuple[PreparedSet, Item]]
@@ -88,24 +86,31 @@ def calibrate(
     task: str,
     *,
     most: int = 12,
+    items: int = 2,
+    probe_every: int = 2,
+    whole: bool = True,
     least_subjects: int = levels.LEAST_SUBJECTS,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Learn the levels of one task from at most `most` slices of each item.
 
-    A gate of which fewer than `least_subjects` have a value keeps the level of the program. Raises
-    ValueError when fewer than two subjects of the task lie in the model's domain.
+    Of a subject and a contrast `items` are looked at; one series in `probe_every` goes through the
+    network again, none for 0. Levels for whole CT slices come from `whole` ones, those for the
+    parts that the bench of planted harm looks at from parts. A gate of which fewer than
+    `least_subjects` have a value keeps the level of the program. Raises ValueError when fewer than
+    two subjects of the task lie in the model's domain.
     """
     subjects = subjects_of(restorer, sets, task)
     inputs = input_model(restorer, sets, task)
-    chosen = _of_subjects(_items(restorer, sets, task), subjects.learn)
+    chosen = _of_subjects(_items(restorer, sets, task), subjects.learn, items)
     table: dict[str, dict[str, list[npt.NDArray[np.float64]]]] = {}
     slices = 0
-    for done, series in enumerate(restored_series(restorer, chosen, most=most, cache=cache)):
+    found_series = restored_series(restorer, chosen, most=most, whole=whole, cache=cache)
+    for done, series in enumerate(found_series):
         if progress is not None:
             progress(done, len(chosen), series.name)
-        probed = _PROBED if done % _PROBED_SERIES == 0 else 0
+        probed = _PROBED if probe_every and done % probe_every == 0 else 0
         found = measured(restorer, series, inputs, every=probed)
         slices += len(series.lq)
         for name, column in columns(found, len(series.lq)).items():
@@ -124,6 +129,7 @@ def calibrate(
         "margins": {name: list(factors) for name, factors in learnt.factors.items()},
         "left_out_alarms": learnt.alarms and {"warn": learnt.alarms[0], "fail": learnt.alarms[1]},
         "slices": slices,
+        "whole": whole,
         "medians": learnt.medians,
         **_counts(subjects),
     }
@@ -203,13 +209,13 @@ def _items(restorer: Restorer, sets: Sequence[PreparedSet], task: str) -> Chosen
     ]
 
 
-def _of_subjects(items: Chosen, subjects: Sequence[str]) -> Chosen:
+def _of_subjects(items: Chosen, subjects: Sequence[str], most: int) -> Chosen:
     """The first items of each subject: a long series must not outweigh ten subjects."""
     taken: dict[tuple[str, str], int] = {}
     chosen = []
     for dataset, item in items:
         key = (item.subject, item.contrast or "")
-        if item.subject in subjects and taken.get(key, 0) < _ITEMS:
+        if item.subject in subjects and taken.get(key, 0) < most:
             taken[key] = taken.get(key, 0) + 1
             chosen.append((dataset, item))
     return chosen

@@ -98,7 +98,8 @@ def run(
     for task in (RestorationTask(name) for name in tasks):
         calibrations = _calibrations(restorer, task)
         chosen = test_items(restorer, sets, task.value)
-        series = _distinct(restored_series(restorer, chosen, most=extent.most, cache=cache))
+        found = restored_series(restorer, chosen, most=extent.most, whole=False, cache=cache)
+        series = _distinct(found)
         for each in series:
             everything = Planted(each, tuple(range(len(each.lq))))
             clean += slices_of(restorer, everything, calibrations[task.value])
@@ -172,9 +173,9 @@ def _distinct(series: Iterable[Series]) -> list[Series]:
 
 
 def _some(series: Sequence[Series], extent: Extent) -> list[Series]:
-    """Series of as many subjects as there may be, the middle slices of each."""
+    """The longest series of as many subjects as there may be, long ones first: their middles."""
     by_subject: dict[str, Series] = {}
-    for each in series:
+    for each in sorted(series, key=lambda each: -len(each.lq)):
         by_subject.setdefault(each.subject, each)
     chosen = list(by_subject.values())[: extent.network_series]
     return [_middle(each, extent.network_slices) for each in chosen]

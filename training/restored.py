@@ -1,7 +1,8 @@
 """Series of a prepared folder, restored once and kept: what calibration and the harm bench look at.
 
-A CT series is cut to a square about its middle row, so that a bench of a thousand slices takes
-minutes; gates measure in pixels and see the same in a part as in the whole.
+A bench of a thousand slices looks at a square of each CT slice, about its middle row. Levels for
+whole slices are learnt from whole slices alone: a part has less air and no table, fewer pixels of
+each tissue and fewer chances of a strong blob.
 """
 
 from __future__ import annotations
@@ -56,11 +57,15 @@ def restored_series(
     chosen: Sequence[tuple[PreparedSet, Item]],
     *,
     most: int,
+    whole: bool = True,
     cache: Path | None = None,
 ) -> Iterator[Series]:
-    """Restore at most `most` neighbouring slices of each item, or read them where they are kept."""
+    """Restore at most `most` neighbouring slices of each item, or read them where they are kept.
+
+    Unless they are taken `whole`, CT slices are cut to CT_SIDE.
+    """
     for dataset, item in chosen:
-        lq, hq = _part(dataset, item, most)
+        lq, hq = _part(dataset, item, most, whole)
         task = RestorationTask(item.task)
         made = _restored(restorer, lq, task, cache)
         yield Series(
@@ -85,11 +90,11 @@ def part(series: Series, slices: slice) -> Series:
     return replace(series, lq=series.lq[slices], hq=series.hq[slices], made=made)
 
 
-def _part(dataset: PreparedSet, item: Item, most: int) -> tuple[Volume, Volume]:
+def _part(dataset: PreparedSet, item: Item, most: int, whole: bool) -> tuple[Volume, Volume]:
     slices, rows, columns = item.shape
     start = max(0, (slices - most) // 2)
     down = along = slice(None)
-    if item.task == RestorationTask.CT_DENOISE.value:
+    if item.task == RestorationTask.CT_DENOISE.value and not whole:
         top = max(0, (rows - CT_SIDE) // 2)
         # Not always the middle: sides of a body hold ribs, arms and air.
         place = np.random.default_rng(list(item.name.encode())).integers(

@@ -97,6 +97,15 @@ def _print(found: Fidelity) -> None:
 @_DATA
 @_TASKS
 @click.option("--slices", default=12, show_default=True, type=click.IntRange(1), help="of an item")
+@click.option("--items", default=2, show_default=True, type=click.IntRange(1), help="of a subject")
+@click.option(
+    "--probe-every",
+    default=2,
+    show_default=True,
+    type=click.IntRange(0),
+    help="one series in so many goes through the network again; 0: none",
+)
+@click.option("--parts", is_flag=True, help="of CT slices, as `harm` looks at; not for a node")
 @click.option(
     "--least-subjects",
     default=19,
@@ -116,6 +125,9 @@ def calibrate(
     folders: tuple[Path, ...],
     tasks: tuple[str, ...],
     slices: int,
+    items: int,
+    probe_every: int,
+    parts: bool,
     least_subjects: int,
     plots: Path | None,
     cache: Path | None,
@@ -149,6 +161,9 @@ def calibrate(
                 sets,
                 task,
                 most=slices,
+                items=items,
+                probe_every=probe_every,
+                whole=not parts,
                 least_subjects=least_subjects,
                 cache=cache,
                 progress=progress,

@@ -23,6 +23,7 @@ from dicom_node.dicom.derived import DerivedInstance, RestoredVolume
 from dicom_node.dicom.geometry import Resampling
 from dicom_node.dicom.header import number, numbers, text, texts
 from dicom_node.dicom.reports import GateValue, Restoration, with_reports
+from dicom_node.dicom.scratch import Scratch
 from dicom_node.errors import RefusedError
 from dicom_node.gates import Judgement, gate_verdict, judge
 from dicom_node.inference import (
@@ -90,6 +91,7 @@ def restore_series(
     scale: float | None = None,
     strength: float = FULL_STRENGTH,
     kept: KeptSlice | None = None,
+    work: Path | None = None,
     progress: Progress | None = None,
 ) -> RestoredSeries:
     """Restore and judge the images of one job; for the worker and for ``dicom-node restore``.
@@ -98,7 +100,8 @@ def restore_series(
     the gates say for each of the *destinations* is the caller's to obey.
     *scale* is the MR intensity scale of the volume that late slices belong to, *strength* how much
     of the change is applied: source + strength · (restored - source), 0 < strength ≤ 1. What the
-    engine has *kept* of slices is taken as it is.
+    engine has *kept* of slices is taken as it is. In the folder *work* a large volume lies in
+    files without a name; None: in memory.
 
     Raises:
         RefusedError: outside what may be restored, by policy or by the bundle's domain.
@@ -107,7 +110,7 @@ def restore_series(
     """
     if task not in engine.tasks:
         raise RefusedError(f"the model {engine.model.name} cannot do {task}")
-    done = _restore_volumes(paths, task, engine, settings, scale, strength, kept, progress)
+    done = _restore_volumes(paths, task, engine, settings, scale, strength, kept, work, progress)
     readings = tuple(each.placed(_place(done)) for each in done.readings)
     frames = [frame for each in done.restored for frame in each.frames]
     headers = [frame.header for frame in frames]
@@ -187,12 +190,14 @@ def _restore_volumes(
     scale: float | None,
     strength: float,
     kept: KeptSlice | None,
+    work: Path | None,
     progress: Progress | None,
 ) -> _Volumes:
     """Load, restore and quantise one volume after the other: one is held in physical units."""
     gathered, slices = _Volumes(), 0
     started = time.perf_counter()
-    for series in volume.load_volumes(paths, task, settings.policy):
+    scratch = Scratch(work)
+    for series in volume.load_volumes(paths, task, settings.policy, scratch):
         verdict = judge_domain(series.headers[0], task, engine, settings)
         if gathered.upsample not in (None, verdict.upsample):
             raise RefusedError("volumes of one image that need grids of their own")
@@ -210,8 +215,9 @@ def _restore_volumes(
             upsample=verdict.upsample,
             facts=facts(series.headers[0]),
             kept=_kept_of(series, given, kept),
+            out=scratch.empty(series.array.shape, np.float32) if verdict.upsample == 1 else None,
         )
-        result = engine.restore(request, _onwards(progress, slices))
+        result = engine.restore(request, _onwards(progress, slices, scratch))
         # The domain was judged above, with all that the header says.
         guards = [flag for flag in result.flags if flag != "outside_domain"]
         gathered.warnings += [f"guard {guard} did not hold" for guard in guards]
@@ -230,7 +236,7 @@ def _restore_volumes(
         )
         if "intensity_scale" in result.diagnostics and task == "mri_sr":
             gathered.scales.append(float(result.diagnostics["intensity_scale"]))
-        gathered.restored.append(derived.quantise(series, result.array, result.resampling))
+        gathered.restored.append(derived.quantise(series, result.array, result.resampling, scratch))
         gathered.values += delivered_drift(series, gathered.restored[-1], first=slices)
         slices += len(series.array)
         ended = time.perf_counter()
@@ -263,11 +269,15 @@ def _place(done: _Volumes) -> list[int]:
     return [place[index] for index in range(len(numbers))]
 
 
-def _onwards(progress: Progress | None, before: int) -> Progress | None:
+def _onwards(progress: Progress | None, before: int, scratch: Scratch) -> Progress:
     """Progress of one volume, counted on from the slices of those before it."""
-    if progress is None or not before:
-        return progress
-    return lambda done, total: progress(before + done, before + total)
+
+    def onwards(done: int, total: int) -> None:
+        scratch.release()
+        if progress is not None:
+            progress(before + done, before + total)
+
+    return onwards
 
 
 def gate_values(
@@ -320,7 +330,7 @@ def judged_values(reading: GateReading, verdict: Verdict) -> list[GateValue]:
 
     A slice inside the limits passes; one outside has the verdict of the gate.
     """
-    unit = _UCUM.get(reading.unit, reading.unit)
+    unit = _UCUM.get(reading.unit, f"{{{reading.unit.replace(' ', '_')}}}")
     by_level = {Level.PASS: "pass", Level.WARN: "warn", Level.FAIL: str(verdict)}
     values = [
         GateValue(reading.gate, value, by_level[level], index, unit)
@@ -334,8 +344,9 @@ def judged_values(reading: GateReading, verdict: Verdict) -> list[GateValue]:
     return values
 
 
-# UCUM of the units that the gates name; the curly ones are annotations of a plain number.
-_UCUM = {"HU": "[hnsf'U]", "sd": "{standard deviation}", "SUV": "{SUVbw}g/ml"}
+# UCUM of the units that the gates name; of another, which counts something, an annotation of a
+# plain number, as {pixels}.
+_UCUM = {"1": "1", "%": "%", "HU": "[hnsf'U]", "SUV": "{SUVbw}g/ml", "a.u.": "[arb'U]"}
 
 
 def _reported(

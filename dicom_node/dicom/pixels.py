@@ -17,7 +17,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.valuerep import format_number_as_ds
 
 from dicom_node.dicom.geometry import Resampling
-from dicom_node.dicom.header import number, quiet_pydicom, text
+from dicom_node.dicom.header import number, quiet_pydicom, text, texts
 from dicom_node.errors import RefusedError, UnreadableInstanceError
 
 __all__ = [
@@ -139,14 +139,14 @@ def rescale(header: Dataset) -> Rescale:
     """The slope and intercept of a slice; of an MR image 1 and 0 where it states none.
 
     Raises RefusedError where a CT image lacks either or a PET image the slope, for a slope of zero
-    or one that is no number, for a lookup table, which is no straight line and cannot be inverted,
-    and for values that float32 cannot tell apart.
+    or one that is no number or several, for a lookup table, which is no straight line and cannot
+    be inverted, and for values that float32 cannot tell apart.
     """
     if header.get("ModalityLUTSequence"):
         raise RefusedError("a Modality LUT in place of a rescale slope cannot be inverted")
     modality = text(header, "Modality")
     for keyword in _TYPE_1.get(modality, ()):
-        if not text(header, keyword):
+        if not any(texts(header, keyword)):
             raise RefusedError(f"{keyword} is absent from a {modality} image: its unit is unknown")
     slope = _stated(header, "RescaleSlope", 1.0)
     intercept = _stated(header, "RescaleIntercept", 0.0)
@@ -161,7 +161,11 @@ def rescale(header: Dataset) -> Rescale:
 
 
 def _stated(header: Dataset, keyword: str, default: float) -> float:
-    if not text(header, keyword):
+    stated = texts(header, keyword)
+    if len(stated) > 1:
+        # Readers differ in which of them they take, if they take any.
+        raise RefusedError(f"{keyword} has {len(stated)} values in place of one")
+    if not any(stated):
         return default
     value = number(header, keyword)
     if value is None:

@@ -128,6 +128,13 @@ CONCEPTS = {
 }
 """Code Value and Code Meaning of the other concepts of a report."""
 
+# PS3.16 CID 82 and 85: Code Meaning by UCUM; an annotation, as {pixels}, is its own.
+_UNITS = {
+    "1": "no units",
+    "%": "Percent",
+    "[hnsf'U]": "Hounsfield unit",
+    "{SUVbw}g/ml": "Standardized Uptake Value body weight",
+}
 # PS3.16 CID 100: the examination that the images are of, as far as the modality tells.
 _PROCEDURES = {
     "CT": codes.LN.CTUnspecifiedBodyRegion,
@@ -339,5 +346,4 @@ def _private(coded: tuple[str, str]) -> CodedConcept:
 
 
 def _unit(unit: str) -> CodedConcept:
-    meaning = {"1": "no units", "[hnsf'U]": "Hounsfield unit"}.get(unit, unit)
-    return CodedConcept(unit, "UCUM", meaning)
+    return CodedConcept(unit, "UCUM", _UNITS.get(unit) or unit.strip("{}"))

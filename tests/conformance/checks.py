@@ -83,9 +83,9 @@ def scales(dataset: Dataset, frames: Sequence[int] | None = None) -> list[tuple[
             or shared.get("PixelValueTransformationSequence")
             or [group]
         )
-        found.append(
-            (float(items[0].get("RescaleSlope", 1)), float(items[0].get("RescaleIntercept", 0)))
-        )
+        intercept = items[0].get("RescaleIntercept")
+        # Type 1, and 0 in every PET image (PS3.3 C.8.9.4.1.6): some senders leave it empty.
+        found.append((float(items[0].get("RescaleSlope", 1)), float(str(intercept or 0))))
     return found
 
 

@@ -36,6 +36,7 @@ PLAIN = NodeSettings()
 WITH_REPORTS = NodeSettings.model_validate({"report": {"sr": True, "gsps": True}})
 # The objects that go with a series cost several times what its images do: they go with some.
 WITH_A_NEIGHBOUR, WITH_OBJECTS = 4, 16
+_STRIDE = 97  # prime: it reaches all of the sweep
 STATES = {"derived", "refused", "ignored", "rejected", "failed", "held"}
 
 SOURCES: Mapping[str, Callable[[], list[Dataset]]] = {
@@ -101,15 +102,28 @@ DECISIVE = (
 )  # fmt: skip
 
 
+ODD_NUMBERS = tuple(
+    number.to_bytes(2, "little") for number in (0, 1, 2, 7, 8, 12, 15, 16, 17, 32, 65535)
+)
+SWEEP = tuple(
+    (keyword, value)
+    for keyword in DECISIVE
+    for value in (
+        ODD_NUMBERS if dictionary_VR(keyword).partition(" or ")[0] in ("US", "SS") else ODD_VALUES
+    )
+)
+"""Each decisive attribute with each odd value."""
+
+
 def with_an_odd_decisive_value(rng: random.Random, data: bytes) -> bytes:
-    dataset = read(data)
-    keyword = rng.choice(DECISIVE)
+    return swept(data, *rng.choice(SWEEP))
+
+
+def swept(data: bytes, keyword: str, value: bytes) -> bytes:
+    """With a given value of a decisive attribute, in the top level of the data set."""
     kind = dictionary_VR(keyword).partition(" or ")[0]
-    value = rng.choice(ODD_VALUES)
-    if kind in ("US", "SS"):
-        value = rng.choice((0, 1, 2, 7, 8, 12, 15, 16, 17, 32, 65535)).to_bytes(2, "little")
-    value += b" " * (len(value) % 2)
-    return _replaced(dataset, Tag(keyword), kind, value, data)
+    padded = value + b" " * (len(value) % 2)
+    return _replaced(read(data), Tag(keyword), kind, padded, data)
 
 
 def without_a_decisive_element(rng: random.Random, data: bytes) -> bytes:
@@ -163,13 +177,19 @@ def _file(dataset: Dataset) -> bytes:
 def mutant(name: str, number: int, seed: int = SEED) -> list[bytes]:
     """A series of which one file is mutated, the same for the same arguments.
 
-    Of classic images every fourth mutant has its neighbour beside it, which it may not touch; the
-    others stand alone, since the neighbour costs as much as the mutant.
+    By chance, but for every other of the first mutants: these are the sweep, in a scattered order,
+    so that no run of some length leaves one out. Of classic images every fourth mutant has its
+    neighbour beside it, which it may not touch; the others stand alone, since the neighbour costs
+    as much as the mutant.
     """
     rng = random.Random(f"{seed} {name} {number}")
     files = list(whole(name))
     spoiled = rng.randrange(len(files))
-    files[spoiled] = rng.choice(MUTATIONS)(rng, files[spoiled])
+    turn, by_chance = divmod(number, 2)
+    if by_chance or turn >= len(SWEEP):
+        files[spoiled] = rng.choice(MUTATIONS)(rng, files[spoiled])
+    else:
+        files[spoiled] = swept(files[spoiled], *SWEEP[turn * _STRIDE % len(SWEEP)])
     return files if number % WITH_A_NEIGHBOUR == 0 else [files[spoiled]]
 
 

@@ -33,6 +33,21 @@ def test_a_mutant_follows_from_its_number(name: str) -> None:
     assert sum(any(file not in intact for file in files) for files in first) > 15
 
 
+def test_the_first_mutants_hold_the_whole_sweep() -> None:
+    """An intercept of a million million steps was restored wrong, and chance found it once."""
+    intact = mutants.whole("PT")
+    expected = {mutants.swept(data, *each) for data in intact for each in mutants.SWEEP}
+    made = {
+        file
+        for number in range(2 * len(mutants.SWEEP))
+        for file in mutants.mutant("PT", number)
+        if file not in intact
+    }
+    kinds = {(keyword, value) for keyword, value in mutants.SWEEP}
+    assert len(kinds) == len(mutants.SWEEP)
+    assert len(made & expected) >= len(mutants.SWEEP) - len(intact)
+
+
 def test_a_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     first = fuzz.turn("CT", range(4), tmp_path)
     assert first is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
@@ -23,14 +24,18 @@ from dicom_node.inference import (
     RestorationRequest,
     RestorationResult,
 )
+from dicom_node.ledger.states import Verdict
+from dicom_node.readings import GateReading, Level
 from dicom_node.restoring import (
     delivered_drift,
     gate_values,
+    judged_values,
     parameters_hash,
     restore_series,
     seeds,
 )
 from dicom_node.settings import NodeSettings
+from restoration.fidelity.catalogue import GATES, GateSpec
 from tests.factories import make_series, write_series
 from tests.multiframe import make_enhanced
 from tests.unit.dicom_node.bench import Gain, uids
@@ -84,6 +89,17 @@ def test_the_network_s_drift_in_ct_is_told_in_hounsfield_units() -> None:
     )
     units = {value.unit for value in gate_values(result, 1, hounsfield=True)}
     assert units == {"[hnsf'U]"}
+
+
+@pytest.mark.parametrize("gate", [*GATES, None], ids=lambda gate: gate.name if gate else "guard")
+def test_every_gate_is_reported_in_a_unit_of_ucum(gate: GateSpec | None) -> None:
+    """The Unified Code for Units of Measure 2.1, §12: an annotation is of visible ASCII."""
+    units = {gate.unit_of(task) for task in gate.tasks} if gate else {"guards"}
+    for unit in units:
+        measured = GateReading("gate", unit, (1.0,), (0,), (Level.PASS,), (None, 1.0), (None, 2.0))
+        for value in judged_values(measured, Verdict.PASS):
+            assert re.fullmatch(r"1|%|\[hnsf'U\]|\[arb'U\]|\{[!-z|~]+\}(g/ml)?", value.unit)
+            assert len(value.unit) <= 16  # SH, the VR of Code Value
 
 
 def test_what_the_device_could_not_do_is_a_warning_of_the_job(tmp_path: Path) -> None:

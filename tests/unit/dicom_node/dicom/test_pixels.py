@@ -149,6 +149,18 @@ def test_the_intercept_of_pet_is_zero_whether_it_is_stated_or_not() -> None:
     assert pixels.rescale(dataset) == stated
 
 
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("values", [["1", "2"], ["1", "1"], ["", "1"]])
+def test_a_scale_of_several_values_is_refused(
+    modality: Any, keyword: str, values: list[str]
+) -> None:
+    (dataset,) = make_series(modality, slices=1)
+    dataset.add_new(keyword, "LO", values)
+    with pytest.raises(RefusedError, match=f"{keyword} has 2 values"):
+        pixels.rescale(dataset)
+
+
 @pytest.mark.parametrize("slope", ["0", "much"])
 def test_a_slope_that_cannot_be_inverted_is_refused(slope: str) -> None:
     dataset = make_series("CT", slices=1)[0]

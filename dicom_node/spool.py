@@ -4,13 +4,14 @@
     outgoing/<series>/<sop>.dcm        restored instances, named by their UIDs
     quarantine/<sha256>.dcm, .txt      what did not parse, and why
     review/<job>/                      report.html and montage.png for who reviews the result
+    early/<series>/                    slices restored ahead: `dicom_node.early_results`
     temporary/                         files being written; never read
 
 A file is written to `temporary`, flushed, renamed, and its folder flushed; so its name means that
 its bytes are on stable storage. A received instance gets its name before the flush of its bytes, so
 that one commit of the file system's journal takes both; the flush of its folder follows as well.
 Its name is the digest of its bytes, and `secure` tells after a loss of power whether it says the
-truth. A crash leaves at worst a temporary file or a received file that no row names.
+truth. Where `dicom_node.journal` keeps the bytes meanwhile, both flushes come later. A crash leaves at worst a temporary file or a received file that no row names.
 """
 
 from __future__ import annotations
@@ -62,12 +63,16 @@ class Draft:
     store raises `SpoolFullError`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, calm: int = 0) -> None:
+        """Begin the file; the disk is left alone until it has more than *calm* bytes."""
         self._path = path
+        self._calm = calm
         self._digest = hashlib.sha256()
         self._named = False
+        self._linked: str | None = None
         self._written_back = 0
         self.size = 0
+        self.is_durable = False  #: its bytes, under its name; not yet the entry of its folder
         with _storage_errors():
             self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
 
@@ -101,10 +106,14 @@ class Draft:
         with _storage_errors():
             os.fsync(self._descriptor)
             os.rename(self._path, target)
-        self._named = True
+        self._named = self.is_durable = True
+
+    def read(self, buffer: memoryview, offset: int) -> int:
+        """Fill *buffer* with the bytes from *offset* on; how many."""
+        return os.preadv(self._descriptor, [buffer], offset)
 
     def link(self, target: str) -> bool:
-        """Make the bytes visible under a path that is free, then durable; else False, and nothing.
+        """Make the bytes visible under a path that is free, to be durable with `flush`; else False.
 
         A loss of power between the two may leave other bytes under the path: it must be known by
         its name what they should be.
@@ -118,12 +127,19 @@ class Draft:
                 if error.errno in _NO_LINKS:
                     return False
                 raise
+        self._linked = target
+        return True
+
+    def flush(self) -> None:
+        """Make what was linked durable, or take its name back."""
+        with _storage_errors():
             try:
                 os.fsync(self._descriptor)
             except OSError:
-                self._take_back(target)
+                if self._linked is not None:
+                    self._take_back(self._linked)
                 raise
-        return True
+        self.is_durable = True
 
     def close(self) -> None:
         """Remove the file unless it has been named; again is no error."""
@@ -145,7 +161,7 @@ class Draft:
     def _begin_writing_back(self) -> None:
         """Let the disk begin with what has come, so that the flush finds less to do."""
         begun, waiting = self._written_back, self.size - self._written_back
-        if waiting >= _WRITTEN_BACK:
+        if waiting >= _WRITTEN_BACK and self.size > self._calm:
             # Of dirty pages Linux drops nothing: it starts to write them and returns. Where it
             # cannot be had nothing is lost, and what the disk has to say the flush tells.
             with suppress(OSError):
@@ -211,20 +227,25 @@ class Spool:
         self.flush((stored.path,))
         return stored
 
-    def draft(self) -> Draft:
-        """Begin a file whose bytes come piece by piece."""
-        return Draft(f"{self.root}/temporary/{self._token}-{next(self._numbers)}.part")
+    def draft(self, calm: int = 0) -> Draft:
+        """Begin a file whose bytes come piece by piece; *calm* as for `Draft`."""
+        return Draft(f"{self.root}/temporary/{self._token}-{next(self._numbers)}.part", calm)
 
-    def keep(self, draft: Draft) -> StoredFile:
-        """Store a draft as a received instance, but for the entry of its folder: see `flush`."""
+    def keep(self, draft: Draft, *, flushed: bool = True) -> StoredFile:
+        """Store a draft as a received instance, but for the entry of its folder: see `flush`.
+
+        Where it is not *flushed*, it need not be durable: `Draft.is_durable` tells.
+        """
         sha256 = draft.sha256
-        path = f"incoming/{sha256[:2]}/{sha256}.dcm"
+        path = incoming_path(sha256)
         target = f"{self.root}/{path}"
         if not draft.link(target):
             # The file that is there may be acknowledged. It gives way to one that is durable
             # already, which also repairs one that was damaged on disk.
             with _storage_errors(), _alone(os.path.dirname(target)):
                 draft.name(target)
+        elif flushed:
+            draft.flush()
         return StoredFile(path, sha256, draft.size)
 
     def flush(self, paths: Iterable[str]) -> None:
@@ -291,6 +312,7 @@ class Spool:
         self._store(f"{reason}\n".encode(), lambda _: self.root / note)
         with _storage_errors():
             try:
+                flush_file(source)  # its bytes may be durable in the journal alone
                 source.rename(target)
             except FileNotFoundError:
                 if not target.exists():
@@ -370,6 +392,10 @@ class Spool:
                     removed += 1
         return removed
 
+    def is_set_aside(self, sha256: str) -> bool:
+        """Whether bytes of that digest lie in the quarantine."""
+        return self._set_aside(sha256).exists()
+
     def _set_aside(self, sha256: str) -> Path:
         return self.root / f"quarantine/{sha256}.dcm"
 
@@ -389,6 +415,17 @@ class Spool:
         with _storage_errors():
             _flush_folder(path.parent)
         return StoredFile(path.relative_to(self.root).as_posix(), sha256, draft.size)
+
+
+def incoming_path(sha256: str) -> str:
+    """The path in the spool of a received file whose bytes have that digest."""
+    return f"incoming/{sha256[:2]}/{sha256}.dcm"
+
+
+def flush_file(file: Path) -> None:
+    """Make the bytes of a file durable; OSError where that fails."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _make_folder(folder: Path) -> None:

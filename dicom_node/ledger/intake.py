@@ -33,6 +33,7 @@ __all__ = [
     "close_lost_associations",
     "force_series",
     "ignore_series",
+    "is_let_go",
     "instances_kept",
     "instances_purged",
     "known_paths",
@@ -375,6 +376,15 @@ def known_paths(engine: Engine) -> set[str]:
     )
     with reading(engine) as connection:
         return set(connection.scalars(named))
+
+
+def is_let_go(engine: Engine, path: str) -> bool:
+    """Whether the file of an instance was removed, as the ledger allowed."""
+    query = select(instances.c.id).where(
+        instances.c.path == path, instances.c.purged_at.is_not(None)
+    )
+    with reading(engine) as connection:
+        return connection.execute(query).first() is not None
 
 
 def _open_associations() -> Subquery:

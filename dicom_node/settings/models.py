@@ -68,6 +68,13 @@ class SpoolSettings(Section):
         description="once closed, accept again when so many times that is free; below that the"
         " janitor makes room",
     )
+    journal_bytes: int = Field(
+        default=64 << 20,
+        ge=0,
+        description="size on disk of the journal that keeps received instances until their files"
+        " are flushed, one flush for all that wait; files of more than an eighth of it are flushed"
+        " themselves, with 0 all are",
+    )
 
 
 class LedgerSettings(Section):

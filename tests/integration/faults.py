@@ -25,6 +25,7 @@ from sqlalchemy.engine.default import DefaultDialect
 
 _P_DATA = 0x04  # PS3.8 9.3: a PDU type
 _LOG = "-wal"  # the write-ahead log of a SQLite database
+_JOURNAL = "/journal/"  # the folder of the journal's segments in the spool
 
 
 class Step(StrEnum):
@@ -35,6 +36,7 @@ class Step(StrEnum):
     RENAME = "rename"  #: it gets its name, by link or rename
     FLUSH_FILE = "flush file"  #: fsync or fdatasync of it
     FLUSH_FOLDER = "flush folder"  #: fsync of the folder of that name
+    FLUSH_JOURNAL = "flush journal"  #: fdatasync of the journal that keeps the bytes meanwhile
     COMMIT = "commit"  #: a transaction that has changed the ledger (SQLite)
     FLUSH_LEDGER = "flush ledger"  #: fdatasync of SQLite's log, where files do not tell as much
     ANSWER = "answer"  #: a P-DATA-TF goes out, the response
@@ -183,7 +185,7 @@ def _wrap_files(injector: _Injector) -> None:
 
     def opened(path: Any, flags: int, *rest: Any, **more: Any) -> int:
         makes = bool(flags & (os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY))
-        if not (makes and injector.inside(path)):
+        if not (makes and injector.inside(path)) or _JOURNAL in str(path):
             return plain_open(path, flags, *rest, **more)
         injector.counting = True
         injector.before(Step.CREATE)
@@ -245,6 +247,8 @@ def _flushing(injector: _Injector, plain: Callable[[int], None]) -> Callable[[in
         status, step = os.fstat(descriptor), Step.FLUSH_FILE
         if path.endswith(_LOG):
             step = Step.FLUSH_LEDGER
+        elif _JOURNAL in path:
+            step = Step.FLUSH_JOURNAL
         elif stat.S_ISDIR(status.st_mode):
             step = Step.FLUSH_FOLDER
         injector.before(step)

@@ -14,7 +14,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import IO, Any, NoReturn
 
 from dicom_node.settings import NodeSettings
 from tests.integration.faults import Fault, Step, inject
-from tests.integration.peers import listens, until
+from tests.integration.peers import Peer, connected, listens, until
+from tests.integration.senders import Item
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -213,6 +214,29 @@ def _receive(settings: NodeSettings, plan: dict[str, Any]) -> NoReturn:
     except BaseException as error:
         print(f"receiver: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(70)
+
+
+def peer(template: Template) -> Peer:
+    """The receiver as a sender configures it."""
+    return Peer("DIFFCODE", "127.0.0.1", template.port, "TESTER")
+
+
+def send(template: Template, items: Iterable[Item]) -> list[Item]:
+    """Send over one association until it ends; what was acknowledged."""
+    paths, acknowledged = [item.path for item in items], []
+    with connected(peer(template), paths) as association:
+        for item in items:
+            answer = association.send_c_store(item.path)
+            if "Status" not in answer:
+                break
+            assert answer.Status == 0x0000
+            acknowledged.append(item)
+    return acknowledged
+
+
+def entries(items: Iterable[Item]) -> list[tuple[str, str]]:
+    """Instances as the auditor wants them."""
+    return [(item.sop_instance_uid, item.sha256) for item in items]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import random
 import signal
 import sqlite3
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -17,16 +17,17 @@ import pytest
 from pynetdicom.dsutils import decode
 
 from dicom_node.cli.starter import DEFAULT_ROUTES
-from tests.integration.conftest import RECEIVE_PATHS, node_settings
+from tests.integration.conftest import RECEIVE_PATHS, ROOMY, node_settings
 from tests.integration.faults import Fault, Passing, Step, read_trace
-from tests.integration.peers import Peer, connected, statuses
-from tests.integration.receiver import Template, receiver_template
+from tests.integration.peers import connected, statuses
+from tests.integration.receiver import Template, entries, peer, receiver_template, send
 from tests.integration.senders import Auditor, Item, Supply, database_of
 
 # At the second instance: the first shows that it stays.
 _SECOND = 2
-# The ledger is flushed for the first instance that a series gets by an association.
-_OF_EACH = [step for step in Step if step != Step.FLUSH_LEDGER]
+# The ledger is flushed for the first instance that a series gets by an association; what differs
+# with a journal has `test_receive_journal`.
+_OF_EACH = [step for step in Step if step not in (Step.FLUSH_LEDGER, Step.FLUSH_JOURNAL)]
 
 
 @pytest.fixture(scope="module", params=RECEIVE_PATHS)
@@ -38,7 +39,7 @@ def template(
     settings = node_settings(
         folder,
         association=RECEIVE_PATHS[request.param],
-        spool={"path": folder / "spool", "min_free_bytes": 0, "min_free_percent": 0},
+        spool=ROOMY | {"path": folder / "spool", "journal_bytes": 0},
         janitor={"stale_file_s": 0.001},
         # What the role commits by itself would be counted among the steps.
         assembly={"tick_s": 3600.0},
@@ -62,29 +63,6 @@ def items(template: Template, supply: Supply) -> Generator[list[Item]]:
     yield [supply.take() for _ in range(3)]
     if template.running is not None:
         template.running.kill()
-
-
-def peer(template: Template) -> Peer:
-    """The receiver as a sender configures it."""
-    return Peer("DIFFCODE", "127.0.0.1", template.port, "TESTER")
-
-
-def send(template: Template, items: Iterable[Item]) -> list[Item]:
-    """Send over one association until it ends; what was acknowledged."""
-    paths, acknowledged = [item.path for item in items], []
-    with connected(peer(template), paths) as association:
-        for item in items:
-            answer = association.send_c_store(item.path)
-            if "Status" not in answer:
-                break
-            assert answer.Status == 0x0000
-            acknowledged.append(item)
-    return acknowledged
-
-
-def entries(items: Iterable[Item]) -> list[tuple[str, str]]:
-    """Instances as the auditor wants them."""
-    return [(item.sop_instance_uid, item.sha256) for item in items]
 
 
 POINTS = [

@@ -121,7 +121,8 @@ def restore_series(
         destinations=destinations,
         settings=settings,
     )
-    noted = [note] if note else []
+    # The assembler and the volume may have found the same gap: it is told once.
+    noted = note.split("; ") if note else []
     warnings = tuple(dict.fromkeys([*noted, *done.warnings, *judgement.reasons]))
     steered = parameters_hash(task, engine.parameters(task), strength)
     made = derived.build(

@@ -102,6 +102,18 @@ def test_every_gate_is_reported_in_a_unit_of_ucum(gate: GateSpec | None) -> None
             assert len(value.unit) <= 16  # SH, the VR of Code Value
 
 
+def test_what_assembler_and_volume_both_found_is_told_once(tmp_path: Path) -> None:
+    series = make_series("CT", slices=5, rows=8, missing=[1])
+    gap = "slices are missing or unevenly spaced: runs of 1 + 3"
+    paths = write_series(series, tmp_path)
+    note = f"4 of the 5 slices that Number of Slices announces; {gap}"
+    made = restore_series(paths, "ct_denoise", Gain(), NodeSettings(), created=NOW, note=note)
+    assert made.warnings == tuple(note.split("; "))
+    (image, *_) = made.instances
+    words = dcmread(BytesIO(image.data)).DerivationDescription
+    assert words.count(gap) == 1
+
+
 def test_what_the_device_could_not_do_is_a_warning_of_the_job(tmp_path: Path) -> None:
     class Short(Gain):
         def restore(self, *arguments: Any, **words: Any) -> RestorationResult:

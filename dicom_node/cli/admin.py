@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -297,7 +297,17 @@ def list_instances(config: Path, as_json: bool, **filters: Any) -> None:
 
     filters["limit"] = filters["limit"] or _INSTANCES
     rows = reports.instances(_ledger(config), **filters)
+    if not as_json:
+        rows = [row | {"reason": _reason(row)} for row in rows]
     common.print_rows(rows, _INSTANCE_COLUMNS, as_json=as_json, empty="no instances")
+
+
+def _reason(row: Mapping[str, Any]) -> str | None:
+    """Why, and the file to look at where the instance was set aside: it may have no UID."""
+    path = str(row["path"] or "")
+    if row["purged"] or not path.startswith("quarantine/"):
+        return row["reason"]
+    return f"{row['reason']}; see {path}"
 
 
 @instances.command("show")

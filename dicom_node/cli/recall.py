@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,16 +15,17 @@ from dicom_node.cli import common
 from dicom_node.cli.common import config_option, json_option
 
 if TYPE_CHECKING:
+    from dicom_node.ledger.recalls import MadeInstance
     from dicom_node.purge import Progress, Purged
     from dicom_node.recall import Rejection
 
-_MADE_COLUMNS = {
-    "sop_instance_uid": "instance",
+_SERIES_COLUMNS = {
     "job": "made by job",
     "task": "task",
+    "series_instance_uid": "series",
+    "instances": "instances",
     "destinations": "at",
-    "source_sop_instance_uid": "source",
-    "purged": "file gone",
+    "gone": "files gone",
 }
 _REJECTION_COLUMNS = {
     "job_id": "made by job",
@@ -59,6 +60,8 @@ def recall(
 ) -> None:
     """List every SOP Instance that a model made, and reject them on request.
 
+    For people a line for each series, with --json each instance.
+
     A rejection note is a Key Object Selection titled "Rejected for Quality Reasons" (113001, DCM)
     that refers to all results of a job. It goes through the outbox to each destination that has
     any of them; archives that know IHE IOCM then hide them. What was not sent yet is not sent.
@@ -79,10 +82,7 @@ def recall(
     engine = common.open_ledger(settings)
     made = recalls.made_by(engine, model)
     if not reject:
-        rows = [each.row() for each in made]
-        if not as_json:
-            click.echo(f"{len(made)} instances of {len({each.job_id for each in made})} jobs")
-        common.print_rows(rows, _MADE_COLUMNS, as_json=as_json, empty="no instances")
+        _show_made(made, as_json=as_json)
         return
     jobs = len({each.job_id for each in made})
     if gone := recalls.out_of_reach(made):
@@ -106,6 +106,28 @@ def recall(
             )
         )
     _show_rejections(done, as_json=as_json)
+
+
+def _show_made(made: Sequence[MadeInstance], *, as_json: bool) -> None:
+    if as_json:
+        common.print_json([each.row() for each in made])
+        return
+    jobs: dict[int, list[MadeInstance]] = {}
+    for each in made:
+        jobs.setdefault(each.job_id, []).append(each)
+    rows = [
+        {
+            "job": job_id,
+            "task": members[0].task,
+            "series_instance_uid": members[0].series_instance_uid,
+            "instances": len(members),
+            "destinations": sorted({name for each in members for name in each.destinations}),
+            "gone": sum(each.purged for each in members) or None,
+        }
+        for job_id, members in jobs.items()
+    ]
+    click.echo(f"{len(made)} instances of {len(jobs)} jobs; each of them with --json")
+    common.print_rows(rows, _SERIES_COLUMNS, as_json=False, empty="no instances")
 
 
 def _digest(engine: Any, model: str) -> str:

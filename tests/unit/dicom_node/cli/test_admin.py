@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from dicom_node.cli.main import cli
 from dicom_node.errors import PermanentError
-from dicom_node.ledger import queue, reports
+from dicom_node.ledger import intake, queue, reports
 from tests.conftest import ManualClock
 from tests.factories import make_series
 from tests.unit.dicom_node.bench import Bench, Gain, bench
@@ -49,6 +49,23 @@ def restore(node: Bench, engine: Gain | None = None) -> None:
 
 def failing(number: int) -> None:
     raise PermanentError("not finite")
+
+
+def test_what_was_set_aside_without_a_uid_is_found_by_its_file(node: Bench) -> None:
+    path = f"quarantine/{'ab' * 32}.dcm"
+    intake.reject_instance(
+        node.ledger,
+        sop_instance_uid=None,
+        path=path,
+        reason="no header",
+        association_id=None,
+        now=node.clock(),
+    )
+    words = "".join(run(node, "instances", "list", "--state", "rejected").stdout.split())
+    assert "noheader;see" in words
+    assert path[:30] in words
+    (row,) = listed(node, "instances", "list", "--state", "rejected")
+    assert (row["reason"], row["path"]) == ("no header", path)
 
 
 def test_a_job_as_json_has_what_was_promised(node: Bench) -> None:

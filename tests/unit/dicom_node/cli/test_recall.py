@@ -79,7 +79,10 @@ def test_every_instance_of_a_model_is_listed_with_where_it_is(node: Bench) -> No
     outputs = reports.job(node.ledger, 1)["outputs"]
     assert {each["sop_instance_uid"] for each in found} == {o["sop_instance_uid"] for o in outputs}
     assert {tuple(each["destinations"]) for each in found} == {("pacs",)}
-    assert run(node, "recall", "--model", MODEL).stdout.startswith("3 instances of 1 jobs")
+    told = run(node, "recall", "--model", MODEL).stdout
+    assert told.startswith("3 instances of 1 jobs")
+    series = reports.job(node.ledger, 1)["derived_series_instance_uid"]
+    assert "".join(told.split()).count(series[:20]) == 1, "a line for the series"
 
 
 @pytest.mark.parametrize(

@@ -74,11 +74,11 @@ class Instance:
 def instances(kind: Kind, count: int) -> Iterator[Instance]:
     """So many instances of one new series; the pixels of all are the same."""
     template, offset = _encoded(kind)
-    series = _uid().encode()
+    series = new_uid().encode()
     template = template.replace(_SERIES_PLACEHOLDER.encode(), series)
     places = _places(template, _PLACEHOLDER.encode())
     for _ in range(count):
-        uid = _uid()
+        uid = new_uid()
         file = bytearray(template)
         for place in places:
             file[place : place + _UID_LENGTH] = uid.encode()
@@ -95,7 +95,8 @@ def _repeated(instance: Instance, kind: Kind) -> Instance:
     return replace(instance, file=bytes(file), repeated=frame, times=kind.frames)
 
 
-def _uid() -> str:
+def new_uid() -> str:
+    """A UID of 44 characters that nothing else has."""
     # 39 digits after the root, the first of them not 0 (PS3.5 B.2).
     digits = str(uuid.uuid4().int).rjust(39, "7")[:39]
     return "2.25." + (digits if digits[0] != "0" else "7" + digits[1:])
@@ -118,6 +119,11 @@ def _encoded(kind: Kind) -> tuple[bytes, int]:
     data = buffer.getvalue()
     # PS3.10 7.1: preamble, prefix, and Group Length of the meta information as the first element.
     return data, 144 + int.from_bytes(data[140:144], "little")
+
+
+def dataset_of(kind: Kind, *, rows: int, columns: int) -> Dataset:
+    """One image of a kind as a data set of another matrix, to be varied."""
+    return _dataset(replace(kind, rows=rows, columns=columns))
 
 
 def _dataset(kind: Kind) -> Dataset:

@@ -79,6 +79,7 @@ class Block:
 
 RECEIVE = Block("bench_receive", "C-STORE receivers")
 LEDGER = Block("bench_ledger", "The ledger")
+END_TO_END = Block("bench_end_to_end", "From the last slice to the last result")
 
 
 def write(path: Path, tables: Sequence[str], command: str, load: float, block: Block) -> None:

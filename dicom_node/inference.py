@@ -59,6 +59,8 @@ class RestorationRequest:
     facts: Mapping[str, Any] = field(default_factory=dict)
     #: Slices that were restored before; they are taken as they are.
     kept: Kept | None = None
+    #: An array of the result's shape to write it into, where the engine shares this memory.
+    out: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,7 @@ class LocalEngine:
                 scale=request.scale,
                 upsample=request.upsample,
                 kept=_known(request.kept),
+                out=request.out,
                 progress=progress,
             )
             fidelity = self._restorer.assess(

@@ -128,6 +128,7 @@ class RestoreWorker:
             scale=earlier.get("intensity_scale"),
             strength=job.strength,
             kept=kept,
+            work=self._spool.root / "temporary",
             progress=lambda done, total: self._beat(job),
         )
         started = time.perf_counter()

@@ -181,6 +181,7 @@ class Restorer:
         upsample: int = 1,
         data_consistency: bool = True,
         kept: Kept | None = None,
+        out: Volume | None = None,
         progress: Progress | None = None,
     ) -> Restoration:
         """Restore (slices, rows, columns) in HU, SUV or MR units; y = x + strength·(net − x).
@@ -193,8 +194,9 @@ class Restorer:
         filled to that many times its rows and columns, as the training inputs were, and restored
         there (`Restoration.grid`). `data_consistency=False` leaves out what the manifest asks for
         when an MR series has an empty high-frequency band. `kept` gives, by its index, what
-        `restore_slice` made of the same pixels, seed and strength, and is taken as it is. The same
-        arguments and device give the same bytes.
+        `restore_slice` made of the same pixels, seed and strength, and is taken as it is. The
+        result is written into `out` where it has its shape. The same arguments and device give
+        the same bytes.
 
         Raises TypeError or ValueError for an argument that is no such volume, task, seed, scale or
         strength; RestorationError when the network returns a value that is not finite;
@@ -210,7 +212,7 @@ class Restorer:
         remarks = [self.network.remark] if self.network.remark else []
         measured = dict[int, SliceMeasures]()
         alone = kept if self.stands_alone(task) else None
-        y, diagnostics = self._run(x, job, progress, remarks, alone, measured)
+        y, diagnostics = self._run(x, job, progress, remarks, alone, measured, out)
         flags = tripped(diagnostics, task, self.manifest.guards.get(task.value, {}))
         if spacing is not None and self._outside(task, spacing, grid.factor):
             flags.append("outside_domain")
@@ -371,9 +373,10 @@ class Restorer:
         remarks: list[str] | None = None,
         kept: Kept | None = None,
         measured: dict[int, SliceMeasures] | None = None,
+        out: Volume | None = None,
     ) -> tuple[Volume, Diagnostics]:
         """Restore on the grid of `x`: the result, and what was noticed by slice."""
-        y = np.empty_like(x)
+        y = np.empty(x.shape, x.dtype) if out is None or out.shape != x.shape else out
         loop = SliceLoop(self.network, x, y, job, [] if remarks is None else remarks)
         values = loop.run(kept, progress)
         if measured is not None:

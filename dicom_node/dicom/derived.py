@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from io import BytesIO
@@ -32,6 +32,7 @@ from dicom_node.dicom.making import Derivation, Frame, Making
 from dicom_node.dicom.pixels import Quantised
 from dicom_node.dicom.policy import Action, Rule
 from dicom_node.dicom.provenance import ModelIdentity
+from dicom_node.dicom.scratch import Scratch
 from dicom_node.dicom.values import VALUES
 from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.errors import UnreadableInstanceError
@@ -76,6 +77,7 @@ def quantise(
     volume: SeriesVolume,
     restored: NDArray[np.floating[Any]],
     resampling: Resampling = SAME_GRID,
+    scratch: Scratch | None = None,
 ) -> RestoredVolume:
     """Bring the result of one volume back to stored values.
 
@@ -90,10 +92,12 @@ def quantise(
         if not np.all(np.isfinite(values)):
             raise ValueError(f"restored slice {i} has values that are not finite")
     numbers = volume.frames or (1,) * slices
-    frames = tuple(
-        _frame(volume, i, number, restored[i], resampling) for i, number in enumerate(numbers)
-    )
-    return RestoredVolume(frames, volume.source)
+    room, frames = scratch or Scratch(), []
+    for i, number in enumerate(numbers):
+        frame = _frame(volume, i, number, restored[i], resampling)
+        frames.append(replace(frame, stored=room.keep(frame.stored)))
+        room.release()
+    return RestoredVolume(tuple(frames), volume.source)
 
 
 def _frame(

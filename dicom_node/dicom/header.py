@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from pydicom import dcmread
 from pydicom.datadict import keyword_for_tag
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
@@ -154,6 +154,21 @@ def read_dataset(
     if early or (pixels and _lacks_pixels(dataset)):
         raise UnreadableInstanceError("the data set ends early")
     return dataset
+
+
+def read_pixels(path: Path) -> DataElement:
+    """Read the pixel data of a PS3.10 file alone; UnreadableInstanceError where it lacks them."""
+    with _opened(path) as stream, quiet_pydicom():
+        try:
+            dataset = dcmread(stream, specific_tags=list(_PIXEL_KEYWORDS))
+            early = _ends_early(dataset)
+            found = [dataset[keyword] for keyword in _PIXEL_KEYWORDS if keyword in dataset]
+        except Exception as error:
+            reason = f"the data set does not parse ({type(error).__name__})"
+            raise UnreadableInstanceError(reason) from None
+    if early or not found:
+        raise UnreadableInstanceError("the data set ends early")
+    return found[0]
 
 
 def _opened(source: Path | str | bytes) -> IO[bytes]:

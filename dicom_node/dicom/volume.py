@@ -18,8 +18,9 @@ from pydicom.dataset import Dataset
 
 from dicom_node.dicom import geometry, lossy, multiframe, pixels
 from dicom_node.dicom.division import Judgement, judge
-from dicom_node.dicom.header import read_dataset, text
+from dicom_node.dicom.header import read_dataset, read_pixels, text
 from dicom_node.dicom.pixels import Rescale
+from dicom_node.dicom.scratch import Scratch
 from dicom_node.dicom.suv import suv_factor
 from dicom_node.errors import RefusedError
 from dicom_node.settings import PolicySettings
@@ -92,77 +93,123 @@ def load(paths: Sequence[Path], task: str, policy: PolicySettings) -> SeriesVolu
 
 
 def load_volumes(
-    paths: Sequence[Path], task: str, policy: PolicySettings
+    paths: Sequence[Path], task: str, policy: PolicySettings, scratch: Scratch | None = None
 ) -> Iterator[SeriesVolume]:
     """Load what one job restores into physical units, one volume at a time.
 
     Files of classic images are one volume; the file of a multi-frame image holds one or more.
+    Large arrays are those of *scratch*.
     Raises RefusedError where no volume may be restored, UnreadableInstanceError where a file
     does not parse or its pixels do not decode.
     """
-    datasets = [read_dataset(path, decisive=_DECISIVE) for path in paths]
-    if not datasets:
+    headers = [read_dataset(path, pixels=False, decisive=_DECISIVE) for path in paths]
+    if not headers:
         raise RefusedError("no instance to restore")
-    judged = judge(datasets, task=task, policy=policy)
-    for dataset in datasets:
+    judged = judge(headers, task=task, policy=policy)
+    room = scratch or Scratch()
+    if any(multiframe.is_multiframe(header) for header in headers):
+        (path,) = paths
+        dataset = read_dataset(path, decisive=_DECISIVE)
         lossy.record(dataset)
-    if any(multiframe.is_multiframe(dataset) for dataset in datasets):
-        (dataset,) = datasets
-        yield from _load_multiframe(dataset, task, judged)
+        yield from _load_multiframe(dataset, task, judged, room)
     else:
-        yield _load_classic(datasets, task, judged)
+        yield _load_classic(headers, paths, task, judged, room)
 
 
-def _load_classic(datasets: list[Dataset], task: str, judged: Judgement) -> SeriesVolume:
-    frames = [geometry.slice_frame(dataset) for dataset in datasets]
-    uids = [text(dataset, "SOPInstanceUID") for dataset in datasets]
+def _load_classic(
+    headers: Sequence[Dataset],
+    paths: Sequence[Path],
+    task: str,
+    judged: Judgement,
+    scratch: Scratch,
+) -> SeriesVolume:
+    frames = [geometry.slice_frame(header) for header in headers]
+    uids = [text(header, "SOPInstanceUID") for header in headers]
     order = geometry.order(frames, uids)
-    ordered = [datasets[i] for i in order]
-    stored = np.stack([pixels.decode(dataset) for dataset in ordered])
-    for dataset in ordered:
-        del dataset.PixelData
-    return _assemble(ordered, stored, task, judged.warnings)
+    ordered = [headers[i] for i in order]
+    planes = (_decoded(headers[i], paths[i]) for i in order)
+    return _assemble(ordered, planes, task, judged.warnings, scratch)
 
 
-def _load_multiframe(dataset: Dataset, task: str, judged: Judgement) -> Iterator[SeriesVolume]:
+def _decoded(header: Dataset, path: Path) -> NDArray[Any]:
+    """The stored values of a classic image, whose pixel data are held no longer than it takes."""
+    element = read_pixels(path)
+    header[element.tag] = element
+    try:
+        lossy.record(header)
+        return pixels.decode(header)
+    finally:
+        del header[element.tag]
+
+
+def _load_multiframe(
+    dataset: Dataset, task: str, judged: Judgement, scratch: Scratch
+) -> Iterator[SeriesVolume]:
     source = Dataset()
     source.update(dataset)
     source.file_meta = dataset.file_meta
     del source.PixelData
     warnings = judged.warnings
     for part in judged.parts:
-        stored = np.stack([pixels.decode(dataset, number) for number in part.frames])
-        whole = _assemble(part.headers, stored, task, warnings)
+        planes = (pixels.decode(dataset, number) for number in part.frames)
+        whole = _assemble(part.headers, planes, task, warnings, scratch)
         yield replace(whole, source=source, frames=part.frames)
         warnings = ()
 
 
 def _assemble(
-    datasets: Sequence[Dataset], stored: NDArray[Any], task: str, warnings: tuple[str, ...]
+    datasets: Sequence[Dataset],
+    planes: Iterable[NDArray[Any]],
+    task: str,
+    warnings: tuple[str, ...],
+    scratch: Scratch,
 ) -> SeriesVolume:
     frames = [geometry.slice_frame(dataset) for dataset in datasets]
     rescales = tuple(pixels.rescale(dataset) for dataset in datasets)
-    padding = np.stack(
-        [
-            pixels.padding_mask(slice_, dataset, by)
-            for slice_, dataset, by in zip(stored, datasets, rescales, strict=True)
-        ]
-    )
-    native = [pixels.to_physical(s, by) for s, by in zip(stored, rescales, strict=True)]
+    stored, padding = _stacked(datasets, planes, rescales, scratch)
+    native = (pixels.to_physical(s, by) for s, by in zip(stored, rescales, strict=True))
     per_native, units = _unit_factor(datasets, task, native)
+    array = scratch.empty(stored.shape, np.float32)
+    for i, by in enumerate(rescales):
+        array[i] = pixels.to_physical(stored[i], by) * per_native
+        scratch.release()
     along = geometry.positions(frames)
     spacing_z = geometry.slice_spacing(along, datasets[0])
     return SeriesVolume(
         headers=tuple(datasets),
         stored=stored,
-        array=np.stack([(values * per_native).astype(np.float32) for values in native]),
+        array=array,
         scale=Scale(rescales, per_native, units),
-        padding=padding if padding.any() else None,
+        padding=padding,
         spacing=(spacing_z, *frames[0].spacing),
         runs=tuple(geometry.contiguous_runs(along)),
         affine=geometry.affine(frames, spacing_z),
         warnings=warnings,
     )
+
+
+def _stacked(
+    datasets: Sequence[Dataset],
+    planes: Iterable[NDArray[Any]],
+    rescales: Sequence[Rescale],
+    scratch: Scratch,
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Stored values and what of them is padding, slice by slice; None where nothing is."""
+    stored: NDArray[Any] | None = None
+    padding: NDArray[np.bool_] | None = None
+    for i, (plane, dataset, by) in enumerate(zip(planes, datasets, rescales, strict=True)):
+        if stored is None:
+            stored = scratch.empty((len(datasets), *plane.shape), plane.dtype)
+        stored[i] = plane
+        mask = pixels.padding_mask(plane, dataset, by)
+        if padding is None and mask.any():
+            padding = scratch.empty(stored.shape, np.bool_)
+            padding[:i] = False
+        if padding is not None:
+            padding[i] = mask
+        scratch.release()
+    assert stored is not None
+    return stored, padding
 
 
 def _unit_factor(

@@ -302,12 +302,11 @@ def list_instances(config: Path, as_json: bool, **filters: Any) -> None:
     common.print_rows(rows, _INSTANCE_COLUMNS, as_json=as_json, empty="no instances")
 
 
-def _reason(row: Mapping[str, Any]) -> str | None:
+def _reason(row: Mapping[str, Any]) -> str:
     """Why, and the file to look at where the instance was set aside: it may have no UID."""
-    path = str(row["path"] or "")
-    if row["purged"] or not path.startswith("quarantine/"):
-        return row["reason"]
-    return f"{row['reason']}; see {path}"
+    reason, path = row["reason"] or "", row["path"] or ""
+    is_there = path.startswith("quarantine/") and not row["purged"]
+    return f"{reason}; see {path}" if is_there else reason
 
 
 @instances.command("show")

@@ -171,11 +171,9 @@ def _state(
     _name_frames(state, slices)
     documents.finish(state, header, restoration, identity, description="presentation state")
     at = provenance.times(restoration.created, header)
-    # PS3.3 C.7.3.1: Laterality is required, empty if need be, unless a body part excludes it.
-    if body_part := text(header, "BodyPartExamined"):
-        state.BodyPartExamined = body_part
-    if (side := text(header, "Laterality")) or not body_part:
-        state.Laterality = side
+    # PS3.3 C.7.3.1: type 2C, of a body part that is paired. Which are is not ours to know: without
+    # a body part (type 3, and stated by the images) it may always stand, empty if need be.
+    state.Laterality = text(header, "Laterality")
     state.PresentationCreationDate, state.PresentationCreationTime = DA(at.date), TM(at.time)
     return state
 

@@ -105,6 +105,21 @@ def test_reports_and_presentation_states_have_no_error(
     ] == []
 
 
+@pytest.mark.parametrize("part", [None, "", "CHEST", "BREAST", "KNEE"])
+@pytest.mark.parametrize("side", [None, "", "R"])
+def test_reports_of_any_body_part_have_no_error(
+    tmp_path: Path, validators: Validators, part: str | None, side: str | None
+) -> None:
+    """Laterality is required of a paired body part alone (PS3.3 C.7.3.1)."""
+    series = make_series("CT", slices=1, rows=8, BodyPartExamined=part, Laterality=side)
+    (outcome,) = go_through(write_series(series, tmp_path / "source"), Gain(), BOTH)
+    for made in outcome.made:
+        if made.sop_class_uid in (SR, GSPS):
+            path = tmp_path / f"{made.sop_instance_uid}.dcm"
+            path.write_bytes(made.data)
+            assert not validators.errors(path)
+
+
 @pytest.mark.parametrize("name", list(_kinds()))
 def test_source_images_reports_and_states_do_not_contradict_each_other(
     sources: dict[str, list[Path]],

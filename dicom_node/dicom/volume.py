@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 
 from dicom_node.dicom import geometry, lossy, multiframe, pixels
 from dicom_node.dicom.division import Judgement, judge
-from dicom_node.dicom.header import read_dataset, read_pixels, text
+from dicom_node.dicom.header import Shared, read_dataset, read_pixels, text
 from dicom_node.dicom.pixels import Rescale
 from dicom_node.dicom.scratch import Scratch
 from dicom_node.dicom.suv import suv_factor
@@ -102,7 +102,10 @@ def load_volumes(
     Raises RefusedError where no volume may be restored, UnreadableInstanceError where a file
     does not parse or its pixels do not decode.
     """
-    headers = [read_dataset(path, pixels=False, decisive=_DECISIVE) for path in paths]
+    shared: Shared = {}
+    headers = [
+        read_dataset(path, pixels=False, decisive=_DECISIVE, shared=shared) for path in paths
+    ]
     if not headers:
         raise RefusedError("no instance to restore")
     judged = judge(headers, task=task, policy=policy)

@@ -25,6 +25,7 @@ Progress = Callable[[int, int], None]
 LEAST_SIDE = 16  #: rows and columns below which a slice says too little about itself
 # Slices measured at once. On a CPU one: more only takes memory, and sums over a slice that is
 # alone are the same in any company.
+_BLOCK = 64  # slices that are compared with their neighbours at once
 _CHUNK_PIXELS = {"cuda": 64 * 512 * 512}
 
 
@@ -221,9 +222,19 @@ def _together(slices: Sequence[SliceMeasures]) -> dict[str, Measured]:
         torch.from_numpy(np.stack(stack))
         for stack in ([each.before for each in slices], [each.after for each in slices])
     )
-    found["slice_order"] = _of_neighbours(series.slice_order(x, y))
-    found["continuity"] = _of_neighbours(series.continuity(x, y))
+    found["slice_order"] = _of_neighbours(_by_blocks(series.slice_order, x, y))
+    found["continuity"] = _of_neighbours(_by_blocks(series.continuity, x, y))
     return found
+
+
+def _by_blocks(compare: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """What neighbours say of each slice, some slices at a time with those around them."""
+    parts = []
+    for start in range(0, len(x), _BLOCK):
+        stop, first = min(start + _BLOCK, len(x)), max(0, start - series.REACH)
+        around = slice(first, stop + series.REACH)
+        parts.append(compare(x[around], y[around])[start - first : stop - first])
+    return torch.cat(parts)
 
 
 def _checked(before: Volume, after: Volume) -> tuple[Volume, Volume]:

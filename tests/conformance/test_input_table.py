@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dicom_node.dicom.documents import OBJECT_CLASSES
 from dicom_node.dicom.header import read_header
 from dicom_node.inference import Engine
 from tests.conformance import input_table
@@ -20,12 +21,16 @@ from tests.conformance.checks import (
     pixels_are_the_source_s,
     sources_by_uid,
 )
-from tests.conformance.conftest import Validators
+from tests.conformance.conftest import Errors, Validators
 from tests.conformance.input_table import Row
+from tests.conformance.journey import go_through
+from tests.conformance.mutants import WITH_REPORTS
+from tests.unit.dicom_node.bench import Gain
 
 BY_CODE = input_table.by_code()
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "input-table.md"
 WRITTEN = PAGE.read_text(encoding="utf-8")
+FEW = 4
 REAL = [
     line.split(" | ")[0].removeprefix("| ")
     for line in input_table.section(WRITTEN, "Real series").splitlines()[2:]
@@ -51,6 +56,21 @@ def test_a_real_series_becomes_what_the_table_says(
     (line,) = input_table.rows([row], with_kind=True)
     assert line in WRITTEN, "run `make input-table`"
     hold(row, validators, tmp_path)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_reports_on_a_real_series_have_no_error_that_its_images_have_not(
+    shared_dicom: Path, validators: Validators, tmp_path: Path, name: str
+) -> None:
+    """What a report copies of patient and study may be wrong in the images already."""
+    paths = sorted((shared_dicom / name).glob("*.dcm"))[:FEW]
+    for outcome in go_through(paths, Gain(), WITH_REPORTS):
+        before = sum((validators.errors(path) for path in outcome.sources), Errors())
+        for made in outcome.made:
+            if made.sop_class_uid in OBJECT_CLASSES:
+                path = tmp_path / f"{made.sop_instance_uid}.dcm"
+                path.write_bytes(made.data)
+                assert not validators.errors(path) - before
 
 
 @pytest.mark.parametrize("name", list(BY_CODE))

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -202,6 +203,8 @@ def _signals() -> dict[str, Make]:
         "CT, ImageType DERIVED\\PRIMARY\\AXIAL": _typed("CT", "DERIVED", "PRIMARY", "AXIAL"),
         "CT, ImageType MPR": _typed("CT", "DERIVED", "SECONDARY", "MPR"),
         "CT, compressed with loss before": _made("CT", LossyImageCompression="01"),
+        "CT, JPEG 2000 that may have lost": _irreversible(None),
+        "CT, JPEG 2000 that says it lost nothing": _irreversible("00"),
         "CT, burned-in annotation": _made("CT", BurnedInAnnotation="YES"),
         "CT, no kernel": _made("CT", ConvolutionKernel=None),
         "CT, no positions": _made("CT", ImagePositionPatient=None),
@@ -213,6 +216,22 @@ def _signals() -> dict[str, Make]:
         "Secondary capture": _made("CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.7"),
         "Series Instance UID absent": _made("CT", SeriesInstanceUID=None),
     }
+
+
+def _irreversible(stated: str | None) -> Make:
+    """In the syntax of JPEG 2000 that allows loss, whatever the codestream is."""
+
+    def make() -> list[Dataset]:
+        options: dict[str, Any] = {
+            "transfer_syntax": JPEG2000Lossless,
+            "LossyImageCompression": stated,
+        }
+        made = make_series("CT", slices=3, rows=32, **options)
+        for dataset in made:
+            dataset.file_meta.TransferSyntaxUID = JPEG2000
+        return made
+
+    return make
 
 
 def _typed(modality: Any, *words: str) -> Make:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,10 +21,10 @@ from pydicom.dataset import Dataset
 from sqlalchemy import Engine as Ledger
 
 from dicom_node import __version__
-from dicom_node.dicom import multiframe
+from dicom_node.dicom import geometry, multiframe
 from dicom_node.dicom.header import read_header, text
 from dicom_node.dicom.volume import load
-from dicom_node.early_results import EarlyResults
+from dicom_node.early_results import Claim, EarlyResults
 from dicom_node.errors import NodeError, RefusedError, TransientError, UnreadableInstanceError
 from dicom_node.inference import Engine, SliceRequest
 from dicom_node.ledger import intake, open_series
@@ -38,6 +40,11 @@ from dicom_node.spool import Spool
 
 #: MR needs the scale and the k-space of its volume, PET is quantified as a set.
 MODALITY = "CT"
+# Behind the key of a result that the gates have looked at twice.
+_TWICE = "-twice"
+# A series that was silent for so long may be all there: then the slices that the gates look at
+# twice are taken to be those of now.
+_CALM_S = 2.0
 # So many headers are looked at before the queue of jobs is asked again.
 _HEADERS_AT_ONCE = 20
 
@@ -85,8 +92,10 @@ class KeptSlices:
     def __call__(self, sop_instance_uid: str, seed: int) -> bytes | None:
         """What was made of the instance, if it was."""
         key = self._key(self._files[sop_instance_uid], seed)
-        self._asked.add(key)
-        octets = self._results.read(self._series, key)
+        self._asked |= {key, key + _TWICE}
+        octets = self._results.read(self._series, key + _TWICE)
+        if octets is None:
+            octets = self._results.read(self._series, key)
         self.found += octets is not None
         return octets
 
@@ -103,16 +112,37 @@ class _Slice:
     job: NewJob
     seed: int
     key: str
+    place: tuple[float, str]  #: along the normal, as `geometry.order` has it
 
 
 @dataclass
 class _Series:
-    """What has come of one series and was not looked at yet."""
+    """What has come of one series."""
 
     uid: str
-    waiting: deque[Arrival] = field(default_factory=deque)
+    waiting: deque[Arrival] = field(default_factory=deque)  #: not looked at yet
     next: _Slice | None = None
     served: int = 0
+    slices: list[_Slice] = field(default_factory=list)  #: that would be restored, in order of place
+    changed: float = 0.0  #: when the last of them came
+    probed: set[str] = field(default_factory=set)  #: keys that were looked at twice
+    #: Keys at the places of a second look, now and before the last slice came.
+    looks: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+
+    def add(self, found: _Slice, now: float, at: Callable[[int], Sequence[int]]) -> None:
+        """Take note of a slice; *at* tells the places of a second look among so many slices."""
+        insort(self.slices, found, key=lambda each: each.place)
+        places = at(len(self.slices))
+        self.looks = frozenset(self.slices[i].key for i in places), self.looks[0]
+        self.changed = now
+
+    def second_look(self, now: float) -> _Slice | None:
+        """A slice at which the gates will look twice, as far as can be known, and have not yet."""
+        settled, before = self.looks
+        if now - self.changed < _CALM_S:
+            settled &= before
+        wanted = settled - self.probed
+        return next((each for each in self.slices if each.key in wanted), None)
 
 
 class EarlySlices:
@@ -150,12 +180,28 @@ class EarlySlices:
         looked = self._choose(now)
         ready = [series for series in self._series.values() if series.next is not None]
         if not ready:
-            return looked
+            return looked or self._probe(now)
         chosen = min(ready, key=_urgency)
         wanted, chosen.next, chosen.served = chosen.next, None, next(self._turns)
         assert wanted is not None
-        self._make(wanted, now)
+        with self._making(wanted, wanted.key, now) as claim:
+            if claim is not None:
+                _keep(claim, self._engine.restore_slice(self._request(wanted)))
         return True
+
+    def _probe(self, now: float) -> bool:
+        """Have the gates look twice at one slice that was restored; False where none waits."""
+        for series in sorted(self._series.values(), key=lambda each: each.served):
+            if (wanted := series.second_look(now)) is None:
+                continue
+            series.probed.add(wanted.key)
+            series.served = next(self._turns)
+            with self._making(wanted, wanted.key + _TWICE, now) as claim:
+                made = self.results.read(series.uid, wanted.key) if claim is not None else None
+                if claim is not None and made is not None:
+                    _keep(claim, self._engine.probe_slice(self._request(wanted), made))
+            return True
+        return False
 
     def _look(self) -> None:
         """Take note of what has come, and forget series that are not open any more."""
@@ -179,27 +225,31 @@ class EarlySlices:
                 if left == 0:
                     return True
                 left -= 1
-                series.next = self._wanted(series.waiting.popleft(), now)
+                found = self._wanted(series.waiting.popleft(), now)
+                if found is None:
+                    continue
+                series.add(found, now, partial(self._engine.probed, found.job.task))
+                if not self.results.has(series.uid, found.key):
+                    series.next = found
         return left < _HEADERS_AT_ONCE and any(each.waiting for each in self._series.values())
 
     def _wanted(self, arrival: Arrival, now: float) -> _Slice | None:
-        """The slice as it would be restored by the rules of now; None: it would not, or is."""
+        """The slice as it would be restored by the rules of now; None: it would not be."""
         try:
             header = read_header(self._spool.resolve(arrival.path))
             job = self._job(arrival, header, now)
             if job is None or job.task not in self._engine.tasks:
                 return None
             verdict = judge_domain(header, job.task, self._engine, self._settings)
+            frame = geometry.slice_frame(header)
         except (RefusedError, UnreadableInstanceError, FileNotFoundError):
             return None  # its job will say so
         key = key_of(self._engine, job.task, job.strength)
         if key is None or verdict.upsample > 1:
             return None
         (seed,) = seeds([header], self._engine.model)
-        name = key(arrival.sha256, seed)
-        if self.results.has(arrival.series_instance_uid, name):
-            return None
-        return _Slice(arrival, job, seed, name)
+        place = float(geometry.positions([frame])[0]), arrival.sop_instance_uid
+        return _Slice(arrival, job, seed, key(arrival.sha256, seed), place)
 
     def _job(self, arrival: Arrival, header: Dataset, now: float) -> NewJob | None:
         """The job that there would be if the slice were all."""
@@ -221,17 +271,15 @@ class EarlySlices:
                 return job
         return None
 
-    def _make(self, wanted: _Slice, now: float) -> None:
-        """Restore a slice and keep the result; what goes wrong is left for the job to find."""
+    @contextmanager
+    def _making(self, wanted: _Slice, key: str, now: float) -> Generator[Claim | None]:
+        """Claim a result of a slice; what goes wrong within is left for the job to find."""
         arrival = wanted.arrival
         try:
-            with self.results.claimed(arrival.series_instance_uid, wanted.key) as claim:
+            with self.results.claimed(arrival.series_instance_uid, key) as claim:
                 # In single precision, with thumbnails and words beside it.
-                if claim is None or not self.results.has_room(16 * arrival.size):
-                    return
-                octets = self._restored(wanted)
-                if octets is not None:
-                    claim.keep(octets)
+                room = claim is not None and self.results.has_room(16 * arrival.size)
+                yield claim if room else None
         except TransientError as error:
             self._not_before = now + self._settings.engine.retry_s
             _log.warning("early slices wait", action="early_waits", error=error.message)
@@ -242,12 +290,15 @@ class EarlySlices:
             # The text may quote a header; its type is enough, and the job will tell where.
             _log.warning("early slice failed", action="early_failed", error=type(error).__name__)
 
-    def _restored(self, wanted: _Slice) -> bytes | None:
-        volume = load(
-            [self._spool.resolve(wanted.arrival.path)], wanted.job.task, self._settings.policy
-        )
-        request = SliceRequest(volume.array[0], wanted.job.task, wanted.seed, wanted.job.strength)
-        return self._engine.restore_slice(request)
+    def _request(self, wanted: _Slice) -> SliceRequest:
+        path, job = self._spool.resolve(wanted.arrival.path), wanted.job
+        volume = load([path], job.task, self._settings.policy)
+        return SliceRequest(volume.array[0], job.task, wanted.seed, job.strength)
+
+
+def _keep(claim: Claim, octets: bytes | None) -> None:
+    if octets is not None:
+        claim.keep(octets)
 
 
 def _urgency(series: _Series) -> tuple[int, int]:

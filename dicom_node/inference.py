@@ -138,6 +138,12 @@ class Engine(Protocol):
         would with the volume.
         """
 
+    def probed(self, task: str, slices: int) -> Sequence[int]:
+        """The places in a volume of so many slices at which its gates look twice."""
+
+    def probe_slice(self, request: SliceRequest, made: bytes) -> bytes | None:
+        """What `restore_slice` *made*, with that second look beside it; None as there."""
+
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None
     ) -> RestorationResult:
@@ -217,6 +223,28 @@ class LocalEngine:
             raise _translated(error, request.task) from error
         # Short of memory it took a way of its own, which a volume later would not.
         return None if made.remarks else made.encode()
+
+    def probed(self, task: str, slices: int) -> Sequence[int]:
+        """Slices that go through the network again: evenly spread."""
+        from restoration.restorer import RestorationTask, probed
+
+        return probed(slices, RestorationTask(task))
+
+    def probe_slice(self, request: SliceRequest, made: bytes) -> bytes | None:
+        """Send the result of a slice through the network again; errors as for `restore`."""
+        from restoration.restorer import RestorationError, SliceResult
+
+        try:
+            result = self._restorer.probe_slice(
+                request.array,
+                SliceResult.decode(made),
+                request.task,
+                seed=request.seed,
+                strength=request.strength,
+            )
+        except (RestorationError, MemoryError, RuntimeError, ValueError, TypeError) as error:
+            raise _translated(error, request.task) from error
+        return None if result.remarks else result.encode()
 
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None

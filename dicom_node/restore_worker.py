@@ -208,7 +208,7 @@ class RestoreWorker:
         for instance in made.instances:
             self._beat(job)
             stored = self._spool.write_outgoing(
-                made.series_instance_uid, instance.sop_instance_uid, instance.data
+                made.series_instance_uid, instance.sop_instance_uid, instance.data, flushed=False
             )
             outputs.append(
                 Output(
@@ -220,6 +220,7 @@ class RestoreWorker:
                     size=stored.size,
                 )
             )
+        self._spool.flush(output.path for output in outputs)
         return outputs
 
     def _beat(self, job: Job) -> None:

@@ -11,7 +11,8 @@ A file is written to `temporary`, flushed, renamed, and its folder flushed; so i
 its bytes are on stable storage. A received instance gets its name before the flush of its bytes, so
 that one commit of the file system's journal takes both; the flush of its folder follows as well.
 Its name is the digest of its bytes, and `secure` tells after a loss of power whether it says the
-truth. Where `dicom_node.journal` keeps the bytes meanwhile, both flushes come later. A crash leaves at worst a temporary file or a received file that no row names.
+truth. Where `dicom_node.journal` keeps the bytes meanwhile, both flushes come later. A crash leaves
+at worst a temporary file or a received file that no row names.
 """
 
 from __future__ import annotations
@@ -268,8 +269,12 @@ class Spool:
             _flush_folder(file.parent)
         return digest.hexdigest() == file.stem
 
-    def write_outgoing(self, series_uid: str, sop_uid: str, data: bytes) -> StoredFile:
+    def write_outgoing(
+        self, series_uid: str, sop_uid: str, data: bytes, *, flushed: bool = True
+    ) -> StoredFile:
         """Store a restored instance under its UIDs; the same bytes again are no error.
+
+        Where it is not *flushed*, its name is durable with `flush`, for many files at once.
 
         Raises:
             PermanentError: When a UID is not one.
@@ -277,7 +282,10 @@ class Spool:
         for uid in (series_uid, sop_uid):
             if not _UID.fullmatch(uid) or not uid.strip("."):
                 raise PermanentError("not a UID: it may hold digits and dots only")
-        return self._store(data, lambda _: self.root / f"outgoing/{series_uid}/{sop_uid}.dcm")
+        target = self.root / f"outgoing/{series_uid}/{sop_uid}.dcm"
+        with self.draft() as draft:
+            draft.write((data,))
+            return self._name(draft, lambda _: target, flushed=flushed)
 
     def write_review(self, job_id: int, files: Mapping[str, bytes]) -> str:
         """Store the report on the result of a job, replacing an earlier one; its folder."""
@@ -406,14 +414,17 @@ class Spool:
                 draft.write((chunk,))
             return self._name(draft, target)
 
-    def _name(self, draft: Draft, target: Callable[[str], Path]) -> StoredFile:
+    def _name(
+        self, draft: Draft, target: Callable[[str], Path], *, flushed: bool = True
+    ) -> StoredFile:
         sha256 = draft.sha256
         path = target(sha256)
         with _storage_errors():
             _make_folder(path.parent)
         draft.name(path)
         with _storage_errors():
-            _flush_folder(path.parent)
+            if flushed:
+                _flush_folder(path.parent)
         return StoredFile(path.relative_to(self.root).as_posix(), sha256, draft.size)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,10 @@ _EVERY = {
     RestorationTask.MRI_SR: 32,
     RestorationTask.PET_SYNTHESIS: 48,
 }
+#: What a slice gave, by the name of the probe.
+Probe = dict[str, float | None]
+NAMES = ("idempotence", "perturbation")
+_NOTHING = "the slices that were looked at hold nothing"
 _SHARE = 0.25  # of the noise of a slice, as a disturbance
 
 
@@ -38,11 +42,18 @@ def disturbed(x: Volume, task: RestorationTask, scale: float, seeds: Sequence[in
     return noisy
 
 
-def relative(change: Volume, of: Volume, slices: Sequence[int]) -> Measured:
+def relative(change: Volume, of: Volume) -> list[float | None]:
     """‖change‖ / ‖of‖ of each slice; nothing where the latter is zero."""
-    values = [
+    return [
         float(np.linalg.norm(a) / np.linalg.norm(b)) if b.any() else None
         for a, b in zip(change, of, strict=True)
     ]
-    reason = "the slices that were looked at hold nothing" if not any(values) else ""
-    return Measured(tuple(values), tuple(slices), reason)
+
+
+def measured(found: Mapping[int, Probe], slices: Sequence[int]) -> dict[str, Measured]:
+    """What was found of `slices`, by the name of the probe."""
+    return {
+        name: Measured(values, tuple(slices), "" if any(values) else _NOTHING)
+        for name in NAMES
+        for values in (tuple(found[index][name] for index in slices),)
+    }

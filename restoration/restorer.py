@@ -57,12 +57,9 @@ from restoration.guards import (
 from restoration.kspace import (
     SAME_GRID,
     GridChange,
-    Support,
-    zero_filled_grid,
-    zero_filled_support,
 )
 from restoration.network import Limits, Network
-from restoration.probes import disturbed, probed, relative
+from restoration.probes import Probe, disturbed, measured, probed, relative
 from restoration.slices import (
     Kept,
     Progress,
@@ -70,9 +67,11 @@ from restoration.slices import (
     SliceJob,
     SliceLoop,
     SliceResult,
+    Steps,
     default_seed,
     hold,
     prepared,
+    result_grid,
 )
 from restoration.tasks import RestorationTask
 from restoration.volumes import Spacing, Volume, checked, finer, full_strength, zero_filled
@@ -96,12 +95,9 @@ __all__ = [
     "default_seed",
     "missing",
     "outside",
+    "probed",
     "read_manifest",
 ]
-
-
-# The operator of training.degrade whose inputs are zero-filled k-space.
-KSPACE_TRUNCATION = "kspace-truncation"
 
 
 @dataclass(frozen=True)
@@ -116,19 +112,7 @@ class Restoration:
     remarks: tuple[str, ...] = ()  #: how the device was short of memory, and what was done
     #: What the gates have measured already, of slices that were restored before.
     measured: Mapping[int, SliceMeasures] = field(default_factory=dict)
-
-
-@dataclass
-class _Steps:
-    """One progress over several pieces of work; each counts from `before` on."""
-
-    progress: Progress | None
-    total: int
-    before: int = 0
-
-    def __call__(self, done: int, _: int) -> None:
-        if self.progress is not None:
-            self.progress(self.before + done, self.total)
+    probed: Mapping[int, Probe] = field(default_factory=dict)
 
 
 class Restorer:
@@ -205,21 +189,29 @@ class Restorer:
         started = time.perf_counter()
         task = self._accepted(task)
         x = checked(volume)
-        grid, support = self._grid(x, task, upsample)
+        grid, support = result_grid(self.manifest, x, task, upsample)
         if grid.factor > 1:
             x = zero_filled(x, grid.factor)
         job = prepared(self.manifest, x, task, seeds, strength, data_consistency, scale, support)
         remarks = [self.network.remark] if self.network.remark else []
-        measured = dict[int, SliceMeasures]()
-        alone = kept if self.stands_alone(task) else None
-        y, diagnostics = self._run(x, job, progress, remarks, alone, measured, out)
+        loop = self._loop(x, job, remarks, out)
+        y, diagnostics = self._run(loop, progress, kept if self.stands_alone(task) else None)
         flags = tripped(diagnostics, task, self.manifest.guards.get(task.value, {}))
         if spacing is not None and self._outside(task, spacing, grid.factor):
             flags.append("outside_domain")
         if job.wide:
             flags.append("wide_band")
         seconds = time.perf_counter() - started
-        return Restoration(y, tuple(flags), seconds, diagnostics, grid, tuple(remarks), measured)
+        return Restoration(
+            y,
+            tuple(flags),
+            seconds,
+            diagnostics,
+            grid,
+            tuple(remarks),
+            loop.measured,
+            loop.probed,
+        )
 
     def stands_alone(self, task: RestorationTask | str) -> bool:
         """Whether a slice of this task becomes the same whatever volume it is in.
@@ -249,7 +241,7 @@ class Restorer:
             raise ValueError(f"A slice of {task.value} is restored with its volume alone.")
         x, remarks = checked(plane[None]), list[str]()
         job = prepared(self.manifest, x, task, [seed], strength, True, None, None)
-        y, said = self._run(x, job, None, remarks)
+        y, said = self._run(self._loop(x, job, remarks))
         values = {name: each[0] for name, each in said.items() if isinstance(each, list)}
         full = full_strength(x, y, strength)
         calibration = self.manifest.calibration.get(task.value)
@@ -260,7 +252,26 @@ class Restorer:
             inputs=None if calibration is None else calibration.inputs,
             device=self.device,
         )
-        return SliceResult(y[0], values, measures, tuple(remarks))
+        return SliceResult(y[0], values, measures, remarks=tuple(remarks))
+
+    def probe_slice(
+        self,
+        plane: npt.NDArray[np.generic],
+        made: SliceResult,
+        task: RestorationTask | str,
+        *,
+        seed: int,
+        strength: float = 1.0,
+    ) -> SliceResult:
+        """The result that `restore_slice` made of `plane`, with what `assess` asks of some slices.
+
+        `probed` of :mod:`restoration.probes` says of which. Raises as `restore_slice` does.
+        """
+        task, x = self._accepted(task), checked(plane[None])
+        y = full_strength(x, made.restored[None], strength)
+        job = prepared(self.manifest, x, task, [seed], 1.0, True, None, None)
+        (found,) = self._probed(x, y, job, Steps(None, 0))
+        return replace(made, probe=found)
 
     def basis(self, task: RestorationTask | str) -> str:
         """What the bits of a slice rest on beside weights, seed and strength: a text to compare."""
@@ -300,14 +311,16 @@ class Restorer:
         if 0 < strength < 1:
             y, said = full_strength(x, y, strength), at_full_strength(said, strength)
         chosen = probed(len(x), task) if strength else []
-        steps = _Steps(progress, 3 * len(chosen) + len(x))
+        steps = Steps(progress, 3 * len(chosen) + len(x))
         evidence = Evidence(
             spacing_mm=spacing,
             facts=facts,
             domain=self.manifest.domain.get(task.value),
             diagnostics=said,
             support=support_of(said),
-            probes=self._probes(x, y, said, task, seeds, chosen, steps) if chosen else {},
+            probes=self._probes(x, y, said, task, seeds, chosen, made.probed, steps)
+            if chosen
+            else {},
             intact=self.network.intact,
             measured=made.measured,
         )
@@ -333,8 +346,8 @@ class Restorer:
     ) -> dict[str, Measured]:
         """What `assess` asks of some slices, of the slices that are named: on their own grid."""
         task, x = self._accepted(task), checked(volume)
-        quiet = _Steps(None, 0)
-        return self._probes(x, made.volume, made.diagnostics, task, seeds, slices, quiet)
+        quiet = Steps(None, 0)
+        return self._probes(x, made.volume, made.diagnostics, task, seeds, slices, {}, quiet)
 
     def _probes(
         self,
@@ -344,43 +357,56 @@ class Restorer:
         task: RestorationTask,
         seeds: Sequence[int] | None,
         slices: Sequence[int],
-        steps: _Steps,
+        known: Mapping[int, Probe],
+        steps: Steps,
     ) -> dict[str, Measured]:
-        """What the network does to its own result, and to its input with a little more noise."""
-        job = prepared(self.manifest, x, task, seeds, 1.0, True, scale_of(said), support_of(said))
-        chosen = list(slices)
-        job = replace(job, seeds=[job.seeds[index] for index in chosen])
-        before, after = x[chosen], y[chosen]
-        noisy = disturbed(before, task, job.scale, job.seeds)
-        # PET is held in its volume: a slice alone is to be compared with itself alone.
-        alone = task is RestorationTask.PET_SYNTHESIS
-        result = self._run(before, job, steps)[0] if alone else after
-        steps.before = len(chosen)
-        # A result has no empty band to be drawn back to.
-        again = self._run(after, replace(job, support=None), steps)[0]
-        steps.before = 2 * len(chosen)
-        disturbance = self._run(noisy, job, steps)[0] - result
-        return {
-            "idempotence": relative(again - after, after - before, chosen),
-            "perturbation": relative(disturbance, noisy - before, chosen),
-        }
+        """What some slices of a volume give, but for those of which it is known."""
+        left = [index for index in slices if index not in known]
+        found = dict(known)
+        if left:
+            job = prepared(
+                self.manifest, x, task, seeds, 1.0, True, scale_of(said), support_of(said)
+            )
+            job = replace(job, seeds=[job.seeds[index] for index in left])
+            found |= dict(zip(left, self._probed(x[left], y[left], job, steps), strict=True))
+        return measured(found, slices)
 
-    def _run(
+    def _probed(self, before: Volume, after: Volume, job: SliceJob, steps: Steps) -> list[Probe]:
+        """What the network does to its own result, and to its input with a little more noise."""
+        noisy = disturbed(before, job.task, job.scale, job.seeds)
+        # PET is held in its volume: a slice alone is to be compared with itself alone.
+        alone = job.task is RestorationTask.PET_SYNTHESIS
+        result = self._run(self._loop(before, job), steps)[0] if alone else after
+        steps.before = len(before)
+        # A result has no empty band to be drawn back to.
+        again = self._run(self._loop(after, replace(job, support=None)), steps)[0]
+        steps.before = 2 * len(before)
+        disturbance = self._run(self._loop(noisy, job), steps)[0] - result
+        return [
+            {"idempotence": same, "perturbation": other}
+            for same, other in zip(
+                relative(again - after, after - before),
+                relative(disturbance, noisy - before),
+                strict=True,
+            )
+        ]
+
+    def _loop(
         self,
         x: Volume,
         job: SliceJob,
-        progress: Progress | None = None,
         remarks: list[str] | None = None,
-        kept: Kept | None = None,
-        measured: dict[int, SliceMeasures] | None = None,
         out: Volume | None = None,
-    ) -> tuple[Volume, Diagnostics]:
-        """Restore on the grid of `x`: the result, and what was noticed by slice."""
+    ) -> SliceLoop:
         y = np.empty(x.shape, x.dtype) if out is None or out.shape != x.shape else out
-        loop = SliceLoop(self.network, x, y, job, [] if remarks is None else remarks)
+        return SliceLoop(self.network, x, y, job, [] if remarks is None else remarks)
+
+    def _run(
+        self, loop: SliceLoop, progress: Progress | None = None, kept: Kept | None = None
+    ) -> tuple[Volume, Diagnostics]:
+        """Restore on the grid of the loop: the result, and what was noticed by slice."""
         values = loop.run(kept, progress)
-        if measured is not None:
-            measured.update(loop.measured)
+        x, y, job = loop.x, loop.y, loop.job
         sigma = self.manifest.low_frequency.get(job.task.value)
         if sigma is not None and job.held is None:
             hold(x, y, job, sigma)
@@ -394,23 +420,6 @@ class Restorer:
                 f"not {task.value}."
             )
         return task
-
-    def _grid(
-        self, x: Volume, task: RestorationTask, upsample: int
-    ) -> tuple[GridChange, Support | None]:
-        """The grid of the result and, where it is finer, the k-space acquired on it."""
-        grid = zero_filled_grid(upsample)
-        if grid.factor == 1:
-            return grid, None
-        if task is not RestorationTask.MRI_SR:
-            raise ValueError(f"'upsample' is for MR; {task.value} keeps its grid.")
-        trained = self.manifest.degradation.get(task.value, {}).get("name", KSPACE_TRUNCATION)
-        if trained != KSPACE_TRUNCATION:
-            raise ValueError(
-                f"The model {self.manifest.name} was trained on {trained}, not on zero-filled "
-                "k-space: it cannot take a low matrix."
-            )
-        return grid, zero_filled_support(torch.from_numpy(x))
 
     def _outside(
         self, task: RestorationTask, spacing: tuple[float, float, float], factor: int

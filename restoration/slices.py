@@ -21,15 +21,25 @@ from torch import Tensor
 from restoration.bundle import Manifest, RestorationError
 from restoration.fidelity import SliceMeasures
 from restoration.guards import change_values, pass_values
-from restoration.kspace import Support, data_consistency, empty_band
+from restoration.kspace import (
+    GridChange,
+    Support,
+    data_consistency,
+    empty_band,
+    zero_filled_grid,
+    zero_filled_support,
+)
 from restoration.lowpass import low_frequency_change
 from restoration.network import Network
+from restoration.probes import Probe
 from restoration.tasks import RestorationTask, intensity_scale, normalise, spec
 from restoration.volumes import Volume
 
 Progress = Callable[[int, int], None]
 Values = dict[str, float]
 
+# The operator of training.degrade whose inputs are zero-filled k-space.
+KSPACE_TRUNCATION = "kspace-truncation"
 # A band this much wider than the training's is another problem than the one that was learnt.
 _WIDE = 1.3
 
@@ -60,6 +70,7 @@ class SliceResult:
     restored: Volume  #: (rows, columns), physical units
     values: Values  #: diagnostics of the pass by name
     measures: SliceMeasures | None = None  #: what the gates measure in a slice alone
+    probe: Probe | None = None  #: what the network does to the result, and to a noisier input
     #: How the device was short of memory: such a result is not what it makes when it is not.
     remarks: tuple[str, ...] = field(default=(), compare=False)
 
@@ -71,6 +82,8 @@ class SliceResult:
         if self.measures is not None:
             told["measures"] = self.measures.values
             arrays += [self.measures.before, self.measures.after]
+        if self.probe is not None:
+            told["probe"] = self.probe
         told["shapes"] = [array.shape for array in arrays]
         head = json.dumps(told).encode()
         buffer.write(len(head).to_bytes(8, "little"))
@@ -91,6 +104,7 @@ class SliceResult:
                 arrays[0],
                 told["values"],
                 None if measures is None else SliceMeasures(measures, arrays[1], arrays[2]),
+                told.get("probe"),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError("not a restored slice") from error
@@ -160,6 +174,38 @@ def _is_wide(manifest: Manifest, x: Volume, task: RestorationTask, support: Supp
     )
 
 
+def result_grid(
+    manifest: Manifest, x: Volume, task: RestorationTask, upsample: int
+) -> tuple[GridChange, Support | None]:
+    """The grid of the result and, where it is finer, the k-space acquired on it."""
+    grid = zero_filled_grid(upsample)
+    if grid.factor == 1:
+        return grid, None
+    if task is not RestorationTask.MRI_SR:
+        raise ValueError(f"'upsample' is for MR; {task.value} keeps its grid.")
+    trained = manifest.degradation.get(task.value, {}).get("name", KSPACE_TRUNCATION)
+    if trained != KSPACE_TRUNCATION:
+        raise ValueError(
+            f"The model {manifest.name} was trained on {trained}, not on zero-filled "
+            "k-space: it cannot take a low matrix."
+        )
+    return grid, zero_filled_support(torch.from_numpy(x))
+
+
+@dataclass
+class Steps:
+    """One progress over several pieces of work; each counts from `before` on."""
+
+    progress: Progress | None
+    total: int
+    before: int = 0
+
+    def __call__(self, done: int, _: int) -> None:
+        """Tell of a step of the piece in hand."""
+        if self.progress is not None:
+            self.progress(self.before + done, self.total)
+
+
 Kept = Callable[[int], SliceResult | None]
 Batch = list[int]
 Finish = Callable[[], list[Values]]
@@ -176,9 +222,10 @@ class SliceLoop:
         self, network: Network, x: Volume, y: Volume, job: SliceJob, remarks: list[str]
     ) -> None:
         self._network = network
-        self._x, self._y, self._job, self._remarks = x, y, job, remarks
+        self.x, self.y, self.job, self._remarks = x, y, job, remarks
         #: What the gates have measured of the slices that were `kept`.
         self.measured: dict[int, SliceMeasures] = {}
+        self.probed: dict[int, Probe] = {}
 
     def run(
         self, kept: Kept | None = None, progress: Progress | None = None
@@ -188,7 +235,7 @@ class SliceLoop:
         `kept` knows slices that need no pass any more. Raises RestorationMemoryError where one
         slice alone does not fit, RestorationError for a value that is not finite.
         """
-        total = len(self._x)
+        total = len(self.x)
         values: dict[int, Values] = {}
         for index in range(total if kept is not None else 0):
             assert kept is not None
@@ -204,17 +251,19 @@ class SliceLoop:
         return {name: [values[index][name] for index in range(total)] for name in values[0]}
 
     def _take(self, index: int, result: SliceResult) -> bool:
-        if result.restored.shape != self._x.shape[1:]:
+        if result.restored.shape != self.x.shape[1:]:
             return False
-        self._y[index] = result.restored
+        self.y[index] = result.restored
         if result.measures is not None:
             self.measured[index] = result.measures
+        if result.probe is not None:
+            self.probed[index] = result.probe
         return True
 
     def _batches(self, left: Sequence[int]) -> Iterator[tuple[Batch, list[Values]]]:
         """Each batch of `left` with its values, once its slices are in `y`."""
         self._network.recover()
-        size = self._network.slices(*self._x.shape[1:])
+        size = self._network.slices(*self.x.shape[1:])
         ahead: tuple[Batch, Finish] | None = None
         start = 0
         while start < len(left) or ahead is not None:
@@ -237,7 +286,7 @@ class SliceLoop:
             return size // 2
         done = network.give_way()
         if done is None:
-            rows, columns = self._x.shape[1:]
+            rows, columns = self.x.shape[1:]
             raise RestorationMemoryError(
                 f"{device}: no memory for a slice of {rows}x{columns} pixels"
             )
@@ -253,8 +302,8 @@ class SliceLoop:
 
     def _begin(self, batch: Batch) -> Finish:
         """Start a batch; calling what comes back waits for it and fills its slices of `y`."""
-        job, (low, high) = self._job, spec(self._job.task).window
-        before = self._x[batch]
+        job, (low, high) = self.job, spec(self.job.task).window
+        before = self.x[batch]
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(
@@ -283,7 +332,7 @@ class SliceLoop:
             values = [a | b for a, b in zip(changes, pass_values(done), strict=True)]
             if job.held is not None:
                 hold(before, after, job, (0.0, *job.held))
-            self._y[batch] = after
+            self.y[batch] = after
             return values
 
         return finish

@@ -139,6 +139,8 @@ class Gain:
     ahead: list[SliceRequest] = field(default_factory=list)
     before_ahead: Callable[[int], None] = lambda number: None
     passes: int = 0  # of slices within a volume
+    looks_at: Callable[[int], Sequence[int]] = lambda slices: ()
+    probes: list[SliceRequest] = field(default_factory=list)
 
     def judge(self, task: str, facts: Mapping[str, Any]) -> DomainVerdict:
         self.facts.append(facts)
@@ -154,6 +156,13 @@ class Gain:
         self.ahead.append(request)
         self.before_ahead(len(self.ahead))
         return (request.array + np.float32(self.gain)).tobytes()
+
+    def probed(self, task: str, slices: int) -> Sequence[int]:
+        return self.looks_at(slices)
+
+    def probe_slice(self, request: SliceRequest, made: bytes) -> bytes | None:
+        self.probes.append(request)
+        return made
 
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None

@@ -440,3 +440,33 @@ def test_what_is_not_wanted_by_now_is_looked_at_once(node: Bench) -> None:
     assert restore.run_once(node.clock()) is False
     assert len(engine.facts) == judged
     assert intake.series_progress(node.ledger)[0].instances == SLICES
+
+
+def test_the_gates_look_twice_at_slices_whose_place_is_settled(node: Bench) -> None:
+    """In the order of space a place is settled once another slice has come behind it."""
+    engine = Gain(looks_at=lambda slices: range(1, slices, 2))
+    restore = worker(node, engine)
+    sent = sorted(ct(), key=lambda each: float(each.ImagePositionPatient[2]))
+    place = {seed: n for n, seed in enumerate(seeds(sent, engine.model))}
+    looked: list[list[int]] = []
+    for dataset in sent:
+        node.receive([dataset])
+        turn_until_idle(restore, node)
+        looked.append([place[request.seed] for request in engine.probes])
+    assert looked == [[], [], [1], [1], [1, 3]]
+    node.tick()
+    turn_until_idle(restore, node)
+    assert (node.job()["state"], early_files(node)) == ("done", [])
+
+
+def test_against_the_order_of_space_the_gates_look_twice_when_it_is_calm(node: Bench) -> None:
+    engine = Gain(looks_at=lambda slices: (0,))
+    restore = worker(node, engine)
+    sent = sorted(ct(), key=lambda each: -float(each.ImagePositionPatient[2]))
+    for dataset in sent:
+        node.receive([dataset])
+        turn_until_idle(restore, node)
+    assert engine.probes == []
+    node.clock.advance(2.0)
+    turn_until_idle(restore, node)
+    assert [request.seed for request in engine.probes] == list(seeds(sent[-1:], engine.model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,27 @@ def test_pixels_that_do_not_decode_fail_the_job_and_leave_quarantine_a_copy(node
     node.worker(Gain()).run_once(node.clock())
     assert node.job()["state"] == "failed"
     assert node.spool.resolve(rejected["path"]).is_file()
+
+
+def test_the_names_of_the_results_are_durable_before_the_ledger_tells_of_them(
+    node: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued(node)
+    flushed: list[set[str]] = []
+    flush, finish = node.spool.flush, queue.finish
+
+    def noted(paths: Iterable[str]) -> None:
+        flushed.append(set(paths))
+        flush(flushed[-1])
+
+    def checked(*given: Any, outputs: Sequence[queue.Output], **rest: Any) -> bool:
+        assert flushed == [{output.path for output in outputs}]
+        return finish(*given, outputs=outputs, **rest)
+
+    monkeypatch.setattr(node.spool, "flush", noted)
+    monkeypatch.setattr(queue, "finish", checked)
+    node.worker(Gain()).run_once(node.clock())
+    assert node.job()["state"] == "done"
 
 
 def test_a_note_of_the_assembler_reaches_the_description(node: Bench) -> None:

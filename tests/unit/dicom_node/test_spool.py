@@ -188,6 +188,7 @@ def test_a_restored_instance_lies_under_its_uids(spool: Spool) -> None:
     stored = spool.write_outgoing("2.25.1", "2.25.2", b"hello")
     assert stored == StoredFile("outgoing/2.25.1/2.25.2.dcm", HELLO, 5)
     assert spool.write_outgoing("2.25.1", "2.25.2", b"hello") == stored
+    assert spool.write_outgoing("2.25.1", "2.25.2", b"hello", flushed=False) == stored
 
 
 @pytest.mark.parametrize(

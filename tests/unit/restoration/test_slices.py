@@ -167,3 +167,22 @@ def test_octets_that_are_no_result_are_an_error() -> None:
     for octets in (b"", b"\x05", os.urandom(64), good[:-1], good + b"\0", good[:20]):
         with pytest.raises(ValueError, match="not a restored slice"):
             SliceResult.decode(octets)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_slice_that_was_probed_before_is_judged_alike_and_not_probed_again(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch, strength: float
+) -> None:
+    restorer, x = held(restorer), chest()
+    whole = restorer.restore(x, "ct_denoise", seeds=SEEDS, strength=strength)
+    expected = judged(restorer, x, whole, strength)
+    before = [
+        restorer.probe_slice(plane, made, "ct_denoise", seed=seed, strength=strength)
+        for plane, made, seed in zip(x, ahead(restorer, x, strength), SEEDS, strict=True)
+    ]
+    again = [SliceResult.decode(each.encode()) for each in before]
+    monkeypatch.setattr(restorer.network, "start", None)  # not even one pass is left
+    made = restorer.restore(
+        x, "ct_denoise", seeds=SEEDS, strength=strength, kept=lambda i: again[i]
+    )
+    assert judged(restorer, x, made, strength) == expected

@@ -6,6 +6,7 @@ quarantine there may be copies for support, and what a crash left before its row
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +18,10 @@ from sqlalchemy import Engine
 from dicom_node.ledger import retention
 from dicom_node.ledger.retention import Ages, Kind
 from dicom_node.spool import Spool
+
+
+# The number of a job. A folder of another name is not ours.
+_JOB = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def _reviews(engine: Engine, spool: Spool, before: float) -> Iterator[Leftover]:
     found = {
         int(folder.name): folder
         for folder in (spool.root / "review").iterdir()
-        if folder.name.isdecimal()
+        if _JOB.fullmatch(folder.name)
     }
     in_use = retention.reviews_in_use(engine, found, before)
     for job_id in sorted(found.keys() - in_use):

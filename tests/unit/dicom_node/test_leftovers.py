@@ -98,7 +98,8 @@ def test_a_report_that_is_of_no_job_or_was_written_anew_goes_by_the_age_of_its_f
 ) -> None:
     job_id = reviewed()
     spool.write_review(99, {"report.html": b"<html>"})
-    (spool.root / "review/notes").mkdir()
+    for name in ("notes", "9" * 30):
+        (spool.root / "review" / name).mkdir()
     for folder in (report_of(spool, job_id), report_of(spool, 99)):
         os.utime(folder, (TOMORROW + 1, TOMORROW + 1))
     assert leftovers.removable(bench_ledger, spool, REVIEWS) == []
@@ -108,6 +109,7 @@ def test_a_report_that_is_of_no_job_or_was_written_anew_goes_by_the_age_of_its_f
     assert leftovers.remove(bench_ledger, spool, one, TOMORROW)
     assert not leftovers.remove(bench_ledger, spool, one, TOMORROW), "it is gone"
     assert (spool.root / "review/notes").exists(), "it is not ours"
+    assert (spool.root / "review" / ("9" * 30)).exists()
 
 
 def test_what_lies_in_the_quarantine_without_a_row_goes_by_the_age_of_its_file(

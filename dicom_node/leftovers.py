@@ -11,14 +11,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Engine
 
 from dicom_node.ledger import retention
 from dicom_node.ledger.retention import Ages, Kind
 from dicom_node.spool import Spool
-
 
 # The number of a job. A folder of another name is not ours.
 _JOB = re.compile(r"[1-9][0-9]{0,8}")

@@ -88,7 +88,6 @@ def calibrate(
     most: int = 12,
     items: int = 2,
     probe_every: int = 2,
-    whole: bool = True,
     least_subjects: int = levels.LEAST_SUBJECTS,
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -96,17 +95,16 @@ def calibrate(
     """Learn the levels of one task from at most `most` slices of each item.
 
     Of a subject and a contrast `items` are looked at; one series in `probe_every` goes through the
-    network again, none for 0. Levels for whole CT slices come from `whole` ones, those for the
-    parts that the bench of planted harm looks at from parts. A gate of which fewer than
-    `least_subjects` have a value keeps the level of the program. Raises ValueError when fewer than
-    two subjects of the task lie in the model's domain.
+    network again, none for 0. A gate of which fewer than `least_subjects` have a value keeps the
+    level of the program. Raises ValueError when fewer than two subjects of the task lie in the
+    model's domain.
     """
     subjects = subjects_of(restorer, sets, task)
     inputs = input_model(restorer, sets, task)
     chosen = _of_subjects(_items(restorer, sets, task), subjects.learn, items)
     table: dict[str, dict[str, list[npt.NDArray[np.float64]]]] = {}
     slices = 0
-    found_series = restored_series(restorer, chosen, most=most, whole=whole, cache=cache)
+    found_series = restored_series(restorer, chosen, most=most, cache=cache)
     for done, series in enumerate(found_series):
         if progress is not None:
             progress(done, len(chosen), series.name)
@@ -129,7 +127,6 @@ def calibrate(
         "margins": {name: list(factors) for name, factors in learnt.factors.items()},
         "left_out_alarms": learnt.alarms and {"warn": learnt.alarms[0], "fail": learnt.alarms[1]},
         "slices": slices,
-        "whole": whole,
         "medians": learnt.medians,
         **_counts(subjects),
     }

@@ -98,8 +98,7 @@ def run(
     for task in (RestorationTask(name) for name in tasks):
         calibrations = _calibrations(restorer, task)
         chosen = test_items(restorer, sets, task.value)
-        found = restored_series(restorer, chosen, most=extent.most, whole=False, cache=cache)
-        series = _distinct(found)
+        series = _distinct(restored_series(restorer, chosen, most=extent.most, cache=cache))
         for each in series:
             everything = Planted(each, tuple(range(len(each.lq))))
             clean += slices_of(restorer, everything, calibrations[task.value])

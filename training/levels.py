@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from restoration.fidelity import GATES, Bounds, GateSpec, Levels
+from restoration.fidelity.catalogue import BY_NAME
 from restoration.tasks import RestorationTask
 
 Values = npt.NDArray[np.float64]
@@ -94,13 +95,16 @@ def learn(table: Table, task: RestorationTask, least: int = LEAST_SUBJECTS) -> L
     counts = {
         spec.name: len(_known(table[spec.name], subjects))
         for spec in GATES
-        if spec.learn and spec.name in table
+        if spec.learns(task) and spec.name in table
     }
     kept = {name: count for name, count in counts.items() if count < max(2, least)}
+    measured = {
+        spec.name: _known(table[spec.name], subjects) for spec in GATES if spec.name in table
+    }
     medians = {
-        name: float(np.median(np.concatenate(_known(table[name], subjects))))
-        for name, count in counts.items()
-        if count
+        name: float(np.median(np.concatenate(rows)))
+        for name, rows in measured.items()
+        if rows and BY_NAME[name].learn
     }
     learnable = {name: rows for name, rows in table.items() if name in counts and name not in kept}
     margins = {level: _margins(learnable, subjects, task, level) for level in Level}

@@ -1,8 +1,7 @@
 """Series of a prepared folder, restored once and kept: what calibration and the harm bench look at.
 
-A bench of a thousand slices looks at a square of each CT slice, about its middle row. Levels for
-whole slices are learnt from whole slices alone: a part has less air and no table, fewer pixels of
-each tissue and fewer chances of a strong blob.
+Slices are taken whole: a part of a CT slice has less air and no table, fewer pixels of each tissue
+and fewer chances of a strong blob, and levels learnt from parts fail whole slices.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from training.manifest import Item
 from training.slices import PreparedSet
 
 Volume = npt.NDArray[np.float32]
-CT_SIDE = 256  # pixels of the part of a CT slice
 VERSION = 1  # of what is kept
 
 
@@ -57,15 +55,11 @@ def restored_series(
     chosen: Sequence[tuple[PreparedSet, Item]],
     *,
     most: int,
-    whole: bool = True,
     cache: Path | None = None,
 ) -> Iterator[Series]:
-    """Restore at most `most` neighbouring slices of each item, or read them where they are kept.
-
-    Unless they are taken `whole`, CT slices are cut to CT_SIDE.
-    """
+    """Restore at most `most` neighbouring slices of each item, or read them where they are kept."""
     for dataset, item in chosen:
-        lq, hq = _part(dataset, item, most, whole)
+        lq, hq = _part(dataset, item, most)
         task = RestorationTask(item.task)
         made = _restored(restorer, lq, task, cache)
         yield Series(
@@ -90,21 +84,9 @@ def part(series: Series, slices: slice) -> Series:
     return replace(series, lq=series.lq[slices], hq=series.hq[slices], made=made)
 
 
-def _part(dataset: PreparedSet, item: Item, most: int, whole: bool) -> tuple[Volume, Volume]:
-    slices, rows, columns = item.shape
-    start = max(0, (slices - most) // 2)
-    down = along = slice(None)
-    if item.task == RestorationTask.CT_DENOISE.value and not whole:
-        top = max(0, (rows - CT_SIDE) // 2)
-        # Not always the middle: sides of a body hold ribs, arms and air.
-        place = np.random.default_rng(list(item.name.encode())).integers(
-            max(1, columns - CT_SIDE + 1)
-        )
-        down, along = slice(top, top + CT_SIDE), slice(int(place), int(place) + CT_SIDE)
-    lq, hq = (
-        np.array(volume[start : start + most, down, along], np.float32)
-        for volume in dataset.pair(item)
-    )
+def _part(dataset: PreparedSet, item: Item, most: int) -> tuple[Volume, Volume]:
+    start = max(0, (item.shape[0] - most) // 2)
+    lq, hq = (np.array(volume[start : start + most], np.float32) for volume in dataset.pair(item))
     return lq, hq
 
 

@@ -31,6 +31,11 @@ class GateSpec:
     logarithmic: bool = False
     tasks: tuple[RestorationTask, ...] = _ALL
     by_task: Mapping[RestorationTask, Levels] = field(default_factory=dict)
+    fixed: tuple[RestorationTask, ...] = ()  #: tasks whose level no data can move
+
+    def learns(self, task: RestorationTask) -> bool:
+        """Whether calibration sets the level of a task."""
+        return bool(self.learn) and task in self.tasks and task not in self.fixed
 
     def unit_of(self, task: RestorationTask) -> str:
         """The unit of a task."""
@@ -94,8 +99,9 @@ GATES = (
         by_task={CT: Levels(Bounds(4, 60), Bounds(1, 200))},
     ),
     GateSpec(
+        # Of CT it is a check of the units: how much of a body is lung, bone or contrast differs.
         "intensity", "1 | SUV | 1", learn="both", logarithmic=True,
-        by_task={CT: Levels(Bounds(0.2), Bounds(0.05))},
+        by_task={CT: Levels(Bounds(0.2), Bounds(0.05))}, fixed=(CT,),
     ),
     GateSpec("empty_band", "of Nyquist", _above(0.35, None), tasks=(MR,)),
     GateSpec("likeness", "sd", learn="high", logarithmic=True),

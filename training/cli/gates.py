@@ -105,7 +105,6 @@ def _print(found: Fidelity) -> None:
     type=click.IntRange(0),
     help="one series in so many goes through the network again; 0: none",
 )
-@click.option("--parts", is_flag=True, help="of CT slices, as `harm` looks at; not for a node")
 @click.option(
     "--least-subjects",
     default=19,
@@ -127,7 +126,6 @@ def calibrate(
     slices: int,
     items: int,
     probe_every: int,
-    parts: bool,
     least_subjects: int,
     plots: Path | None,
     cache: Path | None,
@@ -163,7 +161,6 @@ def calibrate(
                 most=slices,
                 items=items,
                 probe_every=probe_every,
-                whole=not parts,
                 least_subjects=least_subjects,
                 cache=cache,
                 progress=progress,

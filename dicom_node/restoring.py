@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-from dicom_node.dicom import derived, division, pixels, volume
+from dicom_node.dicom import derived, division, volume
 from dicom_node.dicom.derived import DerivedInstance, RestoredVolume
 from dicom_node.dicom.geometry import Resampling
 from dicom_node.dicom.header import number, numbers, text, texts
@@ -33,10 +33,9 @@ from dicom_node.inference import (
     ModelIdentity,
     Progress,
     RestorationRequest,
-    RestorationResult,
 )
-from dicom_node.ledger.states import Verdict
-from dicom_node.readings import GateReading, Level
+from dicom_node.readings import GateReading
+from dicom_node.reported import delivered_drift, gate_values, judged_values
 from dicom_node.review import Picture, Sheet, pictures
 from dicom_node.settings import IdentitySettings, NodeSettings
 
@@ -125,17 +124,7 @@ def restore_series(
     noted = note.split("; ") if note else []
     warnings = tuple(dict.fromkeys([*noted, *done.warnings, *judgement.reasons]))
     steered = parameters_hash(task, engine.parameters(task), strength)
-    made = derived.build(
-        done.restored,
-        task=task,
-        model=engine.model,
-        identity=_labelled(settings, task, judgement),
-        warnings=warnings,
-        strength=strength,
-        created=created,
-        parameters_hash=steered,
-    )
-    restoration = Restoration(task, engine.model, steered, created, strength, warnings)
+    said = Restoration(task, engine.model, steered, created, strength, warnings)
     series_uid = _series_uid(headers, task, engine, settings, frames[0].resampling, strength)
     return RestoredSeries(
         tuple(done.restored),
@@ -146,7 +135,7 @@ def restore_series(
         judgement,
         readings,
         Sheet(
-            restoration,
+            said,
             series_uid,
             tuple(done.pictures),
             len(frames),
@@ -154,14 +143,30 @@ def restore_series(
             judgement,
             headers[0],
         ),
-        with_reports(
-            made,
-            _reported(done, readings, judgement, settings),
-            restoration,
-            settings.identity,
-            settings.report,
-        ),
+        _instances(done, said, readings, judgement, settings),
     )
+
+
+def _instances(
+    done: _Volumes,
+    said: Restoration,
+    readings: Sequence[GateReading],
+    judgement: Judgement,
+    settings: NodeSettings,
+) -> Iterator[DerivedInstance]:
+    """The images of a result and its reports, made one after the other."""
+    images = derived.build(
+        done.restored,
+        task=said.task,
+        model=said.model,
+        identity=_labelled(settings, said.task, judgement),
+        warnings=said.warnings,
+        strength=said.strength,
+        created=said.created,
+        parameters_hash=said.parameters_hash,
+    )
+    values = _reported(done, readings, judgement, settings)
+    return with_reports(images, values, said, settings.identity, settings.report)
 
 
 def _labelled(settings: NodeSettings, task: str, judgement: Judgement) -> IdentitySettings:
@@ -279,75 +284,6 @@ def _onwards(progress: Progress | None, before: int, scratch: Scratch) -> Progre
             progress(before + done, before + total)
 
     return onwards
-
-
-def gate_values(
-    result: RestorationResult, slices: int, first: int = 0, *, hounsfield: bool = False
-) -> list[GateValue]:
-    """What the engine measured, slice by slice, and whether its guards held over the volume.
-
-    *first* is the place of the volume's first slice among the slices of the job; *hounsfield*: of
-    CT, where the network's drift is in HU.
-    """
-    values: list[GateValue] = []
-    for name, measured in sorted(result.diagnostics.items()):
-        unit = _UCUM["HU"] if hounsfield and name == "mean_drift" else "1"
-        if isinstance(measured, int | float):
-            values.append(GateValue(name, float(measured), unit=unit))
-        elif isinstance(measured, Sequence) and len(measured) == slices:
-            values += [
-                GateValue(name, float(v), slice=first + i, unit=unit)
-                for i, v in enumerate(measured)
-            ]
-            values.append(GateValue(name, float(max(measured, key=abs)), unit=unit))
-    return values
-
-
-def delivered_drift(
-    series: volume.SeriesVolume, restored: RestoredVolume, first: int = 0
-) -> list[GateValue]:
-    """The change of each slice's mean as a reader of the stored pixels finds it.
-
-    In HU for CT, else relative to the slice's own mean; nothing of a slice whose mean is zero.
-    Beside it, ``mean_drift`` is what the network did before the means were held.
-    *first* as for `gate_values`.
-    """
-    hounsfield = series.scale.units == "HU"
-    found: list[GateValue] = []
-    for i, (frame, before) in enumerate(zip(restored.frames, series.array, strict=True)):
-        native = pixels.to_physical(frame.stored, frame.rescale) * series.scale.per_native
-        mean = float(before.mean(dtype=np.float64))
-        change = float(native.mean()) - mean
-        if hounsfield:
-            found.append(GateValue("delivered_drift", change, slice=first + i, unit=_UCUM["HU"]))
-        elif mean:
-            found.append(GateValue("delivered_drift", change / abs(mean), slice=first + i))
-    worst = max(found, key=lambda each: abs(each.value), default=None)
-    return found if worst is None else [*found, replace(worst, slice=None)]
-
-
-def judged_values(reading: GateReading, verdict: Verdict) -> list[GateValue]:
-    """A reading for the report: its slices, and for the volume the worst with its *verdict*.
-
-    A slice inside the limits passes; one outside has the verdict of the gate.
-    """
-    unit = _UCUM.get(reading.unit, f"{{{reading.unit.replace(' ', '_')}}}")
-    by_level = {Level.PASS: "pass", Level.WARN: "warn", Level.FAIL: str(verdict)}
-    values = [
-        GateValue(reading.gate, value, by_level[level], index, unit)
-        for value, level, index in zip(
-            reading.values, reading.levels, reading.slices, strict=bool(reading.slices)
-        )
-        if value is not None and level in by_level
-    ]
-    if (value := reading.worst_value) is not None:
-        values.append(GateValue(reading.gate, value, str(verdict), unit=unit))
-    return values
-
-
-# UCUM of the units that the gates name; of another, which counts something, an annotation of a
-# plain number, as {pixels}.
-_UCUM = {"1": "1", "%": "%", "HU": "[hnsf'U]", "SUV": "{SUVbw}g/ml", "a.u.": "[arb'U]"}
 
 
 def _reported(

@@ -26,14 +26,8 @@ from dicom_node.inference import (
 )
 from dicom_node.ledger.states import Verdict
 from dicom_node.readings import GateReading, Level
-from dicom_node.restoring import (
-    delivered_drift,
-    gate_values,
-    judged_values,
-    parameters_hash,
-    restore_series,
-    seeds,
-)
+from dicom_node.reported import delivered_drift, gate_values, judged_values
+from dicom_node.restoring import parameters_hash, restore_series, seeds
 from dicom_node.settings import NodeSettings
 from restoration.fidelity.catalogue import GATES, GateSpec
 from tests.factories import make_series, write_series

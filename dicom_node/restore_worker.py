@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Engine as Ledger
 
 from dicom_node.dicom import derived
+from dicom_node.dicom.derived import DerivedInstance
 from dicom_node.dicom.header import read_header, text
 from dicom_node.early import EarlySlices
 from dicom_node.errors import (
@@ -35,6 +38,9 @@ from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
 
 _log = get_logger(__name__)
+
+# Flushes that wait at the same time: the file system commits them together.
+_WRITERS = 4
 
 Clock = Callable[[], float]
 
@@ -204,24 +210,31 @@ class RestoreWorker:
         return fresh
 
     def _store(self, job: Job, made: RestoredSeries) -> list[Output]:
-        outputs = []
-        for instance in made.instances:
-            self._beat(job)
-            stored = self._spool.write_outgoing(
-                made.series_instance_uid, instance.sop_instance_uid, instance.data, flushed=False
-            )
-            outputs.append(
-                Output(
-                    sop_instance_uid=instance.sop_instance_uid,
-                    sop_class_uid=instance.sop_class_uid,
-                    source_sop_instance_uid=instance.source_sop_instance_uid,
-                    path=stored.path,
-                    sha256=stored.sha256,
-                    size=stored.size,
-                )
-            )
+        """Write the results, each flushed by a thread of its own while the next is derived."""
+        outputs: list[Output] = []
+        waiting: deque[Future[Output]] = deque()
+        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as writers:
+            for instance in made.instances:
+                self._beat(job)
+                waiting.append(writers.submit(self._write, made.series_instance_uid, instance))
+                if len(waiting) > 2 * _WRITERS:
+                    outputs.append(waiting.popleft().result())
+            outputs += [each.result() for each in waiting]
         self._spool.flush(output.path for output in outputs)
         return outputs
+
+    def _write(self, series_uid: str, instance: DerivedInstance) -> Output:
+        stored = self._spool.write_outgoing(
+            series_uid, instance.sop_instance_uid, instance.data, flushed=False
+        )
+        return Output(
+            sop_instance_uid=instance.sop_instance_uid,
+            sop_class_uid=instance.sop_class_uid,
+            source_sop_instance_uid=instance.source_sop_instance_uid,
+            path=stored.path,
+            sha256=stored.sha256,
+            size=stored.size,
+        )
 
     def _beat(self, job: Job) -> None:
         """Keep the lease; leave the job when it is lost or the process is to end."""

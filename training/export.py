@@ -11,6 +11,7 @@ from typing import Any
 from restoration.bundle import Manifest, builtin, load_bundle, write_bundle
 from restoration.diffcode import DiffCode
 from restoration.tasks import RestorationTask
+from training.calibrated import with_gates
 from training.card import fill, nameless
 from training.run import restoration_folder, tasks_of, trained_model
 from training.slices import PreparedSet
@@ -73,6 +74,8 @@ def reissue_bundle(
     folder = Path(bundle) if Path(bundle).is_dir() else builtin(str(bundle))
     old, model = load_bundle(folder)
     fields = {**old.to_dict(), "metrics": nameless(metrics)}
+    if old.calibration:
+        card = with_gates(card, old.calibration)
     return _write(out, model, fields, card, half=old.dtype == "float16", overwrite=overwrite)
 
 

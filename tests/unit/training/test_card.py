@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from restoration.bundle import CARD, MANIFEST, WEIGHTS, builtin, read_manifest
 from restoration.tasks import RestorationTask
 from tests.training.tiny import tiny_set
+from training.calibrated import with_gates
 from training.card import fill, nameless
 from training.cli.main import main
 from training.evaluate import evaluate, tuned_methods
@@ -113,7 +114,9 @@ def test_a_bundle_gets_new_figures_and_keeps_its_weights(
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (builtin("compact") / WEIGHTS).read_bytes()
     assert new.metrics == nameless(metrics)
     assert {**new.to_dict(), "metrics": {}} == {**old.to_dict(), "metrics": {}}
-    assert new.sha256 in (tmp_path / "out" / CARD).read_text(encoding="utf-8")
+    card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
+    assert new.sha256 in card
+    assert ("\n## Gates\n" in card) == bool(old.calibration)
     (tmp_path / "evaluation.json").write_text(json.dumps({**metrics, "split": "train"}))
     before = (tmp_path / "out" / MANIFEST).read_bytes()
     refused = call(*command)
@@ -126,4 +129,5 @@ def test_the_shipped_card_shows_the_figures_of_the_shipped_manifest(repository: 
     manifest = read_manifest(builtin("compact"))
     template = (repository / "config/training/compact-card.md").read_text(encoding="utf-8")
     shipped = (builtin("compact") / CARD).read_text(encoding="utf-8")
-    assert shipped == fill(template, manifest.metrics, manifest.sha256)
+    text = fill(template, manifest.metrics, manifest.sha256)
+    assert shipped == with_gates(text, manifest.calibration)

@@ -106,6 +106,7 @@ def load_volumes(
     headers = [
         read_dataset(path, pixels=False, decisive=_DECISIVE, shared=shared) for path in paths
     ]
+    shared.clear()  # what few of them have is not to be held twice
     if not headers:
         raise RefusedError("no instance to restore")
     judged = judge(headers, task=task, policy=policy)

@@ -29,9 +29,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from dicom_node.draft import flush_file
 from dicom_node.errors import NodeError
 from dicom_node.observability import get_logger
-from dicom_node.spool import Spool, flush_file, incoming_path
+from dicom_node.spool import Spool, incoming_path
 
 SEGMENTS = 4
 """While one is written and one is settled, others wait for either to be slow."""

@@ -21,6 +21,7 @@ from dicom_node.association import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERS
 from dicom_node.dicom import identity
 from dicom_node.dicom.header import RESTORABLE, InstanceSummary, valid_uid
 from dicom_node.dicom.stream import Contents, Scanner
+from dicom_node.draft import Draft, Octets
 from dicom_node.errors import (
     MismatchError,
     NodeError,
@@ -33,7 +34,7 @@ from dicom_node.ledger import intake
 from dicom_node.ledger.tables import InstanceState
 from dicom_node.ledger.writer import Writer
 from dicom_node.observability import get_logger
-from dicom_node.spool import Draft, Octets, Spool, StoredFile
+from dicom_node.spool import Spool, StoredFile
 from dicom_node.upper_layer import Limits
 
 Clock = Callable[[], float]

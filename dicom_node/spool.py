@@ -17,35 +17,25 @@ at worst a temporary file or a received file that no row names.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import itertools
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import BinaryIO, Literal, Self
+from typing import BinaryIO, Literal
 
 from dicom_node.disk import Disk
-from dicom_node.errors import NotFoundError, PermanentError, SpoolFullError
+from dicom_node.draft import Draft, alone, flush_file, storage_errors
+from dicom_node.errors import NotFoundError, PermanentError
 
 # PS3.5 9.1 allows digits and dots only; nothing else may reach a path.
 _UID = re.compile(r"[0-9.]{1,64}")
 _AREAS = ("incoming", "outgoing", "quarantine", "review", "temporary")
-# IOV_MAX of Linux is 1024.
-_GATHERED = 512
-# So much is written before the disk is told to begin with it, while the rest still comes.
-_WRITTEN_BACK = 1 << 17
 _PIECE = 1 << 20
-# A file system without hard links.
-_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
-
-Octets = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)
@@ -55,132 +45,6 @@ class StoredFile:
     path: str
     sha256: str
     size: int
-
-
-class Draft:
-    """A file that grows in `temporary`, hashed as it grows; to be used in a with statement.
-
-    It is gone at the end unless one of the methods of `Spool` gave it a name.  Every failure to
-    store raises `SpoolFullError`.
-    """
-
-    def __init__(self, path: str, calm: int = 0) -> None:
-        """Begin the file; the disk is left alone until it has more than *calm* bytes."""
-        self._path = path
-        self._calm = calm
-        self._digest = hashlib.sha256()
-        self._named = False
-        self._linked: str | None = None
-        self._written_back = 0
-        self.size = 0
-        self.is_durable = False  #: its bytes, under its name; not yet the entry of its folder
-        with _storage_errors():
-            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def write(self, pieces: Sequence[Octets]) -> None:
-        """Append octets, and hash them; they may change once this returns."""
-        for piece in pieces:
-            self._digest.update(piece)
-        with _storage_errors():
-            for at in range(0, len(pieces), _GATHERED):
-                self._append(pieces[at : at + _GATHERED])
-            self._begin_writing_back()
-
-    @property
-    def sha256(self) -> str:
-        """The digest of the bytes so far, in hexadecimal."""
-        return self._digest.hexdigest()
-
-    def name(self, target: str | Path) -> None:
-        """Make the bytes durable and visible under a path; not yet the entry of its folder."""
-        with _storage_errors():
-            os.fsync(self._descriptor)
-            os.rename(self._path, target)
-        self._named = self.is_durable = True
-
-    def read(self, buffer: memoryview, offset: int) -> int:
-        """Fill *buffer* with the bytes from *offset* on; how many."""
-        return os.preadv(self._descriptor, [buffer], offset)
-
-    def link(self, target: str) -> bool:
-        """Make the bytes visible under a path that is free, to be durable with `flush`; else False.
-
-        A loss of power between the two may leave other bytes under the path: it must be known by
-        its name what they should be.
-        """
-        with _storage_errors():
-            try:
-                os.link(self._path, target)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno in _NO_LINKS:
-                    return False
-                raise
-        self._linked = target
-        return True
-
-    def flush(self) -> None:
-        """Make what was linked durable, or take its name back."""
-        with _storage_errors():
-            try:
-                os.fsync(self._descriptor)
-            except OSError:
-                if self._linked is not None:
-                    self._take_back(self._linked)
-                raise
-        self.is_durable = True
-
-    def close(self) -> None:
-        """Remove the file unless it has been named; again is no error."""
-        if self._descriptor < 0:
-            return
-        descriptor, self._descriptor = self._descriptor, -1
-        os.close(descriptor)
-        if not self._named:
-            with suppress(OSError):
-                os.unlink(self._path)
-
-    def _take_back(self, target: str) -> None:
-        """Remove a name that was linked to bytes which cannot be made durable."""
-        with suppress(OSError), _alone(os.path.dirname(target)):
-            # Somebody may have stored the same bytes there, and that they are durable.
-            if os.stat(target).st_ino == os.fstat(self._descriptor).st_ino:
-                os.unlink(target)
-
-    def _begin_writing_back(self) -> None:
-        """Let the disk begin with what has come, so that the flush finds less to do."""
-        begun, waiting = self._written_back, self.size - self._written_back
-        if waiting >= _WRITTEN_BACK and self.size > self._calm:
-            # Of dirty pages Linux drops nothing: it starts to write them and returns. Where it
-            # cannot be had nothing is lost, and what the disk has to say the flush tells.
-            with suppress(OSError):
-                os.posix_fadvise(self._descriptor, begun, waiting, os.POSIX_FADV_DONTNEED)
-            self._written_back = self.size
-
-    def _append(self, pieces: Sequence[Octets]) -> None:
-        wanted = sum(map(len, pieces))
-        self.size += wanted
-        if len(pieces) == 1:
-            written = os.write(self._descriptor, pieces[0])
-        else:
-            written = os.writev(self._descriptor, pieces)
-        if written < wanted:
-            # A disk that fills writes a part first.
-            rest = memoryview(b"".join(pieces))[written:]
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
 
 
 class Spool:
@@ -207,7 +71,7 @@ class Spool:
         )
         # Unique among the processes that share the folder, and after a restart.
         self._token, self._numbers = secrets.token_hex(8), itertools.count()
-        with _storage_errors():
+        with storage_errors():
             for area in _AREAS:
                 _make_folder(self.root / area)
             # Made beforehand, so that no write depends on an entry another thread has yet to flush.
@@ -243,7 +107,7 @@ class Spool:
         if not draft.link(target):
             # The file that is there may be acknowledged. It gives way to one that is durable
             # already, which also repairs one that was damaged on disk.
-            with _storage_errors(), _alone(os.path.dirname(target)):
+            with storage_errors(), alone(os.path.dirname(target)):
                 draft.name(target)
         elif flushed:
             draft.flush()
@@ -251,7 +115,7 @@ class Spool:
 
     def flush(self, paths: Iterable[str]) -> None:
         """Make the entries of stored files durable; once for each folder."""
-        with _storage_errors():
+        with storage_errors():
             for folder in {path.rpartition("/")[0] for path in paths}:
                 _flush_folder(f"{self.root}/{folder}")
 
@@ -262,7 +126,7 @@ class Spool:
         """
         digest = hashlib.sha256()
         file = self.resolve(path)
-        with _storage_errors(), file.open("rb") as stream:
+        with storage_errors(), file.open("rb") as stream:
             while piece := stream.read(_PIECE):
                 digest.update(piece)
             os.fsync(stream.fileno())
@@ -318,7 +182,7 @@ class Spool:
         target = self._set_aside(source.stem)
         note = target.relative_to(self.root).with_suffix(".txt")
         self._store(f"{reason}\n".encode(), lambda _: self.root / note)
-        with _storage_errors():
+        with storage_errors():
             try:
                 flush_file(source)  # its bytes may be durable in the journal alone
                 source.rename(target)
@@ -360,7 +224,7 @@ class Spool:
 
     def delete(self, path: str) -> None:
         """Remove a file of the spool; one that is gone already is no error."""
-        with _storage_errors():
+        with storage_errors():
             self.resolve(path).unlink(missing_ok=True)
 
     def remove(self, path: str, *, unless_named_after: float) -> bool:
@@ -370,9 +234,9 @@ class Spool:
         so does one that was stored within a second of it.
         """
         file = self.resolve(path)
-        with _storage_errors():
+        with storage_errors():
             try:
-                with _alone(str(file.parent)):
+                with alone(str(file.parent)):
                     # Naming a file changes its status, not the time of its bytes.
                     if file.stat().st_ctime > unless_named_after - 1.0:
                         return False
@@ -419,10 +283,10 @@ class Spool:
     ) -> StoredFile:
         sha256 = draft.sha256
         path = target(sha256)
-        with _storage_errors():
+        with storage_errors():
             _make_folder(path.parent)
         draft.name(path)
-        with _storage_errors():
+        with storage_errors():
             if flushed:
                 _flush_folder(path.parent)
         return StoredFile(path.relative_to(self.root).as_posix(), sha256, draft.size)
@@ -431,12 +295,6 @@ class Spool:
 def incoming_path(sha256: str) -> str:
     """The path in the spool of a received file whose bytes have that digest."""
     return f"incoming/{sha256[:2]}/{sha256}.dcm"
-
-
-def flush_file(file: Path) -> None:
-    """Make the bytes of a file durable; OSError where that fails."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _make_folder(folder: Path) -> None:
@@ -453,24 +311,3 @@ def _flush_folder(folder: Path | str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _alone(folder: str) -> Iterator[None]:
-    """Keep out all threads and processes that would exchange or take back a name in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    # Full, over quota, read-only, broken or out of descriptors: for a sender all of them mean
-    # "keep the instance and try again" (PS3.4 B.2.3, 0xA700).
-    try:
-        yield
-    except OSError as error:
-        raise SpoolFullError(f"the spool cannot store: {error.strerror}") from error

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from dicom_node import journal as module
+from dicom_node.draft import Draft
 from dicom_node.journal import SEGMENTS, Journal
-from dicom_node.spool import Draft, Spool
+from dicom_node.spool import Spool
 
 BLOCK = 4096
 SEGMENT = 64 * BLOCK

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 
 from dicom_node.dicom.expected import Evidence, announced_by
 from dicom_node.dicom.header import read_header
-from dicom_node.errors import TransientError, UnreadableInstanceError
+from dicom_node.errors import TransientError, UnreadableInstanceError, whereabouts
 from dicom_node.ledger import intake, queue
 from dicom_node.ledger.intake import InstanceRow, Sender, SeriesProgress
 from dicom_node.ledger.tables import SeriesState
@@ -166,7 +166,18 @@ class Assembler:
                 series_instance_uid=series.series_instance_uid,
                 error=str(error),
             )
-            return 0
+        except Exception as error:
+            # Our mistake, and it would be made again at each tick, by each process after this one.
+            reason = f"unexpected {whereabouts(error)}"
+            _log.error(
+                "series not concluded",
+                action="series_failed",
+                series_instance_uid=series.series_instance_uid,
+                error=reason,
+            )
+            uid, seen = series.series_instance_uid, series.instances
+            intake.ignore_series(self._ledger, uid, reason, now, instances_seen=seen)
+        return 0
 
     def _consider(self, series: SeriesProgress, now: float) -> int:
         uid = series.series_instance_uid

@@ -21,6 +21,7 @@ Messages name UIDs, states and keys; they never carry patient data.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -102,3 +103,14 @@ class DestinationError(TransientError):
 
 class EngineMemoryError(TransientError):
     """The accelerator ran out of memory."""
+
+
+def whereabouts(error: BaseException) -> str:
+    """Type and place of an unforeseen error: its text may quote a header."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = type(error).__name__
+    if trace is None:
+        return name
+    return f"{name} at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sqlalchemy import Engine as Ledger
 
@@ -26,6 +25,7 @@ from dicom_node.errors import (
     RefusedError,
     TransientError,
     UnreadableInstanceError,
+    whereabouts,
 )
 from dicom_node.gates import breaker_rule
 from dicom_node.inference import Engine
@@ -118,7 +118,7 @@ class RestoreWorker:
             self._retry(job, error.message)
         except Exception as error:
             # The text may quote a header; where it happened is enough to find it.
-            self._conclude(queue.fail, job, "failed", f"unexpected {_whereabouts(error)}")
+            self._conclude(queue.fail, job, "failed", f"unexpected {whereabouts(error)}")
 
     def _restore(self, job: Job) -> None:
         earlier = queue.earlier_quantities(self._ledger, job, self._engine.model.sha256)
@@ -278,13 +278,3 @@ class RestoreWorker:
             self._ledger, uid, path=kept.path, reason=error.message, now=now
         ):
             self._spool.delete(path)
-
-
-def _whereabouts(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = type(error).__name__
-    if trace is None:
-        return name
-    return f"{name} at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

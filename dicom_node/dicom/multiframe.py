@@ -86,7 +86,8 @@ def is_multiframe(header: Dataset) -> bool:
 def frame_headers(dataset: Dataset) -> list[Dataset]:
     """One flat header for each frame, in the order of the frames.
 
-    Raises RefusedError where the functional groups do not fit the number of frames.
+    Raises RefusedError where the functional groups do not fit the number of frames, or one of them
+    holds text in place of a number.
     """
     per_frame = _items(dataset, PER_FRAME)
     announced = int(number(dataset, "NumberOfFrames") or 0)
@@ -137,8 +138,12 @@ def _frame(base: Dataset, item: Dataset, frame: int) -> Dataset:
     values = {keyword: read(flat) for keyword, read in _TRANSLATED.items()}
     for keyword, value in {**values, "InstanceNumber": str(frame)}.items():
         if value:
-            # A new element: that of the image, or of another frame, must not change with it.
-            flat.add_new(keyword, dictionary_VR(keyword), value)
+            try:
+                # A new element: that of the image, or of another frame, must not change with it.
+                flat.add_new(keyword, dictionary_VR(keyword), value)
+            except (ValueError, TypeError, OverflowError):
+                # Left out it might join volumes that it tells apart; the cause quotes the value.
+                raise RefusedError(f"{keyword} of a frame has a value that is none") from None
     return flat
 
 

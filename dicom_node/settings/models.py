@@ -69,11 +69,13 @@ class SpoolSettings(Section):
         " janitor makes room",
     )
     journal_bytes: int = Field(
-        default=64 << 20,
+        default=0,
         ge=0,
-        description="size on disk of the journal that keeps received instances until their files"
-        " are flushed, one flush for all that wait; files of more than an eighth of it are flushed"
-        " themselves, with 0 all are",
+        description="size on disk of a journal that keeps received instances until their files are"
+        " flushed, one flush for all that wait: worth it where other work keeps the disk busy and"
+        " one association sends at a time; files of more than an eighth of it, and with 0 all, are"
+        " flushed themselves",
+        examples=[1 << 28],
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, update
 
+from dicom_node import assembler
 from dicom_node.assembler import Assembler, readiness
 from dicom_node.ledger import intake, queue, reports
 from dicom_node.ledger.intake import Sender, SeriesProgress
@@ -198,6 +199,46 @@ def test_a_multi_frame_image_of_which_nothing_may_be_restored_is_refused(node: B
     node.tick()
     assert node.job()["state"] == "refused"
     assert "PERFUSION" in node.job()["reason"]
+
+
+@pytest.mark.parametrize("value", ["../../x", "nan", "ORIGINAL", "1.2.3"])
+def test_a_multi_frame_image_with_text_for_a_number_is_refused(node: Bench, value: str) -> None:
+    image = make_enhanced("CT", slices=3, rows=8)
+    for item in image.PerFrameFunctionalGroupsSequence:
+        item.FrameContentSequence[0].add_new("FrameAcquisitionNumber", "LO", value)
+    node.receive([image])
+    node.tick()
+    assert node.job()["state"] == "refused"
+    assert node.job()["reason"] == "AcquisitionNumber of a frame has a value that is none"
+
+
+def test_a_series_that_trips_over_a_mistake_of_ours_is_set_aside_and_holds_up_no_other(
+    node: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the process would die of it, and each after it."""
+    stumbled: list[str] = []
+    plain = assembler.plan
+
+    def stumbles(titles: Any, headers: Any, **given: Any) -> Any:
+        if not stumbled:
+            stumbled.append(next(iter(headers)))
+            raise ValueError("could not convert string to float: 'DOE^JANE'")
+        return plain(titles, headers, **given)
+
+    monkeypatch.setattr(assembler, "plan", stumbles)
+    node.receive([*make_series("CT", slices=3), *make_series("MR", slices=3)])
+    node.tick()
+    assert [job["state"] for job in node.jobs()] == ["queued"]
+    (aside,) = [row for row in reports.series(node.ledger) if row["state"] == "ignored"]
+    assert aside["reason"].startswith("unexpected ValueError at test_assembler.py:")
+    assert "DOE" not in caplog.text
+    node.tick()
+    assert len(node.jobs()) == 1
+    assert intake.force_series(
+        node.ledger, aside["series_instance_uid"], reason="by hand", now=node.clock()
+    )
+    node.tick()
+    assert len(node.jobs()) == 2
 
 
 def test_a_route_may_test_what_stands_in_the_functional_groups() -> None:

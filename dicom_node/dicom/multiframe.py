@@ -153,8 +153,8 @@ def _lay_flat(flat: Dataset, groups: Dataset) -> None:
             continue
         if group.keyword == "RealWorldValueMappingSequence":
             flat.add(group)
-        elif group.keyword in _NOT_LAID_FLAT or group.tag.is_private:
-            continue
+        elif group.keyword in _NOT_LAID_FLAT or not group.keyword or group.tag.is_private:
+            continue  # what a group of an unknown tag holds may mean something else there
         elif group.keyword.startswith("Unassigned"):
             # What the conversion of a classic image found no group for stands under its own name.
             _lay_under(flat, group.value[0])

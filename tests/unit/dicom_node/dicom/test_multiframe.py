@@ -94,3 +94,13 @@ def test_groups_that_do_not_fit_the_number_of_frames_are_refused(frames: int) ->
     image.NumberOfFrames = frames
     with pytest.raises(RefusedError, match="per-frame functional groups"):
         multiframe.frame_headers(image)
+
+
+def test_a_group_of_an_unknown_tag_says_nothing_of_the_frame() -> None:
+    image = make_enhanced("PT", slices=2, rows=8)
+    first = image.PerFrameFunctionalGroupsSequence[0]
+    scale = first.PixelValueTransformationSequence
+    del first.PixelValueTransformationSequence
+    first.add_new(0x00289160, "SQ", scale)
+    headers = multiframe.frame_headers(image)
+    assert ["RescaleSlope" in header for header in headers] == [False, True]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dicom_node.audit_trail import AuditTrail
+from dicom_node.cli.starter import DEFAULT_ROUTES
 from dicom_node.ledger.tables import open_ledger
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
@@ -93,6 +94,22 @@ def node_settings(folder: Path, **changes: Any) -> NodeSettings:
     }
     given = {key: value for key, value in changes.items() if key not in ("handlers", "clock")}
     return NodeSettings.model_validate({**sections, **given})
+
+
+def faulty_settings(folder: Path, receive_path: str, journal_bytes: int) -> NodeSettings:
+    """Settings of a receiver that is to fail step by step, with the routes of a new node."""
+    settings = node_settings(
+        folder,
+        association=RECEIVE_PATHS[receive_path],
+        spool=ROOMY | {"path": folder / "spool", "journal_bytes": journal_bytes},
+        janitor={"stale_file_s": 0.001},
+        # What the role commits by itself would be counted among the steps.
+        assembly={"tick_s": 3600.0},
+        log={"level": "ERROR"},
+        routes=folder / "routes.toml",
+    )
+    settings.routes.write_text(DEFAULT_ROUTES)
+    return settings
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from typing import IO, Any, NoReturn
 from dicom_node.settings import NodeSettings
 from tests.integration.faults import Fault, Step, inject
 from tests.integration.peers import Peer, connected, listens, until
-from tests.integration.senders import Item
+from tests.integration.senders import Auditor, Item
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -237,6 +237,29 @@ def send(template: Template, items: Iterable[Item]) -> list[Item]:
 def entries(items: Iterable[Item]) -> list[tuple[str, str]]:
     """Instances as the auditor wants them."""
     return [(item.sop_instance_uid, item.sha256) for item in items]
+
+
+def survives_a_kill(template: Template, fault: Fault, items: list[Item]) -> None:
+    """Send until the receiver is killed at the second of three instances, then all, once more.
+
+    AssertionError where the first was not acknowledged, more was than is stored, or anything that
+    was acknowledged is not there exactly once.
+    """
+    auditor = Auditor(template.settings)
+    receiver = template.start(fault)
+    acknowledged = send(template, items)
+    assert receiver.wait() == -signal.SIGKILL
+    most = 2 if (fault.step, fault.when) == (Step.ANSWER, "after") else 1
+    assert acknowledged == items[:most][: len(acknowledged)]
+    assert acknowledged
+    auditor.nothing_half_written()
+    auditor.all_there_once(entries(acknowledged))
+    template.start()
+    assert send(template, items) == items
+    auditor.all_there_once(entries(items))
+    auditor.nothing_half_written()
+    assert auditor.orphans() == set()
+    assert auditor.temporary() == []
 
 
 if __name__ == "__main__":

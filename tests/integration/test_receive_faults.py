@@ -16,11 +16,17 @@ from pathlib import Path, PurePosixPath
 import pytest
 from pynetdicom.dsutils import decode
 
-from dicom_node.cli.starter import DEFAULT_ROUTES
-from tests.integration.conftest import RECEIVE_PATHS, ROOMY, node_settings
+from tests.integration.conftest import RECEIVE_PATHS, faulty_settings
 from tests.integration.faults import Fault, Passing, Step, read_trace
 from tests.integration.peers import connected, statuses
-from tests.integration.receiver import Template, entries, peer, receiver_template, send
+from tests.integration.receiver import (
+    Template,
+    entries,
+    peer,
+    receiver_template,
+    send,
+    survives_a_kill,
+)
 from tests.integration.senders import Auditor, Item, Supply, database_of
 
 # At the second instance: the first shows that it stays.
@@ -36,18 +42,7 @@ def template(
 ) -> Generator[Template]:
     """Receivers of the stock path and of the loop, on one spool and ledger for all tests here."""
     folder = tmp_path_factory.mktemp(request.param)
-    settings = node_settings(
-        folder,
-        association=RECEIVE_PATHS[request.param],
-        spool=ROOMY | {"path": folder / "spool", "journal_bytes": 0},
-        janitor={"stale_file_s": 0.001},
-        # What the role commits by itself would be counted among the steps.
-        assembly={"tick_s": 3600.0},
-        log={"level": "ERROR"},
-        routes=folder / "routes.toml",
-    )
-    settings.routes.write_text(DEFAULT_ROUTES)
-    with receiver_template(settings, folder) as made:
+    with receiver_template(faulty_settings(folder, request.param, 0), folder) as made:
         yield made
 
 
@@ -79,24 +74,7 @@ POINTS = [
 def test_t1_killed_at_a_step_it_has_what_it_acknowledged_and_takes_the_rest_again(
     step: Step, when: str, action: str, template: Template, items: list[Item]
 ) -> None:
-    auditor = Auditor(template.settings)
-    fault = Fault(step, action, when, _SECOND)  # type: ignore[arg-type]
-    receiver = template.start(fault)
-    acknowledged = send(template, items)
-    assert receiver.wait() == -signal.SIGKILL
-    assert (
-        acknowledged
-        == items[: 2 if (step, when) == (Step.ANSWER, "after") else 1][: len(acknowledged)]
-    )
-    assert acknowledged
-    auditor.nothing_half_written()
-    auditor.all_there_once(entries(acknowledged))
-    template.start()
-    assert send(template, items) == items
-    auditor.all_there_once(entries(items))
-    auditor.nothing_half_written()
-    assert auditor.orphans() == set()
-    assert auditor.temporary() == []
+    survives_a_kill(template, Fault(step, action, when, _SECOND), items)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -11,11 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.cli.starter import DEFAULT_ROUTES
-from tests.integration.conftest import RECEIVE_PATHS, ROOMY, node_settings
+from tests.integration.conftest import RECEIVE_PATHS, faulty_settings
 from tests.integration.faults import Fault, Passing, Step, read_trace
 from tests.integration.peers import connected, statuses
-from tests.integration.receiver import Template, entries, peer, receiver_template, send
+from tests.integration.receiver import (
+    Template,
+    entries,
+    peer,
+    receiver_template,
+    send,
+    survives_a_kill,
+)
 from tests.integration.senders import Auditor, Item, Supply, database_of
 
 _SECOND = 2
@@ -27,17 +33,7 @@ def template(
 ) -> Generator[Template]:
     """Receivers of the stock path and of the loop with a journal, on one spool and ledger."""
     folder = tmp_path_factory.mktemp(request.param)
-    settings = node_settings(
-        folder,
-        association=RECEIVE_PATHS[request.param],
-        spool=ROOMY | {"path": folder / "spool"},
-        janitor={"stale_file_s": 0.001},
-        assembly={"tick_s": 3600.0},
-        log={"level": "ERROR"},
-        routes=folder / "routes.toml",
-    )
-    settings.routes.write_text(DEFAULT_ROUTES)
-    with receiver_template(settings, folder) as made:
+    with receiver_template(faulty_settings(folder, request.param, 4 << 20), folder) as made:
         yield made
 
 
@@ -73,19 +69,7 @@ POINTS = [
 def test_t1_killed_at_a_step_it_has_what_it_acknowledged_and_takes_the_rest_again(
     step: Step, when: str, action: str, template: Template, items: list[Item]
 ) -> None:
-    auditor = Auditor(template.settings)
-    receiver = template.start(Fault(step, action, when, _SECOND))  # type: ignore[arg-type]
-    acknowledged = send(template, items)
-    assert receiver.wait() == -signal.SIGKILL
-    assert items[:1] == acknowledged[:1]
-    assert len(acknowledged) <= (2 if (step, when) == (Step.ANSWER, "after") else 1)
-    auditor.nothing_half_written()
-    auditor.all_there_once(entries(acknowledged))
-    template.start()
-    assert send(template, items) == items
-    auditor.all_there_once(entries(items))
-    assert auditor.orphans() == set()
-    assert auditor.temporary() == []
+    survives_a_kill(template, Fault(step, action, when, _SECOND), items)  # type: ignore[arg-type]
 
 
 LOSSES: dict[str, Callable[[Path], object]] = {

@@ -14,9 +14,14 @@ from dicom_node import leftovers, purge
 from dicom_node.ledger import intake, queue, reports
 from dicom_node.ledger.retention import Ages, Kind
 from dicom_node.ledger.states import Verdict
-from dicom_node.ledger.tables import SeriesState
 from dicom_node.spool import Spool
-from tests.unit.dicom_node.ledger.examples import SERIES, instance, judged, new_job, output
+from tests.unit.dicom_node.ledger.examples import (
+    claim_job,
+    close_series,
+    finish_job,
+    instance,
+    judged,
+)
 
 TODAY = time.time()
 TOMORROW = TODAY + 86_400
@@ -36,30 +41,10 @@ def reviewed(bench_ledger: Engine, spool: Spool) -> Callable[..., int]:
     def make(verdict: Verdict = Verdict.PASS) -> int:
         for number in (1, 2):
             intake.record_instance(bench_ledger, instance(number), TODAY)
-        queue.enqueue(
-            bench_ledger,
-            SERIES,
-            series_state=SeriesState.COMPLETE,
-            reason=None,
-            jobs=[new_job()],
-            instances_seen=2,
-            now=TODAY,
-        )
-        job = queue.claim(bench_ledger, "w", lease_s=60, now=TODAY)
-        assert job is not None
+        close_series(bench_ledger, now=TODAY)
+        job = claim_job(bench_ledger, TODAY)
         folder = spool.write_review(job.id, {"report.html": b"<html>", "montage.png": b"4321"})
-        assert queue.finish(
-            bench_ledger,
-            job.id,
-            "w",
-            judged=judged("pacs", verdict=verdict, review=folder),
-            outputs=[output(1), output(2)],
-            derived_series_instance_uid="2.25",
-            model_sha256="a" * 64,
-            seconds={},
-            note=None,
-            now=TODAY,
-        )
+        finish_job(bench_ledger, job.id, judged("pacs", verdict=verdict, review=folder), now=TODAY)
         return job.id
 
     return make

@@ -13,10 +13,16 @@ from sqlalchemy import Engine
 from dicom_node import purge
 from dicom_node.ledger import intake, queue, reports, retention
 from dicom_node.ledger.retention import Ages, Kind
-from dicom_node.ledger.tables import DeliveryState, SeriesState
+from dicom_node.ledger.tables import DeliveryState
 from dicom_node.settings import RetentionSettings
 from dicom_node.spool import Spool
-from tests.unit.dicom_node.ledger.examples import SERIES, instance, judged, new_job
+from tests.unit.dicom_node.ledger.examples import (
+    SERIES,
+    claim_job,
+    close_series,
+    finish_job,
+    instance,
+)
 
 #: Files are older than the ledger's marks by their own clock, so the tests look from tomorrow.
 TODAY = time.time()
@@ -38,34 +44,14 @@ def delivered(bench_ledger: Engine, spool: Spool) -> Callable[[], list[str]]:
         for number, stored in enumerate(originals, start=1):
             changes = {"path": stored.path, "sha256": stored.sha256, "size": stored.size}
             intake.record_instance(bench_ledger, instance(number, **changes), TODAY)
-        queue.enqueue(
-            bench_ledger,
-            SERIES,
-            series_state=SeriesState.COMPLETE,
-            reason=None,
-            jobs=[new_job()],
-            instances_seen=2,
-            now=TODAY,
-        )
-        job = queue.claim(bench_ledger, "w", lease_s=60, now=TODAY)
-        assert job is not None
+        close_series(bench_ledger, now=TODAY)
+        job = claim_job(bench_ledger, TODAY)
         results = [spool.write_outgoing("2.25", f"2.25.{n}", b"result") for n in (1, 2)]
         outputs = [
             queue.Output(f"2.25.{n}", "1.2", f"{SERIES}.{n}", one.path, one.sha256, one.size)
             for n, one in enumerate(results, start=1)
         ]
-        assert queue.finish(
-            bench_ledger,
-            job.id,
-            "w",
-            judged=judged("pacs"),
-            outputs=outputs,
-            derived_series_instance_uid="2.25",
-            model_sha256="a" * 64,
-            seconds={},
-            note=None,
-            now=TODAY,
-        )
+        finish_job(bench_ledger, job.id, outputs=outputs, now=TODAY)
         delivery = queue.claim_delivery(bench_ledger, "w", lease_s=60, now=TODAY)
         assert delivery is not None
         for item in delivery.items:

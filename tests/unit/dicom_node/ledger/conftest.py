@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from dicom_node.ledger import intake, queue, tables
-from dicom_node.ledger.tables import SeriesState, open_ledger
-from tests.unit.dicom_node.ledger.examples import NOW, SERIES, instance, judged, new_job, output
+from dicom_node.ledger.tables import open_ledger
+from tests.unit.dicom_node.ledger import examples
+from tests.unit.dicom_node.ledger.examples import NOW, SERIES, instance, judged, new_job
 
 _ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
 
@@ -102,17 +103,7 @@ def make_jobs(engine: Engine, receive: Callable[..., None]) -> Callable[..., lis
     def make(*jobs: queue.NewJob, now: float = NOW) -> list[int]:
         if not intake.series_instances(engine, SERIES):
             receive(1, 2, now=now)
-        made = queue.enqueue(
-            engine,
-            SERIES,
-            series_state=SeriesState.COMPLETE,
-            reason=None,
-            jobs=jobs or (new_job(),),
-            instances_seen=len(intake.series_instances(engine, SERIES)),
-            now=now,
-        )
-        assert made is not None
-        return made
+        return examples.close_series(engine, *jobs, now=now)
 
     return make
 
@@ -123,19 +114,8 @@ def finish_job(engine: Engine, make_jobs: Callable[..., list[int]]) -> Callable[
 
     def finish(*destinations: str) -> int:
         (job_id,) = make_jobs(new_job(destinations=destinations or ("pacs",)))
-        assert queue.claim(engine, "worker", lease_s=60, now=NOW) is not None
-        assert queue.finish(
-            engine,
-            job_id,
-            "worker",
-            judged=judged(*(destinations or ("pacs",))),
-            outputs=[output(1), output(2)],
-            derived_series_instance_uid="2.25",
-            model_sha256="a" * 64,
-            seconds={"load": 0.5, "restore": 2.0, "derive": 0.25},
-            note=None,
-            now=NOW + 3,
-        )
+        examples.claim_job(engine)
+        examples.finish_job(engine, job_id, judged(*(destinations or ("pacs",))), now=NOW + 3)
         return job_id
 
     return finish

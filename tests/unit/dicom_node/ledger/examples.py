@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy import Engine
+
 from dicom_node.breaker import Rule
 from dicom_node.ledger import intake, queue
-from dicom_node.ledger.states import Verdict
+from dicom_node.ledger.states import SeriesState, Verdict
 from dicom_node.ledger.verdicts import NOWHERE
 
 SERIES = "1.2.3"
@@ -70,3 +72,47 @@ def judged(*destinations: str, verdict: Verdict = Verdict.PASS, **changes: objec
         **changes,
     }
     return queue.Judged(**values)  # type: ignore[arg-type]
+
+
+def close_series(engine: Engine, *jobs: queue.NewJob, now: float = NOW) -> list[int]:
+    """Close the series over the instances that it has, with the given jobs; their numbers."""
+    made = queue.enqueue(
+        engine,
+        SERIES,
+        series_state=SeriesState.COMPLETE,
+        reason=None,
+        jobs=jobs or (new_job(),),
+        instances_seen=len(intake.series_instances(engine, SERIES)),
+        now=now,
+    )
+    assert made is not None
+    return made
+
+
+def claim_job(engine: Engine, now: float = NOW) -> queue.Job:
+    """Claim the job that is due as `worker`."""
+    job = queue.claim(engine, "worker", lease_s=60, now=now)
+    assert job is not None
+    return job
+
+
+def finish_job(
+    engine: Engine,
+    job_id: int,
+    verdict: queue.Judged | None = None,
+    outputs: Sequence[queue.Output] = (),
+    now: float = NOW,
+) -> None:
+    """Finish a job that `worker` holds, with two results unless others are given."""
+    assert queue.finish(
+        engine,
+        job_id,
+        "worker",
+        judged=verdict or judged("pacs"),
+        outputs=outputs or (output(1), output(2)),
+        derived_series_instance_uid="2.25",
+        model_sha256="a" * 64,
+        seconds={"load": 0.5, "restore": 2.0, "derive": 0.25},
+        note=None,
+        now=now,
+    )

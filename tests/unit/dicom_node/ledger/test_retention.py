@@ -12,7 +12,8 @@ from dicom_node.ledger import custody, intake, queue, retention, tables
 from dicom_node.ledger.retention import Ages, Kind, Removable
 from dicom_node.ledger.states import Verdict
 from dicom_node.ledger.tables import DeliveryState, writing
-from tests.unit.dicom_node.ledger.examples import NOW, SERIES, instance, judged, new_job, output
+from tests.unit.dicom_node.ledger import examples
+from tests.unit.dicom_node.ledger.examples import NOW, SERIES, instance, judged, new_job
 
 #: The deliveries below end then.
 SENT = NOW + 20
@@ -147,19 +148,8 @@ def test_a_series_that_is_being_received_loses_nothing(
 
 
 def finish(engine: Engine, job_id: int, verdict: queue.Judged) -> None:
-    assert queue.claim(engine, "worker", lease_s=60, now=NOW)
-    assert queue.finish(
-        engine,
-        job_id,
-        "worker",
-        judged=verdict,
-        outputs=[output(1), output(2)],
-        derived_series_instance_uid="2.25",
-        model_sha256="a" * 64,
-        seconds={},
-        note=None,
-        now=NOW + 3,
-    )
+    examples.claim_job(engine)
+    examples.finish_job(engine, job_id, verdict, now=NOW + 3)
 
 
 def test_a_result_that_a_gate_refused_goes_as_what_was_not_restored(

@@ -144,13 +144,15 @@ class Assembler:
         self._ask = ask or partial(_ask_by_c_find, settings)
         self._clock_went_back: dict[str, tuple[float, float]] = {}
         self._looked_at: dict[str, int] = {}
+        # What was left open as it stood, and until when nothing but a change of it matters.
+        self._left_open: dict[str, tuple[SeriesProgress, float]] = {}
         self._silent_until: dict[str, float] = {}
 
     def tick(self, now: float) -> int:
         """Conclude every series that is complete; returns how many."""
         open_series = intake.series_progress(self._ledger)
         known = {series.series_instance_uid for series in open_series}
-        for memory in (self._clock_went_back, self._looked_at):
+        for memory in (self._clock_went_back, self._looked_at, self._left_open):
             for gone in memory.keys() - known:
                 del memory[gone]
         return sum(self._consider_alone(series, now) for series in open_series)
@@ -184,18 +186,33 @@ class Assembler:
         overdue = now - series.first_received >= self._settings.assembly.longest_s
         if series.open_associations and not overdue and not series.forced:
             return 0
+        if self._stays_open(series, now):
+            return 0
         senders = intake.series_senders(self._ledger, uid)
+        last = self._last_activity(series, now)
         ready = readiness(
             series,
             senders,
             self._settings,
             now,
-            last_activity=self._last_activity(series, now),
+            last_activity=last,
             open_since=intake.open_since(self._ledger, uid) if overdue else None,
         )
         if ready is None or (ready.only_if_whole and not self._may_be_whole(series)):
+            quiet_s, _ = quiet_time(self._settings, series.modality, senders)
+            over = min(quiet_s, self._settings.assembly.longest_s + series.first_received - last)
+            self._left_open[uid] = (series, last + over)
             return 0
         return self._conclude(series, senders, ready, now)
+
+    def _stays_open(self, series: SeriesProgress, now: float) -> bool:
+        """Whether it is as it was when it was left open, and its time is not over.
+
+        With its associations closed only an instance, a person or the clock can change what is
+        said of it: a node that has many open series does not ask for their senders each second.
+        """
+        left, until = self._left_open.get(series.series_instance_uid, (None, 0.0))
+        return series == left and series.last_received <= now < until
 
     def _last_activity(self, series: SeriesProgress, now: float) -> float:
         """When the last instance came; where the clock has gone back since, when we saw that."""

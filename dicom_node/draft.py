@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from dicom_node import flushing
 from dicom_node.errors import SpoolFullError
 
 # IOV_MAX of Linux is 1024.
@@ -31,16 +32,12 @@ class Draft:
     store raises `SpoolFullError`.
     """
 
-    def __init__(self, path: str, calm: int = 0) -> None:
-        """Begin the file; the disk is left alone until it has more than *calm* bytes."""
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._calm = calm
         self._digest = hashlib.sha256()
         self._named = False
-        self._linked: str | None = None
         self._written_back = 0
         self.size = 0
-        self.is_durable = False  #: its bytes, under its name; not yet the entry of its folder
         with storage_errors():
             self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
 
@@ -57,12 +54,13 @@ class Draft:
 
     def write(self, pieces: Sequence[Octets]) -> None:
         """Append octets, and hash them; they may change once this returns."""
-        for piece in pieces:
-            self._digest.update(piece)
         with storage_errors():
             for at in range(0, len(pieces), _GATHERED):
                 self._append(pieces[at : at + _GATHERED])
             self._begin_writing_back()
+        # While the disk is at it.
+        for piece in pieces:
+            self._digest.update(piece)
 
     @property
     def sha256(self) -> str:
@@ -74,17 +72,13 @@ class Draft:
         with storage_errors():
             os.fsync(self._descriptor)
             os.rename(self._path, target)
-        self._named = self.is_durable = True
-
-    def read(self, buffer: memoryview, offset: int) -> int:
-        """Fill *buffer* with the bytes from *offset* on; how many."""
-        return os.preadv(self._descriptor, [buffer], offset)
+        self._named = True
 
     def link(self, target: str) -> bool:
-        """Make the bytes visible under a path that is free, to be durable with `flush`; else False.
+        """Make the bytes visible under a path that is free, and durable with it; else False.
 
-        A loss of power between the two may leave other bytes under the path: it must be known by
-        its name what they should be.
+        A loss of power in between may leave other bytes under the path: it must be known by its
+        name what they should be.
         """
         with storage_errors():
             try:
@@ -95,19 +89,8 @@ class Draft:
                 if error.errno in _NO_LINKS:
                     return False
                 raise
-        self._linked = target
+            self._flush_linked(target)
         return True
-
-    def flush(self) -> None:
-        """Make what was linked durable, or take its name back."""
-        with storage_errors():
-            try:
-                os.fsync(self._descriptor)
-            except OSError:
-                if self._linked is not None:
-                    self._take_back(self._linked)
-                raise
-        self.is_durable = True
 
     def close(self) -> None:
         """Remove the file unless it has been named; again is no error."""
@@ -119,6 +102,20 @@ class Draft:
             with suppress(OSError):
                 os.unlink(self._path)
 
+    def _flush_linked(self, target: str) -> None:
+        """Make the bytes and the entry of their folder durable, or take the name back."""
+        try:
+            flushing.write_back(self._descriptor)
+            with opened_folder(os.path.dirname(target)) as folder:
+                of_file, of_folder = flushing.flush_together((self._descriptor, folder))
+            if of_file:
+                raise OSError(of_file, os.strerror(of_file))
+        except OSError:
+            self._take_back(target)
+            raise
+        if of_folder:
+            raise OSError(of_folder, os.strerror(of_folder))
+
     def _take_back(self, target: str) -> None:
         """Remove a name that was linked to bytes which cannot be made durable."""
         with suppress(OSError), alone(os.path.dirname(target)):
@@ -129,7 +126,7 @@ class Draft:
     def _begin_writing_back(self) -> None:
         """Let the disk begin with what has come, so that the flush finds less to do."""
         begun, waiting = self._written_back, self.size - self._written_back
-        if waiting >= _WRITTEN_BACK and self.size > self._calm:
+        if waiting >= _WRITTEN_BACK:
             # Of dirty pages Linux drops nothing: it starts to write them and returns. Where it
             # cannot be had nothing is lost, and what the disk has to say the flush tells.
             with suppress(OSError):
@@ -150,21 +147,22 @@ class Draft:
                 rest = rest[os.write(self._descriptor, rest) :]
 
 
-def flush_file(file: Path) -> None:
-    """Make the bytes of a file durable; OSError where that fails."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+@contextmanager
+def opened_folder(folder: Path | str) -> Iterator[int]:
+    """The descriptor of a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def alone(folder: str) -> Iterator[None]:
     """Keep out all threads and processes that would exchange or take back a name in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with opened_folder(folder) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """One instance through check, spool and ledger to its DIMSE status (PS3.4 B.2.3).
 
-0x0000 is given only when the header was checked, the bytes lie in the spool under their name and
-are durable there or in the journal, and the row is committed.  Stored bytes are the bytes
-received: a data set is never decoded and encoded again, and never held as a whole.  Instances of
-several associations that wait at the same time share one flush of the journal and one transaction.
+0x0000 is given only when the header was checked, the bytes are durable in the spool under their
+name, and the row is committed.  Stored bytes are the bytes received: a data set is never decoded
+and encoded again, and never held as a whole.  Instances of several associations that wait at the
+same time share one transaction, and the file system joins their flushes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ from dicom_node.errors import (
     SpoolFullError,
     UnreadableInstanceError,
 )
-from dicom_node.journal import Journal
 from dicom_node.ledger import intake
 from dicom_node.ledger.tables import InstanceState
 from dicom_node.ledger.writer import Writer
 from dicom_node.observability import get_logger
-from dicom_node.spool import Spool, StoredFile
+from dicom_node.spool import Spool
 from dicom_node.upper_layer import Limits
 
 Clock = Callable[[], float]
@@ -133,16 +132,13 @@ class StorageReceiver:
         engine: Engine,
         clock: Clock,
         limits: Limits | None = None,
-        journal: Journal | None = None,
     ) -> None:
-        """Without a *journal* each file is flushed before its instance is answered."""
         self.spool = spool
         self.limits = limits or Limits()
-        self._journal = journal
         self._engine = engine
         self._writer = Writer(engine)
         self._clock = clock
-        self._group = GroupCommit(self._commit)
+        self._group = GroupCommit(self._record)
 
     def begin(self, request: Request) -> Reception:
         """Begin one instance; to be used in a with statement."""
@@ -154,24 +150,10 @@ class StorageReceiver:
             reception.write((data_set,))
             return reception.finish()
 
-    @property
-    def journalled(self) -> int:
-        """The size in bytes of the largest instance that the journal keeps."""
-        return 0 if self._journal is None else self._journal.largest
-
-    def keep(self, draft: Draft) -> StoredFile:
-        """Give an instance its name; where the journal is not to keep it, durably."""
-        stored = self.spool.keep(draft, flushed=draft.size > self.journalled)
-        if draft.is_durable:
-            # Each thread flushes its own folder, and the file system joins flushes that meet; one
-            # thread flushing the folders of all would wait for the disk once for each.
-            self.spool.flush((stored.path,))
-        return stored
-
-    def record(self, instance: intake.ReceivedInstance, draft: Draft) -> InstanceState:
-        """Make a file durable if it is not, and commit its row, together with those who wait."""
+    def record(self, instance: intake.ReceivedInstance) -> InstanceState:
+        """Commit the row of a durable file, together with those who wait."""
         # File before row: a crash between the two leaves an orphan file, which is adopted.
-        return self._group.submit(Arrival(instance, draft))
+        return self._group.submit(instance)
 
     def reject(self, request: Request, source: Draft | bytes, error: PermanentError) -> None:
         """Keep what was refused, for support; failing to do so does not change the answer."""
@@ -196,31 +178,6 @@ class StorageReceiver:
             _log.error(
                 "rejected instance not kept", action="quarantine_failed", error=failure.message
             )
-
-    def _commit(self, group: Sequence[Arrival]) -> list[Outcome]:
-        """Make what is not durable so, and record the group: none harms another."""
-        failures = self._secure([arrival for arrival in group if not arrival.draft.is_durable])
-        stored = [arrival.instance for arrival in group if id(arrival) not in failures]
-        recorded = iter(self._record(stored) if stored else ())
-        return [
-            failures[id(arrival)] if id(arrival) in failures else next(recorded)
-            for arrival in group
-        ]
-
-    def _secure(self, arrivals: Sequence[Arrival]) -> dict[int, NodeError]:
-        """Make files durable: by the journal, else each by itself; what could not be, and why."""
-        failures: dict[int, NodeError] = {}
-        drafts = [arrival.draft for arrival in arrivals]
-        kept = self._journal.append(drafts) if self._journal and drafts else [False] * len(drafts)
-        for arrival, is_kept in zip(arrivals, kept, strict=True):
-            if is_kept:
-                continue
-            try:
-                arrival.draft.flush()
-                self.spool.flush((arrival.instance.path,))
-            except NodeError as error:
-                failures[id(arrival)] = error
-        return failures
 
     def _record(self, group: Sequence[intake.ReceivedInstance]) -> list[Outcome]:
         """Record a group; where that fails, each by itself."""
@@ -319,7 +276,7 @@ class Reception:
                 raise SpoolFullError("the spool has no room; try again later")
             self._room_checked = self._size
         if self._draft is None:
-            self._draft = self._receiver.spool.draft(calm=self._receiver.journalled)
+            self._draft = self._receiver.spool.draft()
             if self._request.is_named:
                 pieces = (self._request.file_head(), *pieces)
         self._draft.write(pieces)
@@ -332,7 +289,7 @@ class Reception:
         if not self._size or self._draft is None:
             raise UnreadableInstanceError("the request has no data set")
         found, ignored = check_instance(self._request, self._scanner.finish())
-        stored = self._receiver.keep(self._draft)
+        stored = self._receiver.spool.keep(self._draft)
         return self._receiver.record(
             intake.ReceivedInstance(
                 sop_instance_uid=found.sop_instance_uid,
@@ -346,25 +303,17 @@ class Reception:
                 size=stored.size,
                 association_id=self._request.association_id,
                 ignored_reason=ignored,
-            ),
-            self._draft,
+            )
         )
 
 
 Outcome = InstanceState | BaseException
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A received instance that has its name, and the file, which need not be durable yet."""
-
-    instance: intake.ReceivedInstance
-    draft: Draft
+Commit = Callable[[Sequence[intake.ReceivedInstance]], Sequence[Outcome]]
 
 
 @dataclass
 class _Waiting:
-    arrival: Arrival
+    instance: intake.ReceivedInstance
     outcome: Outcome | None = field(default=None)
 
 
@@ -375,15 +324,15 @@ class GroupCommit:
     and is then in the next one: nobody waits for a time, and one thread alone never waits.
     """
 
-    def __init__(self, commit: Callable[[Sequence[Arrival]], Sequence[Outcome]]) -> None:
+    def __init__(self, commit: Commit) -> None:
         self._commit = commit
         self._queue: list[_Waiting] = []
         self._running = False
         self._changed = threading.Condition()
 
-    def submit(self, arrival: Arrival) -> InstanceState:
+    def submit(self, instance: intake.ReceivedInstance) -> InstanceState:
         """Commit with whoever waits; raises what the commit of this instance raised."""
-        mine = _Waiting(arrival)
+        mine = _Waiting(instance)
         with self._changed:
             self._queue.append(mine)
             while self._running and mine.outcome is None:
@@ -400,7 +349,7 @@ class GroupCommit:
     def _lead(self, group: Sequence[_Waiting]) -> None:
         outcomes: Sequence[Outcome]
         try:
-            outcomes = self._commit([waiting.arrival for waiting in group])
+            outcomes = self._commit([waiting.instance for waiting in group])
         except BaseException as error:
             # Whatever it was, those who wait must hear of it.
             outcomes = [error] * len(group)

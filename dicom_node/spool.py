@@ -9,10 +9,9 @@
 
 A file is written to `temporary`, flushed, renamed, and its folder flushed; so its name means that
 its bytes are on stable storage. A received instance gets its name before the flush of its bytes, so
-that one commit of the file system's journal takes both; the flush of its folder follows as well.
+that one commit of the file system's journal takes both; file and folder are flushed together.
 Its name is the digest of its bytes, and `secure` tells after a loss of power whether it says the
-truth. Where `dicom_node.journal` keeps the bytes meanwhile, both flushes come later. A crash leaves
-at worst a temporary file or a received file that no row names.
+truth. A crash leaves at worst a temporary file or a received file that no row names.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
 from dicom_node.disk import Disk
-from dicom_node.draft import Draft, alone, flush_file, storage_errors
+from dicom_node.draft import Draft, alone, opened_folder, storage_errors
 from dicom_node.errors import NotFoundError, PermanentError
 
 # PS3.5 9.1 allows digits and dots only; nothing else may reach a path.
@@ -88,19 +87,14 @@ class Spool:
         with self.draft() as draft:
             for chunk in (data,) if isinstance(data, bytes) else data:
                 draft.write((chunk,))
-            stored = self.keep(draft)
-        self.flush((stored.path,))
-        return stored
+            return self.keep(draft)
 
-    def draft(self, calm: int = 0) -> Draft:
-        """Begin a file whose bytes come piece by piece; *calm* as for `Draft`."""
-        return Draft(f"{self.root}/temporary/{self._token}-{next(self._numbers)}.part", calm)
+    def draft(self) -> Draft:
+        """Begin a file whose bytes come piece by piece."""
+        return Draft(f"{self.root}/temporary/{self._token}-{next(self._numbers)}.part")
 
-    def keep(self, draft: Draft, *, flushed: bool = True) -> StoredFile:
-        """Store a draft as a received instance, but for the entry of its folder: see `flush`.
-
-        Where it is not *flushed*, it need not be durable: `Draft.is_durable` tells.
-        """
+    def keep(self, draft: Draft) -> StoredFile:
+        """Store a draft as a received instance."""
         sha256 = draft.sha256
         path = incoming_path(sha256)
         target = f"{self.root}/{path}"
@@ -109,8 +103,7 @@ class Spool:
             # already, which also repairs one that was damaged on disk.
             with storage_errors(), alone(os.path.dirname(target)):
                 draft.name(target)
-        elif flushed:
-            draft.flush()
+                _flush_folder(os.path.dirname(target))
         return StoredFile(path, sha256, draft.size)
 
     def flush(self, paths: Iterable[str]) -> None:
@@ -184,7 +177,6 @@ class Spool:
         self._store(f"{reason}\n".encode(), lambda _: self.root / note)
         with storage_errors():
             try:
-                flush_file(source)  # its bytes may be durable in the journal alone
                 source.rename(target)
             except FileNotFoundError:
                 if not target.exists():
@@ -264,10 +256,6 @@ class Spool:
                     removed += 1
         return removed
 
-    def is_set_aside(self, sha256: str) -> bool:
-        """Whether bytes of that digest lie in the quarantine."""
-        return self._set_aside(sha256).exists()
-
     def _set_aside(self, sha256: str) -> Path:
         return self.root / f"quarantine/{sha256}.dcm"
 
@@ -306,8 +294,5 @@ def _make_folder(folder: Path) -> None:
 
 
 def _flush_folder(folder: Path | str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with opened_folder(folder) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

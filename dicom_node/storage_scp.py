@@ -32,7 +32,6 @@ from dicom_node.association import (
 )
 from dicom_node.audit import RemoteNode
 from dicom_node.errors import LedgerError
-from dicom_node.journal import Journal
 from dicom_node.ledger import intake
 from dicom_node.listener import Refusal
 from dicom_node.observability import get_logger
@@ -61,18 +60,16 @@ class StorageSCP:
         *,
         handlers: Sequence[EventHandler] = (),
         receipts: Receipts | None = None,
-        journal: Journal | None = None,
     ) -> None:
         """*handlers* are bound beside our own, as for Storage Commitment's reports.
 
-        *receipts* tells the audit trail of refusals and of what associations brought; *journal*
-        as for `StorageReceiver`.
+        *receipts* tells the audit trail of refusals and of what associations brought.
         """
         self._settings = settings
         self._engine = engine
         self._clock = clock
         self._limits = limits(settings)
-        self._receiver = StorageReceiver(spool, engine, clock, self._limits, journal)
+        self._receiver = StorageReceiver(spool, engine, clock, self._limits)
         self._rules = access_rules(settings)
         self._receipts = receipts
         self._handlers = [*self._own_handlers(), *handlers]

@@ -81,6 +81,11 @@ def ledger_errors() -> Iterator[None]:
         raise LedgerError(f"ledger: {_cause(error)}") from error
 
 
+def driver_error(error: Exception) -> LedgerError:
+    """What to raise for an error of the driver."""
+    return LedgerError(f"ledger: {_cause(error)}")
+
+
 def _cause(error: Exception) -> str:
     """Name the error of the database without the row that PostgreSQL quotes in its detail."""
     cause = getattr(error, "orig", None) or error
@@ -113,6 +118,9 @@ def _sqlite(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
+        driver: Any = connection.connection.dbapi_connection
+        if driver.in_transaction:
+            return  # `Writer` has begun it
         writes = connection.get_execution_options().get(WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -197,7 +205,7 @@ class Prepared:
             cursor.execute(text, given)
             return list(cursor.fetchall())
         except dialect.loaded_dbapi.Error as error:
-            raise LedgerError(f"ledger: {_cause(error)}") from error
+            raise driver_error(error) from error
         finally:
             cursor.close()
 

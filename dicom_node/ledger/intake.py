@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import Engine, Subquery, case, func, insert, select, update
+from sqlalchemy import Engine, Select, Subquery, case, func, insert, select, update
 
 from dicom_node import observability
 from dicom_node.ledger.arrivals import ReceivedInstance, record_instance, record_instances
@@ -33,7 +34,6 @@ __all__ = [
     "close_lost_associations",
     "force_series",
     "ignore_series",
-    "is_let_go",
     "instances_kept",
     "instances_purged",
     "known_paths",
@@ -203,8 +203,16 @@ def quarantine_instance(
 
 def series_progress(engine: Engine) -> list[SeriesProgress]:
     """Return the series in state `receiving`, oldest first."""
+    with reading(engine) as connection:
+        rows = connection.execute(_progress_query()).mappings().all()
+    return [SeriesProgress(**{**row, "state": SeriesState(row["state"])}) for row in rows]
+
+
+@cache
+def _progress_query() -> Select[*tuple[Any, ...]]:
+    """Made once: the assembler asks each second, in the process that receives."""
     opened = _open_associations()
-    query = (
+    return (
         select(
             series.c.series_instance_uid,
             series.c.study_instance_uid,
@@ -230,9 +238,6 @@ def series_progress(engine: Engine) -> list[SeriesProgress]:
         .where(series.c.state == SeriesState.RECEIVING, series.c.instances > 0)
         .order_by(series.c.last_received_at)
     )
-    with reading(engine) as connection:
-        rows = connection.execute(query).mappings().all()
-    return [SeriesProgress(**{**row, "state": SeriesState(row["state"])}) for row in rows]
 
 
 def series_senders(engine: Engine, series_uid: str) -> list[Sender]:
@@ -376,15 +381,6 @@ def known_paths(engine: Engine) -> set[str]:
     )
     with reading(engine) as connection:
         return set(connection.scalars(named))
-
-
-def is_let_go(engine: Engine, path: str) -> bool:
-    """Whether the file of an instance was removed, as the ledger allowed."""
-    query = select(instances.c.id).where(
-        instances.c.path == path, instances.c.purged_at.is_not(None)
-    )
-    with reading(engine) as connection:
-        return connection.execute(query).first() is not None
 
 
 def _open_associations() -> Subquery:

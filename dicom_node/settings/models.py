@@ -68,15 +68,6 @@ class SpoolSettings(Section):
         description="once closed, accept again when so many times that is free; below that the"
         " janitor makes room",
     )
-    journal_bytes: int = Field(
-        default=0,
-        ge=0,
-        description="size on disk of a journal that keeps received instances until their files are"
-        " flushed, one flush for all that wait: worth it where other work keeps the disk busy and"
-        " one association sends at a time; files of more than an eighth of it, and with 0 all, are"
-        " flushed themselves",
-        examples=[1 << 28],
-    )
 
 
 class LedgerSettings(Section):

@@ -9,7 +9,6 @@ import os
 import socket
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -18,10 +17,8 @@ from sqlalchemy import Engine
 from dicom_node import audit, commitment, commitment_scp, janitor
 from dicom_node.assembler import Assembler
 from dicom_node.audit_trail import AuditTrail
-from dicom_node.errors import ConfigurationError, NodeError, TransientError
+from dicom_node.errors import ConfigurationError, TransientError
 from dicom_node.inference import LocalEngine
-from dicom_node.journal import Journal
-from dicom_node.ledger import intake
 from dicom_node.ledger.tables import open_ledger
 from dicom_node.observability import get_logger
 from dicom_node.outbound import Outbound
@@ -68,7 +65,6 @@ class ReceiveService:
         self.idle_s = settings.assembly.tick_s
         routes = load_routes(settings.routes, settings.destination_names)
         self._ledger, spool = open_stores(settings)
-        self._journal = _journal(settings, self._ledger, spool)
         recovered = janitor.recover(
             self._ledger, spool, stale_file_s=settings.janitor.stale_file_s, now=time.time()
         )
@@ -86,7 +82,6 @@ class ReceiveService:
             time.time,
             handlers=commitments,
             receipts=Receipts(trail, self._ledger, spool, settings.node.ae_title, time.time),
-            journal=self._journal,
         )
         self._scp.start()
 
@@ -105,23 +100,7 @@ class ReceiveService:
     def close(self) -> None:
         """Stop listening, and wait a little for open associations."""
         self._scp.stop()
-        self._journal.close()
         self._ledger.dispose()
-
-
-def _journal(settings: NodeSettings, ledger: Engine, spool: Spool) -> Journal:
-    """The journal, once what a loss of power took is in the spool again; call before `recover`."""
-    journal = Journal(spool, settings.spool.journal_bytes)
-    try:
-        written = journal.recover(partial(intake.is_let_go, ledger))
-    except NodeError as error:
-        # Without room for them the files stay in the journal, which is left as it is.
-        _log.error("journal not recovered", action="journal_not_recovered", error=error.message)
-        return journal
-    if written:
-        _log.warning("files written again", action="journal_recovered", files=written)
-    journal.start()
-    return journal
 
 
 class RestoreService:

@@ -37,8 +37,8 @@ RECEIVE_PATHS: dict[str, dict[str, Any]] = {
 }
 
 
-# A spool on whatever disk the tests have, with a journal that is made in no time.
-ROOMY: dict[str, Any] = {"min_free_bytes": 0, "min_free_percent": 0, "journal_bytes": 4 << 20}
+# A spool on whatever disk the tests have.
+ROOMY: dict[str, Any] = {"min_free_bytes": 0, "min_free_percent": 0}
 
 
 class ElasticSpool(Spool):
@@ -88,7 +88,7 @@ def node_settings(folder: Path, **changes: Any) -> NodeSettings:
     """Settings of a node in *folder*; *changes* are whole sections."""
     sections = {
         "node": {"port": reserve_port(), "data_dir": folder},
-        "spool": {"path": folder / "spool", "journal_bytes": ROOMY["journal_bytes"]},
+        "spool": {"path": folder / "spool"},
         "ledger": {"url": f"sqlite:///{folder / 'ledger.sqlite'}"},
         "audit": {"journal": folder / "audit.log"},
     }
@@ -96,12 +96,12 @@ def node_settings(folder: Path, **changes: Any) -> NodeSettings:
     return NodeSettings.model_validate({**sections, **given})
 
 
-def faulty_settings(folder: Path, receive_path: str, journal_bytes: int) -> NodeSettings:
+def faulty_settings(folder: Path, receive_path: str) -> NodeSettings:
     """Settings of a receiver that is to fail step by step, with the routes of a new node."""
     settings = node_settings(
         folder,
         association=RECEIVE_PATHS[receive_path],
-        spool=ROOMY | {"path": folder / "spool", "journal_bytes": journal_bytes},
+        spool=ROOMY | {"path": folder / "spool"},
         janitor={"stale_file_s": 0.001},
         # What the role commits by itself would be counted among the steps.
         assembly={"tick_s": 3600.0},

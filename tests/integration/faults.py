@@ -15,7 +15,7 @@ import socket
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -23,9 +23,10 @@ from typing import Any, Literal
 
 from sqlalchemy.engine.default import DefaultDialect
 
+from dicom_node import flushing
+
 _P_DATA = 0x04  # PS3.8 9.3: a PDU type
 _LOG = "-wal"  # the write-ahead log of a SQLite database
-_JOURNAL = "/journal/"  # the folder of the journal's segments in the spool
 
 
 class Step(StrEnum):
@@ -36,7 +37,6 @@ class Step(StrEnum):
     RENAME = "rename"  #: it gets its name, by link or rename
     FLUSH_FILE = "flush file"  #: fsync or fdatasync of it
     FLUSH_FOLDER = "flush folder"  #: fsync of the folder of that name
-    FLUSH_JOURNAL = "flush journal"  #: fdatasync of the journal that keeps the bytes meanwhile
     COMMIT = "commit"  #: a transaction that has changed the ledger (SQLite)
     FLUSH_LEDGER = "flush ledger"  #: fdatasync of SQLite's log, where files do not tell as much
     ANSWER = "answer"  #: a P-DATA-TF goes out, the response
@@ -185,7 +185,7 @@ def _wrap_files(injector: _Injector) -> None:
 
     def opened(path: Any, flags: int, *rest: Any, **more: Any) -> int:
         makes = bool(flags & (os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY))
-        if not (makes and injector.inside(path)) or _JOURNAL in str(path):
+        if not (makes and injector.inside(path)):
             return plain_open(path, flags, *rest, **more)
         injector.counting = True
         injector.before(Step.CREATE)
@@ -235,27 +235,56 @@ def _renaming(injector: _Injector, plain: Callable[..., None]) -> Callable[..., 
 
 
 def _wrap_flushes(injector: _Injector) -> None:
+    within = threading.local()
     for name in ("fsync", "fdatasync"):
-        setattr(os, name, _flushing(injector, getattr(os, name)))
+        setattr(os, name, _flushing(injector, getattr(os, name), within))
+    module: Any = flushing
+    module.flush_together = _flushing_together(injector, flushing.flush_together, within)
 
 
-def _flushing(injector: _Injector, plain: Callable[[int], None]) -> Callable[[int], None]:
+def _flushing(
+    injector: _Injector, plain: Callable[[int], None], within: threading.local
+) -> Callable[[int], None]:
     def flushed(descriptor: int) -> None:
         path = injector.path_of(descriptor)
-        if path is None:
+        if path is None or getattr(within, "together", False):
             return plain(descriptor)
-        status, step = os.fstat(descriptor), Step.FLUSH_FILE
-        if path.endswith(_LOG):
-            step = Step.FLUSH_LEDGER
-        elif _JOURNAL in path:
-            step = Step.FLUSH_JOURNAL
-        elif stat.S_ISDIR(status.st_mode):
-            step = Step.FLUSH_FOLDER
+        size = os.fstat(descriptor).st_size
+        step = _flush_of(descriptor, path)
         injector.before(step)
         plain(descriptor)
-        return injector.after(step, path, str(status.st_size))
+        return injector.after(step, path, str(size))
 
     return flushed
+
+
+def _flushing_together(
+    injector: _Injector, plain: Callable[[Sequence[int]], list[int]], within: threading.local
+) -> Callable[[Sequence[int]], list[int]]:
+    def flushed(descriptors: Sequence[int]) -> list[int]:
+        paths = [injector.path_of(descriptor) or "" for descriptor in descriptors]
+        steps = [_flush_of(*each) for each in zip(descriptors, paths, strict=True)]
+        try:
+            for step in steps:
+                injector.before(step)
+        except OSError as error:
+            # That one alone fails, as on a disk of which a part is broken.
+            return [(error.errno or 0) if each is step else 0 for each in steps]
+        within.together = True
+        results = plain(descriptors)
+        within.together = False
+        for step, path, descriptor in zip(steps, paths, descriptors, strict=True):
+            injector.after(step, path, str(os.fstat(descriptor).st_size))
+        return results
+
+    return flushed
+
+
+def _flush_of(descriptor: int, path: str) -> Step:
+    if path.endswith(_LOG):
+        return Step.FLUSH_LEDGER
+    is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+    return Step.FLUSH_FOLDER if is_folder else Step.FLUSH_FILE
 
 
 def _wrap_commit(injector: _Injector) -> None:

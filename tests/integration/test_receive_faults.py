@@ -31,9 +31,8 @@ from tests.integration.senders import Auditor, Item, Supply, database_of
 
 # At the second instance: the first shows that it stays.
 _SECOND = 2
-# The ledger is flushed for the first instance that a series gets by an association; what differs
-# with a journal has `test_receive_journal`.
-_OF_EACH = [step for step in Step if step not in (Step.FLUSH_LEDGER, Step.FLUSH_JOURNAL)]
+# The ledger is flushed for the first instance that a series gets by an association.
+_OF_EACH = [step for step in Step if step != Step.FLUSH_LEDGER]
 
 
 @pytest.fixture(scope="module", params=RECEIVE_PATHS)
@@ -42,7 +41,7 @@ def template(
 ) -> Generator[Template]:
     """Receivers of the stock path and of the loop, on one spool and ledger for all tests here."""
     folder = tmp_path_factory.mktemp(request.param)
-    with receiver_template(faulty_settings(folder, request.param, 0), folder) as made:
+    with receiver_template(faulty_settings(folder, request.param), folder) as made:
         yield made
 
 

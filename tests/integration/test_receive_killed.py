@@ -28,18 +28,13 @@ SENDERS = 3
 LONGEST_S = 0.25
 
 
-# Without a journal each file is flushed; with this one, it is settled over and over meanwhile.
-WAYS = {"stock": ("stock", 0), "loop": ("loop", 0), "loop with a journal": ("loop", 1 << 20)}
-
-
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=RECEIVE_PATHS)
 def template(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Template]:
     """Receivers of each way to receive, on a spool and a ledger that stay."""
-    receive_path, journal_bytes = WAYS[request.param]
     settings = node_settings(
         tmp_path,
-        association=RECEIVE_PATHS[receive_path],
-        spool=ROOMY | {"path": tmp_path / "spool", "journal_bytes": journal_bytes},
+        association=RECEIVE_PATHS[request.param],
+        spool=ROOMY | {"path": tmp_path / "spool"},
         janitor={"stale_file_s": 0.001},
         log={"level": "ERROR"},
         routes=tmp_path / "routes.toml",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,10 @@ from pydicom.dataset import Dataset
 from pynetdicom.dsutils import create_file_meta, encode_file_meta, split_dataset
 from sqlalchemy import Engine
 
+from dicom_node import flushing
 from dicom_node.association import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.dicom.header import instance_summary, read_header, why_ignored
-from dicom_node.errors import LedgerError, SpoolFullError, UnreadableInstanceError
+from dicom_node.errors import LedgerError, UnreadableInstanceError
 from dicom_node.ledger import intake, reports
 from dicom_node.ledger.tables import InstanceState, open_ledger
 from dicom_node.receiver import Answer, GroupCommit, Outcome, Request, StorageReceiver
@@ -191,11 +193,8 @@ def test_the_bytes_of_a_conflict_lie_in_the_quarantine_and_the_first_stay(
 def test_a_folder_that_cannot_be_flushed_fails_its_instance_alone(
     image: Dataset, receiver: StorageReceiver, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: object) -> None:
-        raise SpoolFullError("the spool cannot store: Input/output error")
-
     with monkeypatch.context() as failing:
-        failing.setattr(spool, "flush", broken)
+        failing.setattr(flushing, "flush_together", lambda _: [0, errno.EIO])
         assert receiver.receive(*sent(image)).status == 0xA700
     assert receiver.receive(*sent(image)).status == 0x0000
 

@@ -9,12 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from dicom_node import flushing
 from dicom_node.errors import NotFoundError, PermanentError, SpoolFullError
 from dicom_node.spool import Spool, StoredFile
 
@@ -84,7 +85,7 @@ def test_file_and_folder_are_flushed_before_the_write_returns(
     steps = noted(monkeypatch)
     spool.write(b"hello")
     # The last flush is that of incoming/<aa>, whose parent is incoming.
-    assert steps == ["link", "flush temporary", "flush incoming"]
+    assert steps == ["link", "flush temporary and incoming"]
 
 
 def test_a_name_that_is_taken_is_given_to_bytes_that_are_durable_already(
@@ -110,10 +111,15 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every flush, link and rename from now on."""
     steps: list[str] = []
     flush, rename, link = os.fsync, os.rename, os.link
+    together = flushing.flush_together
 
     def noting_flush(descriptor: int) -> None:
-        steps.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).parent.name}")
+        steps.append(f"flush {_folder(descriptor)}")
         flush(descriptor)
+
+    def noting_together(descriptors: Sequence[int]) -> list[int]:
+        steps.append(f"flush {' and '.join(map(_folder, descriptors))}")
+        return together(descriptors)
 
     def noting_rename(source: Path, target: Path) -> None:
         steps.append("rename")
@@ -124,9 +130,14 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         steps.append("link")
 
     monkeypatch.setattr(os, "fsync", noting_flush)
+    monkeypatch.setattr(flushing, "flush_together", noting_together)
     monkeypatch.setattr(os, "rename", noting_rename)
     monkeypatch.setattr(os, "link", noting_link)
     return steps
+
+
+def _folder(descriptor: int) -> str:
+    return Path(os.readlink(f"/proc/self/fd/{descriptor}")).parent.name
 
 
 def test_a_file_system_without_hard_links_stores_too(
@@ -145,7 +156,7 @@ def test_bytes_that_cannot_be_made_durable_lose_their_name_again(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as failing:
-        failing.setattr(os, "fsync", _broken)
+        failing.setattr(flushing, "flush_together", lambda _: [errno.EIO, 0])
         with pytest.raises(SpoolFullError, match="Input/output error"):
             spool.write(b"hello")
     assert _files(spool) == []
@@ -155,21 +166,43 @@ def test_bytes_that_cannot_be_made_durable_lose_their_name_again(
 def test_a_name_is_not_taken_from_another_who_has_stored_the_same_bytes_meanwhile(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flush = os.fsync
+    together = flushing.flush_together
 
-    def others_first(descriptor: int) -> None:
-        monkeypatch.setattr(os, "fsync", flush)
+    def others_first(_: Sequence[int]) -> list[int]:
+        monkeypatch.setattr(flushing, "flush_together", together)
         spool.write(b"hello")
-        _broken(descriptor)
+        return [errno.EIO, 0]
 
-    monkeypatch.setattr(os, "fsync", others_first)
+    monkeypatch.setattr(flushing, "flush_together", others_first)
     with pytest.raises(SpoolFullError):
         spool.write(b"hello")
     assert _files(spool) == [f"incoming/{HELLO[:2]}/{HELLO}.dcm"]
 
 
-def _broken(_: int) -> None:
-    raise OSError(errno.EIO, "Input/output error")
+def test_bytes_that_cannot_be_written_back_lose_their_name_again(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of it once: the flush after it would say that all is well."""
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(flushing, "write_back", broken)
+        with pytest.raises(SpoolFullError, match="Input/output error"):
+            spool.write(b"hello")
+    assert _files(spool) == []
+    assert spool.write(b"hello").sha256 == HELLO
+
+
+def test_a_folder_that_cannot_be_flushed_is_trouble(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as failing:
+        failing.setattr(flushing, "flush_together", lambda _: [0, errno.EIO])
+        with pytest.raises(SpoolFullError, match="Input/output error"):
+            spool.write(b"hello")
+    assert spool.write(b"hello").sha256 == HELLO
 
 
 def test_a_file_that_is_found_is_durable_and_what_its_name_says_or_not_taken(
@@ -297,15 +330,14 @@ def test_a_file_beyond_the_limit_of_the_process_leaves_nothing(spool: Spool) -> 
     assert _files(spool) == []
 
 
-@pytest.mark.parametrize("step", ["write", "fsync"])
-def test_a_disk_error_at_any_step_leaves_nothing(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch, step: str
+def test_a_disk_error_while_writing_leaves_nothing(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as broken:
-        broken.setattr(os, step, fail)
+        broken.setattr(os, "write", fail)
         with pytest.raises(SpoolFullError, match="Input/output error"):
             spool.write(b"hello")
     assert _files(spool) == []

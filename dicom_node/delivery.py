@@ -27,6 +27,7 @@ from dicom_node.backoff import next_attempt, wait_s
 from dicom_node.errors import DestinationError, NodeError, NotFoundError, PermanentError
 from dicom_node.ledger import destinations, outbox, reports
 from dicom_node.ledger.tables import DeliveryState, ItemState
+from dicom_node.ledger.writer import Writer
 from dicom_node.observability import get_logger
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
@@ -176,6 +177,7 @@ class DeliveryWorker:
         self._stop = stop or threading.Event()
         self._dispatches = dispatches
         self._limits = limits(settings)
+        self._writer = Writer(engine)
         self._link: Link | None = None
         self._following: outbox.Delivery | None = None
         self._in_a_row = 0
@@ -187,6 +189,7 @@ class DeliveryWorker:
     def close(self) -> None:
         """End the association that is kept for a next series; on the worker's own thread."""
         self._hang_up()
+        self._writer.close()
 
     def run_once(self) -> bool:
         """Attempt the next delivery that is due; False when there is none."""
@@ -326,29 +329,28 @@ class DeliveryWorker:
         try:
             for sent in answers:
                 attempt.note(sent, classes[sent.sop_instance_uid])
-                self._record(delivery, sent)
+                is_kept = self._record(delivery, target, sent)
                 if sent.more_known:
                     continue
                 # Out of resources: the next instance would be refused too, and waits for it.
-                if attempt.is_in_trouble or self._stop.is_set():
-                    return
-                if not self._keep(delivery, target):
+                if attempt.is_in_trouble or self._stop.is_set() or not is_kept:
                     return
         finally:
             answers.close()
         if attempt.delivered + attempt.dead < len(items) and not attempt.retry_words:
             attempt.lost("the association ended early")
 
-    def _record(self, delivery: outbox.Delivery, sent: Sent) -> None:
+    def _record(self, delivery: outbox.Delivery, target: Target, sent: Sent) -> bool:
+        """Record an answer and keep the lease; False when another worker has the delivery."""
         if sent.status is None:
-            return  # no answer is no news of the instance
-        outbox.record_sent(
-            self._engine,
+            return self._keep(delivery, target)  # no answer is no news of the instance
+        return outbox.record_and_keep(
+            self._writer,
             delivery.id,
-            sent.sop_instance_uid,
-            sent.status,
-            sent.outcome,
-            self._clock(),
+            self._name,
+            (sent.sop_instance_uid, sent.status, sent.outcome),
+            lease_s=self._lease_s(target),
+            now=self._clock(),
         )
 
     def _keep(self, delivery: outbox.Delivery, target: Target) -> bool:
@@ -357,9 +359,12 @@ class DeliveryWorker:
             self._engine,
             delivery.id,
             self._name,
-            lease_s=max(self._settings.delivery.lease_s, 2 * target.patience),
+            lease_s=self._lease_s(target),
             now=self._clock(),
         )
+
+    def _lease_s(self, target: Target) -> float:
+        return max(self._settings.delivery.lease_s, 2 * target.patience)
 
     def _conclude(self, delivery: outbox.Delivery, attempt: _Attempt) -> Conclusion:
         left = len(delivery.items) - attempt.delivered - attempt.dead

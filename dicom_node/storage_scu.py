@@ -1,36 +1,44 @@
 """C-STORE and C-ECHO as SCU: files to one peer, with an answer for each instance (PS3.4 A, B).
 
 A :class:`StoreLink` keeps its association for the next series to the same peer.  Bytes go out as
-they lie on disk.  Only where the peer does not take their transfer syntax are they decoded for it,
-pixel values unchanged.  Nothing here knows the ledger.
+they lie on disk (:mod:`dicom_node.store_requests`).  Only where the peer does not take their
+transfer syntax are they decoded for it, pixel values unchanged.  Nothing here knows the ledger.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import ImplicitVRLittleEndian, UncompressedTransferSyntaxes
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    UncompressedTransferSyntaxes,
+)
 from pynetdicom import build_context
 from pynetdicom.association import Association
+from pynetdicom.dsutils import encode, split_dataset
 
 from dicom_node.association import MAX_CONTEXTS, VERIFICATION, Peer, contexts_for
 from dicom_node.dicom.header import quiet_pydicom, text, valid_uid
 from dicom_node.errors import NodeError, PermanentError, UnreadableInstanceError
-from dicom_node.requestor import associate, hang_up_after
+from dicom_node.requestor import associate
+from dicom_node.store_requests import Loan, StoreRequest
 
 Outcome = Literal["delivered", "retry", "dead"]
 
 _SOP_CLASS_NOT_SUPPORTED = 0x0122
 # The time-out for an answer runs from the first byte sent: large objects need more than small.
 _SLOWEST_RATE = 256 * 1024  # bytes per second
-_ABORT_S = 1.0
+# What an instance is encoded in where the peer does not take it as it is stored.
+_PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 
 # PS3.7 C.4 and C.5, PS3.4 B.2.3.  0x0111 is a duplicate: it has the instance already.
 _STORED = frozenset({0x0000, 0x0001, 0x0107, 0x0111, 0x0116})
@@ -58,17 +66,15 @@ def is_out_of_resources(status: int | None) -> bool:
 
 @dataclass(frozen=True)
 class Sendable:
-    """One PS3.10 file to send, by what presentation context negotiation needs to know.
+    """One PS3.10 file to send, by what negotiation and the command set need to know.
 
-    *as_stored* is False where the meta information names another instance than the data set does,
-    so that the command set must be made from the data set.
+    Where the meta information names another instance than the data set does, the data set is right.
     """
 
     path: Path
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
-    as_stored: bool = True
 
     @classmethod
     def of(cls, path: Path) -> Sendable:
@@ -78,15 +84,14 @@ class Sendable:
                 head = dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"])
         except Exception as error:
             raise UnreadableInstanceError(f"not a DICOM file ({type(error).__name__})") from None
-        told = (
-            text(head.file_meta, "MediaStorageSOPClassUID"),
-            text(head.file_meta, "MediaStorageSOPInstanceUID"),
+        uids = (
+            text(head, "SOPClassUID") or text(head.file_meta, "MediaStorageSOPClassUID"),
+            text(head, "SOPInstanceUID") or text(head.file_meta, "MediaStorageSOPInstanceUID"),
         )
-        uids = (text(head, "SOPClassUID") or told[0], text(head, "SOPInstanceUID") or told[1])
         syntax = text(head.file_meta, "TransferSyntaxUID")
         if not all(valid_uid(uid) for uid in (*uids, syntax)):
             raise UnreadableInstanceError("not a DICOM file with UIDs and a transfer syntax")
-        return cls(path, *uids, syntax, as_stored=uids == told)
+        return cls(path, *uids, syntax)
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ class StoreLink:
         self._most = instances
         self._stack = ExitStack()
         self._association: Association | None = None
+        self._loan: Loan | None = None
         self._proposed: frozenset[tuple[str, str]] = frozenset()
         self._sent = 0
         #: How many associations were opened.
@@ -144,25 +150,39 @@ class StoreLink:
         Ends early when the association is gone: what was not answered is simply not yielded.
         Raises DestinationError or DestinationRefusedError when no association could be opened.
         """
-        for batch in _batches(items):
-            kinds = frozenset((one.sop_class_uid, one.transfer_syntax_uid) for one in batch)
-            for item in batch:
-                association = self._ready(kinds)
-                self._sent += 1
-                try:
-                    answer = _send_one(association, item, message_id=self._sent % 65535 + 1)
-                except BaseException:
-                    association.abort()
-                    raise
-                yield answer
-                if not association.is_established:
-                    self.close()
-                    return
+        try:
+            for batch in _batches(items):
+                kinds = frozenset((one.sop_class_uid, one.transfer_syntax_uid) for one in batch)
+                for item in batch:
+                    yield self._send_one(item, kinds)
+                    if self._association is None or not self._association.is_established:
+                        self.close()
+                        return
+        finally:
+            self._give_back()
 
     def close(self) -> None:
         """Release the association, where there is one."""
+        self._give_back()
         self._association = None
         self._stack.close()
+
+    def _send_one(self, item: Sendable, kinds: frozenset[tuple[str, str]]) -> Sent:
+        association = self._ready(kinds)
+        self._loan = self._loan or Loan(association)
+        self._sent += 1
+        try:
+            return _stored(association, self._loan, item, message_id=self._sent % 65535 + 1)
+        except BaseException:
+            # A request that has begun and will not end.
+            self._give_back()
+            association.abort()
+            raise
+
+    def _give_back(self) -> None:
+        loan, self._loan = self._loan, None
+        if loan is not None:
+            loan.give_back()
 
     def _ready(self, kinds: frozenset[tuple[str, str]]) -> Association:
         """An association for instances of these SOP Classes and transfer syntaxes."""
@@ -194,9 +214,9 @@ def _batches(items: Sequence[Sendable]) -> Iterator[list[Sendable]]:
         yield batch
 
 
-def _send_one(association: Association, item: Sendable, message_id: int) -> Sent:
+def _stored(association: Association, loan: Loan, item: Sendable, message_id: int) -> Sent:
     accepted = {
-        str(context.transfer_syntax[0])
+        str(context.transfer_syntax[0]): int(context.context_id or 0)
         for context in association.accepted_contexts
         if context.abstract_syntax == item.sop_class_uid
     }
@@ -204,30 +224,22 @@ def _send_one(association: Association, item: Sendable, message_id: int) -> Sent
         why = "the destination does not accept the SOP Class"
         return Sent(item.sop_instance_uid, _SOP_CLASS_NOT_SUPPORTED, "dead", why)
     try:
-        source = _in_accepted_syntax(item, accepted)
-        with hang_up_after(association, _allow_for_size(association, item) + _ABORT_S):
-            response = association.send_c_store(source, msg_id=message_id, priority=0)
+        data, size, syntax = _in_accepted_syntax(item, accepted)
     except PermanentError as error:
         return Sent(item.sop_instance_uid, error.dimse_status, "dead", error.message)
-    except RuntimeError:
-        # pynetdicom's word for an association that was aborted between two messages.
-        return Sent(item.sop_instance_uid, None, "retry", "the association was aborted")
-    status = int(response.Status) if "Status" in response else None
+    request = StoreRequest(accepted[syntax], message_id, item.sop_class_uid, item.sop_instance_uid)
+    # How long the answer may take, transfer included.
+    limit = (association.dimse_timeout or 0.0) + size / _SLOWEST_RATE
+    with data:
+        answer = loan.store(request, data, size, limit)
+    status = None if answer is None else answer.status
     return Sent(
         item.sop_instance_uid,
         status,
         classify_status(status),
         _answer_words(status),
-        str(response.get("ErrorComment", "") or ""),
+        "" if answer is None else answer.comment,
     )
-
-
-def _allow_for_size(association: Association, item: Sendable) -> float:
-    """Set how long the answer may take, transfer included; seconds."""
-    patience = association.ae.dimse_timeout or 0.0
-    limit = patience + item.path.stat().st_size / _SLOWEST_RATE
-    association.dimse_timeout = limit
-    return limit
 
 
 def _answer_words(status: int | None) -> str:
@@ -236,31 +248,45 @@ def _answer_words(status: int | None) -> str:
     return f"answered 0x{status:04X}"
 
 
-def _in_accepted_syntax(item: Sendable, accepted: set[str]) -> Path | Dataset:
-    """The file as it is where the peer takes its transfer syntax, else decoded for it.
+def _in_accepted_syntax(item: Sendable, accepted: Mapping[str, int]) -> tuple[BinaryIO, int, str]:
+    """The encoded data set, its size and transfer syntax: as stored where the peer takes that.
 
     Raises PermanentError where the peer takes no syntax that the instance can be given.
     """
     if not item.path.is_file():
         raise PermanentError("the file of the instance is missing")
     if item.transfer_syntax_uid in accepted:
-        return item.path if item.as_stored else _read(item)
+        return _as_stored(item)
     dataset = _decoded(item)
     if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
         raise PermanentError("the destination does not accept big endian data")
-    return dataset
+    syntax = next((each for each in _PLAIN if each in accepted), None)
+    if syntax is None:
+        raise PermanentError("the destination takes no uncompressed transfer syntax")
+    with quiet_pydicom():
+        octets = encode(dataset, syntax == ImplicitVRLittleEndian, True)
+    if octets is None:
+        raise PermanentError("the data set cannot be encoded for the destination")
+    return BytesIO(octets), len(octets), syntax
 
 
-def _read(item: Sendable) -> Dataset:
+def _as_stored(item: Sendable) -> tuple[BinaryIO, int, str]:
     try:
         with quiet_pydicom():
-            return dcmread(item.path)
+            _, start = split_dataset(item.path)
+        data = item.path.open("rb")
     except Exception as error:
         raise PermanentError(f"the file does not parse ({type(error).__name__})") from None
+    data.seek(start)
+    return data, item.path.stat().st_size - start, item.transfer_syntax_uid
 
 
 def _decoded(item: Sendable) -> Dataset:
-    dataset = _read(item)
+    try:
+        with quiet_pydicom():
+            dataset = dcmread(item.path)
+    except Exception as error:
+        raise PermanentError(f"the file does not parse ({type(error).__name__})") from None
     if item.transfer_syntax_uid in UncompressedTransferSyntaxes:
         return dataset
     try:

@@ -1,7 +1,8 @@
 """PDUs and DIMSE commands as pure functions: bytes in, events out (PS3.8 9.3, PS3.7 6.3, 9.3).
 
 What an acceptor with an established association reads and answers when it stores: P-DATA-TF,
-C-STORE and C-ECHO.  Nothing here knows a socket, a file or a clock.
+C-STORE and C-ECHO; and what a requestor writes and reads.  Nothing here knows a socket, a file or a
+clock.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ C_STORE_RQ = 0x0001
 C_ECHO_RQ = 0x0030
 _RESPONSE = 0x8000
 _NO_DATA_SET = 0x0101
+_DATA_SET_FOLLOWS = 0x0001  # PS3.7 9.3.1.1: any other
 
 # PS3.8 E.2: the two bits of a message control header.
 _COMMAND, _LAST = 0x01, 0x02
@@ -37,6 +39,7 @@ _ELEMENT = struct.Struct("<HHL")
 
 # PS3.7 6.3.1: (0000,eeee) of the elements that are looked at.
 _SOP_CLASS, _FIELD, _MESSAGE_ID, _DATA_SET_TYPE, _SOP_INSTANCE = 0x02, 0x100, 0x110, 0x800, 0x1000
+_ANSWERED, _PRIORITY, _STATUS, _COMMENT = 0x120, 0x700, 0x900, 0x902
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ class CommandSet:
     sop_class_uid: str
     sop_instance_uid: str
     has_data_set: bool
+
+
+class StoreAnswer(NamedTuple):
+    """What a peer answers to a C-STORE request (PS3.7 9.3.1.2)."""
+
+    message_id: int  #: of the request
+    status: int
+    comment: str
 
 
 class Command(NamedTuple):
@@ -261,6 +272,33 @@ def lacking(octets: bytes) -> int:
 
 def read_command(encoded: bytes) -> CommandSet:
     """Decode a command set, implicit VR little endian (PS3.7 6.3.1); raises ProtocolError."""
+    found = _elements(encoded)
+    field = _number(found, _FIELD)
+    if field is None:
+        raise ProtocolError(INVALID_PARAMETER, "a command set without Command Field")
+    return CommandSet(
+        field=field,
+        message_id=_number(found, _MESSAGE_ID),
+        sop_class_uid=_uid(found, _SOP_CLASS),
+        sop_instance_uid=_uid(found, _SOP_INSTANCE),
+        has_data_set=_number(found, _DATA_SET_TYPE) not in (None, _NO_DATA_SET),
+    )
+
+
+def read_store_answer(encoded: bytes) -> StoreAnswer:
+    """Decode the command set of a C-STORE response (PS3.7 9.3.1.2); raises ProtocolError."""
+    found = _elements(encoded)
+    message_id, status = _number(found, _ANSWERED), _number(found, _STATUS)
+    if _number(found, _FIELD) != C_STORE_RQ | _RESPONSE or message_id is None or status is None:
+        raise ProtocolError(UNEXPECTED_PDU, "a message that is no answer to C-STORE")
+    if _number(found, _DATA_SET_TYPE) not in (None, _NO_DATA_SET):
+        raise ProtocolError(UNEXPECTED_PDU, "an answer to C-STORE with a data set")
+    comment = found.get(_COMMENT, b"").decode("utf-8", "replace").strip("\0 ")
+    return StoreAnswer(message_id, status, comment)
+
+
+def _elements(encoded: bytes) -> dict[int, bytes]:
+    """The values of a command set by element number."""
     found: dict[int, bytes] = {}
     at, end = 0, len(encoded)
     while at < end:
@@ -272,16 +310,7 @@ def read_command(encoded: bytes) -> CommandSet:
             raise ProtocolError(INVALID_PARAMETER, "a command set does not parse")
         found[element] = encoded[at : at + length]
         at += length
-    field = _number(found, _FIELD)
-    if field is None:
-        raise ProtocolError(INVALID_PARAMETER, "a command set without Command Field")
-    return CommandSet(
-        field=field,
-        message_id=_number(found, _MESSAGE_ID),
-        sop_class_uid=_uid(found, _SOP_CLASS),
-        sop_instance_uid=_uid(found, _SOP_INSTANCE),
-        has_data_set=_number(found, _DATA_SET_TYPE) not in (None, _NO_DATA_SET),
-    )
+    return found
 
 
 def _number(found: dict[int, bytes], element: int) -> int | None:
@@ -308,16 +337,67 @@ def response_pdu(context_id: int, request: CommandSet, status: int, comment: str
     elements = [
         _element(_SOP_CLASS, _padded(request.sop_class_uid, b"\0")),
         _element(_FIELD, _short(request.field | _RESPONSE)),
-        _element(0x120, _short(request.message_id or 0)),
+        _element(_ANSWERED, _short(request.message_id or 0)),
         _element(_DATA_SET_TYPE, _short(_NO_DATA_SET)),
-        _element(0x900, _short(status)),
+        _element(_STATUS, _short(status)),
     ]
     if comment:
-        elements.append(_element(0x902, _padded(comment, b" ")))
+        elements.append(_element(_COMMENT, _padded(comment, b" ")))
     if request.field == C_STORE_RQ:
         elements.append(_element(_SOP_INSTANCE, _padded(request.sop_instance_uid, b"\0")))
+    return command_pdu(context_id, _command_set(elements))
+
+
+def store_request_pdu(
+    context_id: int, message_id: int, sop_class_uid: str, sop_instance_uid: str
+) -> bytes:
+    """The P-DATA-TF that begins a C-STORE request of medium priority (PS3.7 9.3.1.1)."""
+    elements = [
+        _element(_SOP_CLASS, _padded(sop_class_uid, b"\0")),
+        _element(_FIELD, _short(C_STORE_RQ)),
+        _element(_MESSAGE_ID, _short(message_id)),
+        _element(_PRIORITY, _short(0)),
+        _element(_DATA_SET_TYPE, _short(_DATA_SET_FOLLOWS)),
+        _element(_SOP_INSTANCE, _padded(sop_instance_uid, b"\0")),
+    ]
+    return command_pdu(context_id, _command_set(elements))
+
+
+def data_pdus(context_id: int, piece: memoryview, most: int, *, last: bool) -> bytes:
+    """A piece of a data set as P-DATA-TF PDUs of at most *most* octets; *last*: it ends there."""
+    size = most - _PDV_HEADER.size
+    parts: list[bytes | memoryview] = []
+    for start in range(0, len(piece), size):
+        part = piece[start : start + size]
+        control = _LAST if last and start + size >= len(piece) else 0
+        parts.append(_PDU_HEADER.pack(P_DATA_TF, len(part) + _PDV_HEADER.size))
+        parts.append(_PDV_HEADER.pack(len(part) + 2, context_id, control))
+        parts.append(part)
+    return b"".join(parts)
+
+
+def answer_in(pdu: bytes, command: bytearray) -> bool:
+    """Add to *command* what a P-DATA-TF, without its header, holds of one; whether it is whole.
+
+    Raises ProtocolError for one that the standard forbids, or that holds a data set.
+    """
+    at, whole = 0, False
+    while at < len(pdu):
+        if len(pdu) - at < _PDV_HEADER.size or whole:
+            raise ProtocolError(INVALID_PARAMETER, "a PDU ends within the header of a PDV")
+        length, _, control = _PDV_HEADER.unpack_from(pdu, at)
+        end = at + 4 + length
+        if length < 2 or end > len(pdu) or not control & _COMMAND:
+            raise ProtocolError(INVALID_PARAMETER, "a PDV that is no part of an answer")
+        command += pdu[at + _PDV_HEADER.size : end]
+        whole, at = bool(control & _LAST), end
+    return whole
+
+
+def _command_set(elements: list[bytes]) -> bytes:
+    """A command set with its group length (PS3.7 6.3.1)."""
     body = b"".join(elements)
-    return command_pdu(context_id, _element(0, struct.pack("<L", len(body))) + body)
+    return _element(0, struct.pack("<L", len(body))) + body
 
 
 def command_pdu(context_id: int, encoded: bytes) -> bytes:

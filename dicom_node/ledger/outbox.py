@@ -32,6 +32,10 @@ from dicom_node.ledger.tables import (
     record_event,
     writing,
 )
+from dicom_node.ledger.writer import Writer
+
+#: What an answer means for an instance.
+Outcome = Literal["delivered", "retry", "dead"]
 
 _NO_LEASE: Mapping[str, Any] = {"worker": None, "lease_until": None}
 
@@ -170,12 +174,36 @@ def heartbeat_delivery(
 ) -> bool:
     """Extend the lease; False when the delivery is no longer this worker's."""
     with writing(engine) as connection:
-        extended = connection.execute(
-            update(deliveries)
-            .where(deliveries.c.id == delivery_id, _held_by(worker))
-            .values(lease_until=now + lease_s)
-        )
-        return extended.rowcount == 1
+        return _extend(connection, delivery_id, worker, now + lease_s)
+
+
+def _extend(connection: Connection, delivery_id: int, worker: str, until: float) -> bool:
+    extended = connection.execute(
+        update(deliveries)
+        .where(deliveries.c.id == delivery_id, _held_by(worker))
+        .values(lease_until=until)
+    )
+    return extended.rowcount == 1
+
+
+def record_and_keep(
+    writer: Writer,
+    delivery_id: int,
+    worker: str,
+    answer: tuple[str, int, Outcome],
+    *,
+    lease_s: float,
+    now: float,
+) -> bool:
+    """Record the answer (SOP Instance UID, status, outcome) for one instance, and keep the lease.
+
+    False when the delivery is no longer this worker's; what was answered is recorded all the same.
+    The commit is not flushed: a loss of power may take it, and an instance that the destination
+    has is sent to it again.
+    """
+    with writer.writing() as connection:
+        _record(connection, delivery_id, *answer, now)
+        return _extend(connection, delivery_id, worker, now + lease_s)
 
 
 def record_sent(
@@ -183,24 +211,35 @@ def record_sent(
     delivery_id: int,
     sop_instance_uid: str,
     status: int,
-    outcome: Literal["delivered", "retry", "dead"],
+    outcome: Outcome,
     now: float,
 ) -> None:
     """Record the destination's answer for one instance; what it has delivered stays so."""
+    with writing(engine) as connection:
+        _record(connection, delivery_id, sop_instance_uid, status, outcome, now)
+
+
+def _record(
+    connection: Connection,
+    delivery_id: int,
+    sop_instance_uid: str,
+    status: int,
+    outcome: Outcome,
+    now: float,
+) -> None:
     state = {
         "delivered": ItemState.DELIVERED,
         "retry": ItemState.PENDING,
         "dead": ItemState.DEAD,
     }[outcome]
-    with writing(engine) as connection:
-        connection.execute(
-            update(delivery_items)
-            .where(
-                items_of(delivery_id, [sop_instance_uid]),
-                delivery_items.c.state.in_([ItemState.PENDING, ItemState.DEAD]),
-            )
-            .values(state=state, status=status, at=now)
+    connection.execute(
+        update(delivery_items)
+        .where(
+            items_of(delivery_id, [sop_instance_uid]),
+            delivery_items.c.state.in_([ItemState.PENDING, ItemState.DEAD]),
         )
+        .values(state=state, status=status, at=now)
+    )
 
 
 def conclude_delivery(

@@ -170,6 +170,11 @@ class Upsample(nn.Sequential):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(Pointwise(channels, 4 * out_channels, bias=False), nn.PixelShuffle(2))
 
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """The finer image, and ``skip`` (B, C', 2H, 2W) added to it."""
+        out: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return out if skip is None else out + skip
+
 
 def stack(channels: int, depth: int, level: int) -> nn.Sequential:
     """``depth`` NAF blocks for resolution ``level`` (0 = full resolution)."""

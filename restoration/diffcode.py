@@ -139,7 +139,7 @@ class Backbone(nn.Module):
         x, skips = self._encode(self.embed(inputs), weights)
         for i, level in enumerate(self.decoder):
             if i > 0:
-                x = self.ups[i - 1](x) + skips.pop()
+                x = self.ups[i - 1](x, skips.pop())
             x = level(_route(self.decoder_routing, i, x, weights))
         out: Tensor = lq + self.emit(x)
         return out

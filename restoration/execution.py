@@ -7,9 +7,12 @@ computes in bf16 where it has instructions for that.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -101,6 +104,7 @@ class Execution:
         self.model = self._tried(model)
         self._graphs = _Graphs(self._forward) if device.type == "cuda" else None
         self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
+        self._workers: _Workers | None = None
 
     def _tried(self, model: DiffCode) -> DiffCode:
         """The fastest form of `model` that gives what the plain one gives, here and now."""
@@ -135,13 +139,13 @@ class Execution:
         return iter(self.model.state_dict().values())
 
     def slices(self, height: int, width: int) -> int:
-        """How many slices of that size to take at once: by the free memory, on a GPU."""
+        """How many slices of that size to take at once, by the free memory: a CPU's thread each."""
+        each = height * width * self.model.config.channels[0] * self.dtype.itemsize * _ALIVE
         if self.device.type != "cuda":
-            return 1
+            return max(1, min(torch.get_num_threads(), int(_SHARE * _free_memory() / each)))
         free, _ = torch.cuda.mem_get_info(self.device)
         # What the allocator holds for nobody is free too.
         free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        each = height * width * self.model.config.channels[0] * self.dtype.itemsize * _ALIVE
         fitting = max(1, int(_SHARE * free / each))
         most = max(1, _MOST_PIXELS // (height * width))
         return int(min(most, 1 << (fitting.bit_length() - 1)))
@@ -157,21 +161,16 @@ class Execution:
         """(B, 1, H, W) and the noise of the chain, on the device → a pass, on the device."""
         if self._graphs is not None:
             return self._graphs.run(x, noise, task)
-        # A CPU gains nothing from a batch, and slices alone are the same in any company.
-        alone = [
-            self._forward(x[i : i + 1], None if noise is None else noise[i : i + 1], task)
-            for i in range(len(x))
-        ]
-        return alone[0] if len(alone) == 1 else _joined(alone)
+        return self._queued(x, noise, task)()
 
     def start(self, x: Tensor, noise: Tensor | None, task: int) -> Callable[[], Pass]:
         """Queue a pass over tensors of the CPU; calling what comes back waits for its result.
 
-        While the GPU works, the caller may prepare the next batch and start it.
+        While the GPU works, or a CPU's threads do on several slices, the caller may prepare the
+        next batch and start it.
         """
         if self.device.type != "cuda":
-            done = self.run(x, noise, task)
-            return lambda: done
+            return self._queued(x, noise, task)
         if self._streams is None:
             self._streams = (torch.cuda.Stream(self.device), torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
         inwards, outwards = self._streams
@@ -205,9 +204,53 @@ class Execution:
 
         return wait
 
+    def _queued(self, x: Tensor, noise: Tensor | None, task: int) -> Callable[[], Pass]:
+        """Slices on the CPU: one by all threads, here and now, or several by a thread each."""
+        # Alone in the network, so that a slice has the same bits in any company.
+        alone = [
+            (x[i : i + 1], None if noise is None else noise[i : i + 1], task) for i in range(len(x))
+        ]
+        threads = torch.get_num_threads()
+        if len(alone) == 1 or threads == 1:
+            done = _joined([self._forward(*each) for each in alone])
+            return lambda: done
+        if self._workers is None or self._workers.count != threads:
+            self._workers = _Workers(threads)
+        waiting = [self._workers.submit(self._forward, *each) for each in alone]
+        return lambda: _joined([each.result() for each in waiting])
+
     def _forward(self, x: Tensor, noise: Tensor | None, task: int) -> Pass:
         out = self.model(x.contiguous(memory_format=torch.channels_last), task, noise)
         return Pass(out.restored, _latent_distance(out), _reference_distance(out), out.class_logits)
+
+
+class _Workers:
+    """Threads in which PyTorch computes by one thread: no operator of theirs waits for others."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        ready = threading.Barrier(count + 1)
+
+        def alone() -> None:
+            torch.set_num_threads(1)
+            ready.wait()
+
+        self._pool = ThreadPoolExecutor(count, "restore", alone)
+        for _ in range(count):
+            self._pool.submit(lambda: None)
+        ready.wait()
+        # The number is a thread's own, but for MKL and for threads to come: these as they were.
+        torch.set_num_threads(count)
+
+    def submit(
+        self,
+        forward: Callable[[Tensor, Tensor | None, int], Pass],
+        x: Tensor,
+        noise: Tensor | None,
+        task: int,
+    ) -> Future[Pass]:
+        """Do it in the next thread that is free."""
+        return self._pool.submit(torch.inference_mode()(forward), x, noise, task)
 
 
 class _Graphs:
@@ -262,7 +305,18 @@ class _Graph:
         return self._result.each(torch.clone)
 
 
+def _free_memory() -> int:
+    """Octets that a process may still take, as Linux estimates it."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    raise OSError("/proc/meminfo has no MemAvailable")
+
+
 def _joined(passes: list[Pass]) -> Pass:
+    if len(passes) == 1:
+        return passes[0]
+
     def cat(values: list[Tensor | None]) -> Tensor | None:
         known = [value for value in values if value is not None]
         return torch.cat(known) if known else None

@@ -15,6 +15,7 @@ from restoration.blocks import ChannelAttention, NAFBlock
 from restoration.experts import TaskAdaptiveRouting
 from restoration.folding import KnownRouting, expert_layers, folded, parameter, plain
 from restoration.kernels import naf
+from restoration.pooling import window_means
 
 
 class FusedNAFBlock(nn.Module):
@@ -81,31 +82,10 @@ class _FusedExpert(nn.Module):
 
 def _local_means(cells: Tensor, attention: ChannelAttention) -> Tensor:
     """Means over the window of `attention` on the grid of cells, fp32: (B, h, w, C)."""
-    tall, wide = cells.shape[1:3]
     window = attention.window
-    if window is None or window >= max(tall, wide) * attention.cell:
+    if window is None or window >= max(cells.shape[1:3]) * attention.cell:
         return cells.mean(dim=(1, 2), keepdim=True)
-    size = max(1, window // attention.cell)
-    across = box_matrix(wide, size, cells.device)
-    down = box_matrix(tall, size, cells.device)
-    # Two products with banded matrices: exact sums in fp32, and nothing that runs along a line.
-    means = torch.matmul(across, cells)  # (B, h, w, C)
-    return torch.matmul(down, means.flatten(2)).view_as(means)
-
-
-_BOXES: dict[tuple[int, int, torch.device], Tensor] = {}
-
-
-def box_matrix(size: int, window: int, device: torch.device) -> Tensor:
-    """(size, size): row i averages a window around i that slides inwards at the border."""
-    key = (size, window, device)
-    if key not in _BOXES:
-        window = min(window, size)
-        start = (torch.arange(size) - (window - 1) // 2).clamp(0, size - window)[:, None]
-        place = torch.arange(size)[None]
-        box = ((place >= start) & (place < start + window)).float() / window
-        _BOXES[key] = box.to(device)
-    return _BOXES[key]
+    return window_means(cells, max(1, window // attention.cell))
 
 
 def _padded(weight: Tensor, rows: int, columns: int) -> Tensor:

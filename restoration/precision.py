@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from restoration import kernels, onednn
 from restoration.autoencoder import Decoder, Encoder
-from restoration.blocks import POOLING_CELL, NAFBlock, Pointwise, channel_attentions
+from restoration.blocks import POOLING_CELL, NAFBlock, Pointwise, Upsample, channel_attentions
 from restoration.diffcode import Backbone, DiffCode
 from restoration.experts import TaskAdaptiveRouting
 
@@ -55,6 +55,9 @@ class Project(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layer(x.float())
         return out
+
+
+_FIRST = ("condition.embed", "backbone.embed")  # 3×3 convolutions of images, behind `Into`
 
 
 class Form(enum.Enum):
@@ -138,6 +141,10 @@ def _use_products(model: DiffCode, copied: DiffCode, dtype: torch.dtype) -> None
             _replace(copied, name, onednn.BandedNAFBlock(module, dtype))
         elif isinstance(module, TaskAdaptiveRouting):
             _replace(copied, name, onednn.banded_routing(module, dtype))
+        elif isinstance(module, Upsample):
+            _replace(copied, name, onednn.ProductUpsample(module, dtype))
+        elif name in _FIRST:
+            copied.get_submodule(name).layer = onednn.ProductEmbed(module)
     # What is left: of the attentions inside the blocks, and between levels.
     for name, module in list(copied.named_modules()):
         if isinstance(module, Pointwise):

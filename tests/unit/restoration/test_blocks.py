@@ -165,5 +165,8 @@ def test_the_window_is_halved_at_each_level() -> None:
 def test_resampling_halves_and_doubles() -> None:
     x = torch.randn(2, 6, 16, 24)
     assert Downsample(6, 10)(x).shape == (2, 10, 8, 12)
-    assert Upsample(6, 3)(x).shape == (2, 3, 32, 48)
+    finer = Upsample(6, 3)
+    assert finer(x).shape == (2, 3, 32, 48)
+    skip = torch.randn(2, 3, 32, 48)
+    assert torch.equal(finer(x, skip), finer(x) + skip)
     assert parameters(Upsample(6, 3)) == 6 * 12

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -192,9 +194,31 @@ def test_an_unknown_precision_or_device_is_refused() -> None:
         chosen_device("cuda:63")
 
 
-def test_a_cpu_takes_one_slice_after_the_other(model: DiffCode) -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_cpu_takes_a_slice_for_each_thread_that_its_memory_has_room_for(
+    model: DiffCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     how = Execution(model, CPU, "fp32")
-    assert [how.slices(side, side) for side in (64, 512, 2048)] == [1, 1, 1]
+    free = {"octets": 1 << 40}
+    monkeypatch.setattr(execution, "_free_memory", lambda: free["octets"])
+    assert [how.slices(side, side) for side in (64, 512, 2048)] == [2, 2, 2]
+    free["octets"] = 100 << 20
+    assert [how.slices(side, side) for side in (64, 512, 2048)] == [2, 1, 1]
+    torch.set_num_threads(1)
+    assert how.slices(64, 64) == 1
+
+
+def test_the_free_memory_is_less_than_the_machine_has() -> None:
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < execution._free_memory() <= whole
 
 
 def test_a_gpu_takes_what_fits_into_its_free_memory(
@@ -225,6 +249,59 @@ def test_results_do_not_depend_on_the_size_of_the_batch(
         [run(how, image[i : i + 1], noise[i : i + 1]).restored for i in range(len(image))]
     )
     assert torch.equal(alone, together)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("variant", ["v2", "full"])
+def test_a_slice_has_the_same_bits_by_one_thread_or_by_all(variant: str) -> None:
+    model = small_model(variant=variant, channels=(24, 48, 96, 96))
+    model.use_local_pooling(True)
+    image = torch.rand(3, 1, 72, 64, generator=torch.Generator().manual_seed(4))
+    noise = torch.randn(model.noise_shape(image), generator=torch.Generator().manual_seed(5))
+    how = Execution(model.requires_grad_(False), CPU, "fp32")
+    assert how.form is Form.PRODUCTS
+    together = run(how, image, noise)  # by a thread for each slice
+    torch.set_num_threads(1)
+    single = run(how, image, noise)  # one after the other
+    torch.set_num_threads(2)
+    for i in range(len(image)):
+        alone = run(how, image[i : i + 1], noise[i : i + 1])  # by both threads
+        for ours in (together, single):
+            assert torch.equal(ours.restored[i : i + 1], alone.restored)
+            assert ours.class_logits is not None
+            assert alone.class_logits is not None
+            assert torch.equal(ours.class_logits[i : i + 1], alone.class_logits)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_slices_at_once_leave_the_number_of_threads_as_it_was(
+    model: DiffCode, image: Tensor, noise: Tensor
+) -> None:
+    run(Execution(model, CPU, "fp32"), image, noise)
+    with ThreadPoolExecutor(1) as another:
+        assert (torch.get_num_threads(), another.submit(torch.get_num_threads).result()) == (2, 2)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_fails_in_a_thread_is_told_to_who_waits(
+    model: DiffCode, image: Tensor, noise: Tensor
+) -> None:
+    how = Execution(model, CPU, "fp32")
+    wait = how.start(image, noise[:, :1], 1)
+    with pytest.raises(RuntimeError, match="shape"):
+        wait()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_batch_may_be_started_before_the_last_one_is_done(
+    model: DiffCode, image: Tensor, noise: Tensor
+) -> None:
+    how = Execution(model, CPU, "fp32")
+    images = [image * factor for factor in (0.2, 0.5, 0.9)]
+    expected = [run(how, each, noise).restored for each in images]
+    waiting = [how.start(each, noise, 1) for each in images]
+    for wait, theirs in zip(reversed(waiting), reversed(expected), strict=True):
+        assert torch.equal(wait().restored, theirs)
 
 
 @pytest.mark.gpu

@@ -224,11 +224,20 @@ class LocalEngine:
         # Short of memory it took a way of its own, which a volume later would not.
         return None if made.remarks else made.encode()
 
+    def plane(self, made: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """The restored slice; ValueError for octets that are none of that shape."""
+        from restoration.restorer import SliceResult
+
+        restored = SliceResult.decode(made).restored
+        if restored.shape != shape:
+            raise ValueError(f"a slice of {restored.shape}, not {shape}")
+        return restored
+
     def probed(self, task: str, slices: int) -> Sequence[int]:
         """Slices that go through the network again: evenly spread."""
-        from restoration.restorer import RestorationTask, probed
+        from restoration.restorer import probed
 
-        return probed(slices, RestorationTask(task))
+        return probed(slices)
 
     def probe_slice(self, request: SliceRequest, made: bytes) -> bytes | None:
         """Send the result of a slice through the network again; errors as for `restore`."""

@@ -403,4 +403,5 @@ def facts(header: Dataset) -> dict[str, Any]:
         "slice_thickness_mm": number(header, "SliceThickness"),
         "field_strength_t": number(header, "MagneticFieldStrength"),
         "kernel": texts(header, "ConvolutionKernel") or None,
+        "patient_weight_kg": number(header, "PatientWeight"),
     }

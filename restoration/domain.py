@@ -12,7 +12,8 @@ from typing import Any
 
 Range = tuple[float, float]
 
-#: What `outside` and `missing` can judge: fact -> (label, unit). A sequence is several values.
+#: What `outside` and `missing` can judge, and what gates ask for beside: fact -> (label, unit). A
+#: sequence is several values.
 FACTS = {
     "modality": ("modality", ""),
     "pixel_spacing_mm": ("pixel spacing", " mm"),
@@ -20,6 +21,7 @@ FACTS = {
     "field_strength_t": ("field strength", " T"),
     "kernel": ("convolution kernel", ""),
     "contrast": ("contrast", ""),
+    "patient_weight_kg": ("weight of the patient", " kg"),
 }
 _RANGES = ("pixel_spacing_mm", "slice_thickness_mm", "field_strength_t")
 
@@ -93,7 +95,7 @@ def missing(domain: TaskDomain, facts: Mapping[str, Any]) -> list[str]:
         "contrast": bool(domain.contrasts),
     }
     known = _known(facts)
-    return [name for name in FACTS if constrained[name] and name not in known]
+    return [name for name in FACTS if constrained.get(name) and name not in known]
 
 
 def refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:

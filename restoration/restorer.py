@@ -38,6 +38,7 @@ from restoration.domain import TaskDomain, missing, outside
 from restoration.execution import chosen_device
 from restoration.fidelity import (
     LEAST_SIDE,
+    MEASURES,
     Evidence,
     Fidelity,
     Measured,
@@ -59,7 +60,7 @@ from restoration.kspace import (
     GridChange,
 )
 from restoration.network import Limits, Network
-from restoration.probes import Probe, disturbed, measured, probed, relative
+from restoration.probes import Probe, disturbed, measured, middle, probed, relative
 from restoration.slices import (
     Kept,
     Progress,
@@ -249,7 +250,7 @@ class Restorer:
             x,
             full,
             task,
-            inputs=None if calibration is None else calibration.inputs,
+            described=calibration is not None and calibration.inputs is not None,
             device=self.device,
         )
         return SliceResult(y[0], values, measures, remarks=tuple(remarks))
@@ -268,9 +269,8 @@ class Restorer:
         `probed` of :mod:`restoration.probes` says of which. Raises as `restore_slice` does.
         """
         task, x = self._accepted(task), checked(plane[None])
-        y = full_strength(x, made.restored[None], strength)
         job = prepared(self.manifest, x, task, [seed], 1.0, True, None, None)
-        (found,) = self._probed(x, y, job, Steps(None, 0))
+        (found,) = self._probed(x, job, Steps(None, 0))
         return replace(made, probe=found)
 
     def basis(self, task: RestorationTask | str) -> str:
@@ -278,8 +278,8 @@ class Restorer:
         task = self._accepted(task)
         calibration = self.manifest.calibration.get(task.value)
         held = self.manifest.low_frequency.get(task.value)
-        inputs = None if calibration is None else calibration.inputs
-        return f"{self.network.basis}; held {held}; inputs {inputs}"
+        described = calibration is not None and calibration.inputs is not None
+        return f"{self.network.basis}; held {held}; measures {MEASURES}, described {described}"
 
     def assess(
         self,
@@ -310,7 +310,7 @@ class Restorer:
         y, said = made.volume, made.diagnostics
         if 0 < strength < 1:
             y, said = full_strength(x, y, strength), at_full_strength(said, strength)
-        chosen = probed(len(x), task) if strength else []
+        chosen = probed(len(x)) if strength else []
         steps = Steps(progress, 3 * len(chosen) + len(x))
         evidence = Evidence(
             spacing_mm=spacing,
@@ -318,9 +318,7 @@ class Restorer:
             domain=self.manifest.domain.get(task.value),
             diagnostics=said,
             support=support_of(said),
-            probes=self._probes(x, y, said, task, seeds, chosen, made.probed, steps)
-            if chosen
-            else {},
+            probes=self._probes(x, said, task, seeds, chosen, made.probed, steps) if chosen else {},
             intact=self.network.intact,
             measured=made.measured,
         )
@@ -347,12 +345,11 @@ class Restorer:
         """What `assess` asks of some slices, of the slices that are named: on their own grid."""
         task, x = self._accepted(task), checked(volume)
         quiet = Steps(None, 0)
-        return self._probes(x, made.volume, made.diagnostics, task, seeds, slices, {}, quiet)
+        return self._probes(x, made.diagnostics, task, seeds, slices, {}, quiet)
 
     def _probes(
         self,
         x: Volume,
-        y: Volume,
         said: Diagnostics,
         task: RestorationTask,
         seeds: Sequence[int] | None,
@@ -368,20 +365,21 @@ class Restorer:
                 self.manifest, x, task, seeds, 1.0, True, scale_of(said), support_of(said)
             )
             job = replace(job, seeds=[job.seeds[index] for index in left])
-            found |= dict(zip(left, self._probed(x[left], y[left], job, steps), strict=True))
+            found |= dict(zip(left, self._probed(x[left], job, steps), strict=True))
         return measured(found, slices)
 
-    def _probed(self, before: Volume, after: Volume, job: SliceJob, steps: Steps) -> list[Probe]:
-        """What the network does to its own result, and to its input with a little more noise."""
+    def _probed(self, slices: Volume, job: SliceJob, steps: Steps) -> list[Probe]:
+        """What the network does to its own result, and to its input with a little more noise.
+
+        In the middle of each slice by itself: its volume and its k-space are not looked at.
+        """
+        before, job = middle(slices), replace(job, support=None)
         noisy = disturbed(before, job.task, job.scale, job.seeds)
-        # PET is held in its volume: a slice alone is to be compared with itself alone.
-        alone = job.task is RestorationTask.PET_SYNTHESIS
-        result = self._run(self._loop(before, job), steps)[0] if alone else after
+        after = self._run(self._loop(before, job), steps)[0]
         steps.before = len(before)
-        # A result has no empty band to be drawn back to.
-        again = self._run(self._loop(after, replace(job, support=None)), steps)[0]
+        again = self._run(self._loop(after, job), steps)[0]
         steps.before = 2 * len(before)
-        disturbance = self._run(self._loop(noisy, job), steps)[0] - result
+        disturbance = self._run(self._loop(noisy, job), steps)[0] - after
         return [
             {"idempotence": same, "perturbation": other}
             for same, other in zip(

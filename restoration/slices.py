@@ -81,6 +81,7 @@ class SliceResult:
         arrays = [self.restored]
         if self.measures is not None:
             told["measures"] = self.measures.values
+            told["features"] = self.measures.features
             arrays += [self.measures.before, self.measures.after]
         if self.probe is not None:
             told["probe"] = self.probe
@@ -103,7 +104,9 @@ class SliceResult:
             return cls(
                 arrays[0],
                 told["values"],
-                None if measures is None else SliceMeasures(measures, arrays[1], arrays[2]),
+                None
+                if measures is None
+                else SliceMeasures(measures, arrays[1], arrays[2], tuple(told["features"])),
                 told.get("probe"),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:

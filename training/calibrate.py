@@ -22,7 +22,8 @@ from restoration.fidelity import (
     judge,
     measure,
 )
-from restoration.fidelity.measures import input_features, noise_level
+from restoration.fidelity.inputs import covariates
+from restoration.fidelity.measures import input_features
 from restoration.guards import support_of
 from restoration.restorer import Restorer
 from restoration.tasks import RestorationTask, intensity_scale
@@ -30,6 +31,7 @@ from training import levels
 from training.manifest import Item
 from training.restored import Series, in_domain, restored_series
 from training.slices import PreparedSet
+from training.texture import sharpened
 
 SPLIT = "calibration"  # of subjects kept out of the training for this
 _LEAST_KEPT_OUT = 4  # held-out subjects of a task that are shared between learning and testing
@@ -39,6 +41,7 @@ _PROBED = 8  # one slice in so many
 
 Progress = Callable[[int, int, str], None]
 Chosen = list[tuple[PreparedSet, Item]]
+Row = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -166,35 +169,76 @@ def judged(found: dict[str, Measured], series: Series, calibration: Calibration 
 
 
 def input_model(restorer: Restorer, sets: Sequence[PreparedSet], task: str) -> InputModel:
-    """Mean and inverse covariance of what training inputs are like; no network is involved."""
+    """What training inputs are like; no network is involved.
+
+    Their features follow spacing and level by a regression, and spread about it. Two directions are
+    those in which the inputs move that are made sharper, and that are as clean as their references.
+    """
     chosen = [pair for pair in _items(restorer, sets, task) if pair[1].split == "train"]
     chosen = chosen or _items(restorer, sets, task)
     share = max(1, _FEATURE_SLICES // max(1, len(chosen)))
-    rows = [_features(dataset, item, share) for dataset, item in chosen]
+    parts = [_features(dataset, item, share) for dataset, item in chosen]
     # Each subject counts alike, however many slices it has.
-    means = np.concatenate(rows)
-    weights = np.concatenate([np.full(len(row), 1 / len(row)) for row in rows])
-    good = np.isfinite(means).all(axis=1)
-    means, weights = means[good], weights[good]
-    if len(means) < 2 * means.shape[1]:
-        raise ValueError(f"{task}: {len(means)} slices are too few to say what inputs are like")
-    centre = np.average(means, axis=0, weights=weights)
-    covariance = np.cov(means.T, aweights=weights)
-    spread = np.diag(np.diag(covariance)) + 1e-6 * np.eye(len(centre))
-    precision = np.linalg.inv((1 - _SHRINKAGE) * covariance + _SHRINKAGE * spread)
-    return InputModel(
-        tuple(float(value) for value in centre),
-        tuple(tuple(float(value) for value in row) for row in precision),
+    weights = np.concatenate([np.full(len(part.known), 1 / len(part.known)) for part in parts])
+    known, plain, sharper, cleaner = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("known", "plain", "sharper", "cleaner")
     )
+    good = np.isfinite(np.hstack([known, plain, sharper, cleaner])).all(axis=1)
+    known, plain, sharper, cleaner, weights = (
+        each[good] for each in (known, plain, sharper, cleaner, weights)
+    )
+    if len(plain) < 2 * (plain.shape[1] + known.shape[1]):
+        raise ValueError(f"{task}: {len(plain)} slices are too few to say what inputs are like")
+    root = np.sqrt(weights)[:, None]
+    coefficients = np.linalg.lstsq(root * known, root * plain, rcond=None)[0]
+    covariance = np.cov((plain - known @ coefficients).T, aweights=weights)
+    spread = np.diag(np.diag(covariance)) + 1e-6 * np.eye(plain.shape[1])
+    precision = np.linalg.inv((1 - _SHRINKAGE) * covariance + _SHRINKAGE * spread)
+    moved = {"sharpness": sharper - plain, "cleanness": cleaner - plain}
+    directions = {
+        name: _direction(np.average(by, axis=0, weights=weights), precision)
+        for name, by in moved.items()
+    }
+    return InputModel(_rows(coefficients), _rows(precision), directions)
 
 
-def _features(dataset: PreparedSet, item: Item, share: int) -> npt.NDArray[np.float64]:
-    lq, _ = dataset.pair(item)
+def _direction(
+    moved: npt.NDArray[np.floating[Any]], precision: npt.NDArray[np.floating[Any]]
+) -> Row:
+    """Fisher's discriminant of a shift, in SD; what moves nothing gives nothing."""
+    weights = precision @ moved
+    length = float(np.sqrt(moved @ weights))
+    return tuple((weights / length).tolist()) if length > 0 else tuple(np.zeros(len(moved)))
+
+
+def _rows(matrix: npt.NDArray[np.floating[Any]]) -> tuple[Row, ...]:
+    return tuple(tuple(float(value) for value in row) for row in matrix)
+
+
+@dataclass(frozen=True)
+class _Described:
+    """Slices of an item: what their features depend on, and these as they are and as changed."""
+
+    known: npt.NDArray[np.float64]
+    plain: npt.NDArray[np.float64]
+    sharper: npt.NDArray[np.float64]
+    cleaner: npt.NDArray[np.float64]
+
+
+def _features(dataset: PreparedSet, item: Item, share: int) -> _Described:
+    lq, hq = dataset.pair(item)
     places = np.unique(np.linspace(0, len(lq) - 1, share).round().astype(int))
     task = RestorationTask(item.task)
-    x = torch.from_numpy(np.array(lq[places], np.float32)) * intensity_scale(np.asarray(lq), task)
-    found: npt.NDArray[np.float64] = input_features(x, noise_level(x, task)).numpy()
-    return found
+    scale = intensity_scale(np.asarray(lq), task)
+    x, reference = (np.array(each[places], np.float32) * scale for each in (lq, hq))
+    plain, sharper, cleaner = (
+        input_features(torch.from_numpy(volume), task).numpy()
+        for volume in (x, sharpened(x), reference)
+    )
+    known = covariates(plain[:, -1], item.spacing_mm)
+    # The level that the noise depends on differs a little too: it is part of the change.
+    return _Described(known, plain[:, :-1], sharper[:, :-1], cleaner[:, :-1])
 
 
 def _items(restorer: Restorer, sets: Sequence[PreparedSet], task: str) -> Chosen:

@@ -30,6 +30,8 @@ CT, MR, PET = (
 _SOFT_HU = (-20.0, 120.0)
 _TISSUE_SHARE = (0.15, 0.9)
 _TISSUE_SUV = (0.3, 20.0)
+# Gaussians of the low frequencies that are held: pixels of a CT slice, voxels of a PET volume.
+_HELD_CT, _HELD_PET = 4.0, 1.5
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def finished_faults() -> Iterator[Fault]:
                 )
     for diameter in (8, 16):
         for share in (50, 100):
-            for name in ("lesion added", "lesion removed"):
+            for name in ("lesion added", "lesion removed", "lesion by the network"):
                 yield Fault(
                     name,
                     f"{diameter} mm, {share} % of tissue",
@@ -128,7 +130,7 @@ def _lesion(name: str, diameter: float, contrast: float) -> Callable[..., Plante
     """
 
     def plant(series: Series, rng: np.random.Generator) -> Planted | None:
-        lq, y = series.lq.copy(), series.made.volume.copy()
+        balls = np.zeros_like(series.lq)
         harmed = []
         for index, truth in enumerate(series.hq):
             place = _place(truth, series.task, diameter, series.spacing_mm, rng)
@@ -139,17 +141,27 @@ def _lesion(name: str, diameter: float, contrast: float) -> Callable[..., Plante
                 ball = ball * np.float32(contrast * rng.choice((-1, 1)))
             else:
                 ball = ball * np.float32(contrast * truth[place])
-            if name == "lesion removed":
-                lq[index] += ball
-            elif name == "lesion added":
-                y[index] += ball
-            else:
-                y[index] += ball - _smooth(ball, 4.0)
+            balls[index] = ball
             harmed.append(index)
-        planted = _after(series, y, harmed)
-        return planted and replace(planted, series=replace(planted.series, lq=lq))
+        if name == "lesion removed":
+            planted = _after(series, series.made.volume, harmed)
+            return planted and replace(
+                planted, series=replace(planted.series, lq=series.lq + balls)
+            )
+        if name == "lesion by the network":
+            balls -= _held(balls, series.task)
+        return _after(series, series.made.volume + balls, harmed)
 
     return plant
+
+
+def _held(volume: Volume, task: RestorationTask) -> Volume:
+    """The part of a change that holding the low frequencies takes back, as `compact` 3 does."""
+    if task is PET:
+        through = smoothing_matrix(len(volume), _HELD_PET).astype(np.float32)
+        volume = np.tensordot(through, volume, axes=1)
+    width = _HELD_PET if task is PET else _HELD_CT
+    return np.stack([_smooth(plane, width) for plane in volume])
 
 
 def _shift(pixels: int) -> Callable[..., Planted | None]:

@@ -35,9 +35,9 @@ _TOLD = 0.1  # of the slices of some fault: a gate that catches less of each has
 class Extent:
     """How much the bench looks at."""
 
-    most: int = 12  #: neighbouring slices of an item
-    network_series: int = 6  #: of a task, for faults that run the network
-    network_slices: int = 4  #: of those series
+    most: int = 8  #: neighbouring slices of an item
+    network_series: int = 9  #: of a task, for faults that run the network
+    network_slices: int = 2  #: of those series
     seed: int = 0
 
 
@@ -108,7 +108,7 @@ def run(
             if task in fault.tasks:
                 _plant(restorer, fault, series, calibrations, extent, faulty)
         some = _some(series, extent)
-        for done, fault in enumerate(network_faults(restorer)):
+        for done, fault in enumerate(network_faults(restorer, cache)):
             if progress is not None:
                 progress(done, 0, f"{task.value}: {fault.name} {fault.size}")
             if task in fault.tasks:

@@ -68,7 +68,6 @@ _FACTORS = tuple(np.round(np.arange(1.0, 4.01, 0.1), 1).tolist())
 _TINY = 1e-9
 _GATES_AT_ONCE = 8  # of about twenty gates, many alarm on the same slices
 _CLOSEST = 1.2  # of the median: a ratio that hardly varies on few subjects may on the next
-_LEAST = 0.1  # of the level that the program has by default
 
 
 @dataclass(frozen=True)
@@ -175,9 +174,9 @@ def bounds(
     low = min(low, lowest if default.low is None else max(lowest, default.low))
     high = max(high, highest if default.high is None else min(highest, default.high))
     if default.low is not None and default.low <= 0:
-        low = min(low, _LEAST * default.low)
+        low = min(low, spec.least * default.low)
     if default.high is not None and default.high >= 0:
-        high = max(high, _LEAST * default.high)
+        high = max(high, spec.least * default.high)
     return Bounds(
         low if spec.learn in ("low", "both") else None,
         high if spec.learn in ("high", "both") else None,

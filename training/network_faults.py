@@ -6,8 +6,10 @@ Each of these runs the network again, so they are planted into some series and s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import EllipsisType
 from unittest import mock
 
 import numpy as np
@@ -21,13 +23,15 @@ from training.degrade import truncate_kspace
 from training.faults import CT, MR, PET, Fault, Planted
 from training.metrics import score
 from training.phantoms import body_pet, brain_t2, chest_ct
-from training.restored import Series, part
+from training.restored import Series, part, restored
+from training.texture import sharpened
 
 Volume = npt.NDArray[np.float32]
 _PSNR_LOSS = 1.0  # dB, from which flipped bits count as harm
 # Words of a weight by its bytes, and the place of its sign bit.
 _WORDS = {4: (torch.int32, 31), 2: (torch.int16, 15)}
 _FLIPS = 24  # tries for a series
+_REACHED = 192  # pixels around a patch in which adversarial noise lies
 
 
 @dataclass(frozen=True)
@@ -35,22 +39,26 @@ class Bench:
     """The model that the faults run, and whether its node would look at series of this shape."""
 
     restorer: Restorer
+    cache: Path | None = None
 
     def again(
-        self, series: Series, lq: Volume, task: RestorationTask | None = None
+        self, series: Series, lq: Volume, task: RestorationTask | None = None, *, own: bool = True
     ) -> Series | None:
-        """The series with another input or task, restored afresh; None where that is refused."""
+        """The series with another input or task, restored anew; None where that is refused.
+
+        `own` says that the network is as it was loaded: what it makes may be kept.
+        """
         task = task or series.task
         try:
-            made = self.restorer.restore(lq, task)
+            made = restored(self.restorer, lq, task, self.cache if own else None)
         except RestorationError:
             return None  # not finite: never sent
         return replace(series, lq=lq, task=task, made=made)
 
 
-def network_faults(restorer: Restorer) -> Iterator[Fault]:
-    """Every fault that runs the network."""
-    bench = Bench(restorer)
+def network_faults(restorer: Restorer, cache: Path | None = None) -> Iterator[Fault]:
+    """Every fault that runs the network; `cache` keeps what an unharmed network makes."""
+    bench = Bench(restorer, cache)
     for wrong in (RestorationTask(name) for name in restorer.manifest.tasks):
         others = tuple(task for task in (CT, MR, PET) if task is not wrong)
         yield Fault("wrong task", f"as {wrong.value}", others, _route(bench, wrong))
@@ -66,7 +74,7 @@ def network_faults(restorer: Restorer) -> Iterator[Fault]:
             "wrong normalisation", f"SUV x {factor:g}", (PET,), _input(bench, _times(factor))
         )
     yield Fault("weights flipped", "exponent bit", (CT, MR, PET), _flipped(bench))
-    yield Fault("other domain", "sharp kernel", (CT,), _input(bench, _sharp))
+    yield Fault("other domain", "sharp kernel", (CT,), _input(bench, sharpened))
     yield Fault("other domain", "already restored", (CT, MR, PET), _restored_twice(bench))
     yield Fault("other domain", "full quality", (CT, MR, PET), _full_quality(bench))
     yield Fault("other domain", "noise-free phantom", (CT, MR, PET), _phantom(bench))
@@ -106,7 +114,7 @@ def _expert(bench: Bench, wrong: RestorationTask) -> Callable[..., Planted | Non
         network = bench.restorer.network
         start = network.start
         with mock.patch.object(network, "start", lambda lq, _task, seeds: start(lq, wrong, seeds)):
-            return _all(bench.again(series, series.lq))
+            return _all(bench.again(series, series.lq, own=False))
 
     return plant
 
@@ -131,7 +139,7 @@ def _flipped(bench: Bench) -> Callable[..., Planted | None]:
         series = part(series, slice(middle, middle + 1))
         for _ in range(_FLIPS):
             with _one_bit(bench.restorer, rng):
-                broken = bench.again(series, series.lq)
+                broken = bench.again(series, series.lq, own=False)
                 harmed = () if broken is None else _worse(series, broken.made)
                 if broken is not None and harmed:
                     return Planted(broken, harmed, bench.restorer.network.intact)
@@ -166,14 +174,6 @@ def _worse(series: Series, made: Restoration) -> tuple[int, ...]:
         if before is not None and after is not None and before.psnr - after.psnr > _PSNR_LOSS:
             harmed.append(index)
     return tuple(harmed)
-
-
-def _sharp(x: Volume) -> Volume:
-    """A bone kernel: high spatial frequencies raised threefold, noise and edges alike."""
-    spectrum = np.fft.rfft2(x)
-    radius = np.hypot(np.fft.fftfreq(x.shape[1])[:, None], np.fft.rfftfreq(x.shape[2])[None])
-    lifted = np.fft.irfft2(spectrum * (1 + 2 * np.clip(radius / 0.25, 0, 1)), x.shape[1:])
-    return lifted.astype(np.float32)
 
 
 def _restored_twice(bench: Bench) -> Callable[..., Planted | None]:
@@ -221,27 +221,38 @@ def _motion(bench: Bench) -> Callable[..., Planted | None]:
 
 
 def _adversarial(bench: Bench, size: float, steps: int = 4) -> Callable[..., Planted | None]:
-    """Signed-gradient noise that makes the network change a patch most, at most `size` HU."""
+    """Signed-gradient noise that makes the network change a patch most, at most `size` HU.
+
+    It lies in a part of the slice around the patch: what is further away hardly reaches it.
+    """
 
     def plant(series: Series, rng: np.random.Generator) -> Planted | None:
         middle = len(series.lq) // 2
         series = part(series, slice(middle, middle + 1))
-        x = series.lq
         low, high = spec(series.task).window
-        clean = torch.from_numpy(x)[:, None].clamp(low, high)
+        around = _centre(series.lq.shape, _REACHED)
+        clean = torch.from_numpy(series.lq[around])[:, None].clamp(low, high)
         model, device = bench.restorer.network.model, bench.restorer.device
         noise = torch.from_numpy(rng.uniform(-size, size, clean.shape)).float()
-        centre = tuple(slice(edge // 2 - 8, edge // 2 + 8) for edge in x.shape[1:])
+        patch = _centre(clean.shape, 16)
         for _ in range(steps):
             noise.requires_grad_(True)
             lq = normalise(clean + noise, series.task).to(device)
             out = model(_padded(lq, model.config.factor), series.task.index, None).restored
-            change = (out[..., : x.shape[1], : x.shape[2]] - lq)[..., centre[0], centre[1]]
+            change = (out[..., : clean.shape[2], : clean.shape[3]] - lq)[patch]
             (gradient,) = torch.autograd.grad(change.mean(), noise)
             noise = (noise.detach() + size / 2 * gradient.sign()).clamp(-size, size)
-        return _all(bench.again(series, (clean + noise.detach())[:, 0].numpy()))
+        x = series.lq.copy()
+        x[around] += noise.detach()[:, 0].numpy()
+        return _all(bench.again(series, x))
 
     return plant
+
+
+def _centre(shape: Sequence[int], size: int) -> tuple[slice | EllipsisType, ...]:
+    """The middle of the last two axes, at most `size` on each."""
+    places = [((edge - min(size, edge)) // 2, min(size, edge)) for edge in shape[-2:]]
+    return (..., *(slice(first, first + many) for first, many in places))
 
 
 def _padded(x: Tensor, factor: int) -> Tensor:

@@ -61,7 +61,7 @@ def restored_series(
     for dataset, item in chosen:
         lq, hq = _part(dataset, item, most)
         task = RestorationTask(item.task)
-        made = _restored(restorer, lq, task, cache)
+        made = restored(restorer, lq, task, cache)
         yield Series(
             name=item.name,
             task=task,
@@ -90,9 +90,10 @@ def _part(dataset: PreparedSet, item: Item, most: int) -> tuple[Volume, Volume]:
     return lq, hq
 
 
-def _restored(
+def restored(
     restorer: Restorer, lq: Volume, task: RestorationTask, cache: Path | None
 ) -> Restoration:
+    """What the model makes of a series by itself, or what it made of it before."""
     if cache is None:
         return restorer.restore(lq, task)
     parts = (restorer.manifest.sha256, task.value, str(VERSION), str(lq.shape))

@@ -12,10 +12,10 @@ from dicom_node.settings.base import DestinationName, Modality, Section
 GATES = (
     "finite", "range", "low_frequency", "gain", "hu_bias_air", "hu_bias_lung", "hu_bias_fat",
     "hu_bias_soft", "hu_bias_bone", "whiteness", "edge_correlation", "structure",
-    "residual_energy", "network_drift", "network_energy", "activity", "hot_suv", "hot_suv_small",
-    "hot_peak", "data_consistency", "noise_level", "intensity", "empty_band", "likeness", "domain",
-    "routing", "latent", "reference", "continuity", "slice_order", "idempotence", "perturbation",
-    "weights", "guard",
+    "residual_energy", "network_drift", "network_energy", "activity", "local_activity", "hot_suv",
+    "hot_suv_small", "hot_peak", "data_consistency", "noise_level", "intensity", "units", "echo",
+    "empty_band", "likeness", "sharpness", "cleanness", "domain", "routing", "latent", "reference",
+    "continuity", "slice_order", "idempotence", "perturbation", "weights", "guard",
 )  # fmt: skip
 
 Action = Literal["pass", "warn", "hold", "refuse"]

@@ -7,6 +7,7 @@ levels are learnt from subjects the model was not trained on (`diffcode calibrat
 
 from restoration.fidelity.assess import (
     LEAST_SIDE,
+    MEASURES,
     Evidence,
     Measured,
     SliceMeasures,
@@ -22,6 +23,7 @@ from restoration.fidelity.verdicts import Bounds, Fidelity, Gate, Levels, Verdic
 __all__ = [
     "GATES",
     "LEAST_SIDE",
+    "MEASURES",
     "Bounds",
     "Calibration",
     "Evidence",

@@ -15,7 +15,8 @@ from torch import Tensor
 from restoration.domain import TaskDomain, outside
 from restoration.fidelity import measures, series, uptake
 from restoration.fidelity.calibration import Calibration, InputModel
-from restoration.fidelity.catalogue import GATES, MR, PET
+from restoration.fidelity.catalogue import DIRECTIONS, GATES, MR, PET
+from restoration.fidelity.inputs import unlikeness
 from restoration.fidelity.verdicts import Fidelity, Gate
 from restoration.kspace import Support, empty_band
 from restoration.tasks import RestorationTask, intensity_scale
@@ -23,6 +24,8 @@ from restoration.tasks import RestorationTask, intensity_scale
 Volume = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 LEAST_SIDE = 16  #: rows and columns below which a slice says too little about itself
+#: Of what a slice says alone: goes up where it changes, for slices that were measured earlier.
+MEASURES = 2
 # Slices measured at once. On a CPU one: more only takes memory, and sums over a slice that is
 # alone are the same in any company.
 _BLOCK = 64  # slices that are compared with their neighbours at once
@@ -45,6 +48,7 @@ class SliceMeasures:
     values: dict[str, float]  #: NaN where there is nothing to measure
     before: Volume  #: the thumbnail of the input: `series.thumbnail`
     after: Volume  #: and that of the result
+    features: tuple[float, ...] = ()  #: what the input is like: `inputs.describe`, if asked for
 
 
 @dataclass(frozen=True)
@@ -133,17 +137,18 @@ def measure(
     if task is MR and support is None:
         support = empty_band(torch.from_numpy(before))
     scale = float(evidence.diagnostics.get("intensity_scale", intensity_scale(before, task)))
-    found = _slices(
+    found, features = _slices(
         before,
         after,
         task,
         scale,
         support,
-        inputs,
+        inputs is not None,
         torch.device(device),
         progress,
         evidence.measured,
     )
+    found |= _likeness(features, inputs, evidence.spacing_mm)
     found["finite"] = _per_slice(np.array([(~np.isfinite(plane)).sum() for plane in after], float))
     found["domain"] = _domain(evidence)
     found["weights"] = _weights(evidence.intact)
@@ -151,12 +156,11 @@ def measure(
     if task is PET:
         known = np.nan_to_num(after, nan=0.0, posinf=0.0, neginf=0.0)
         found |= _pet(before, known, evidence)
+        found["units"] = _injected(before, evidence)
     if task is MR:
         found["empty_band"] = _empty_band(support, before)
         if support is None:
             found["data_consistency"] = Measured((), reason="no empty band of k-space was found")
-    if inputs is None:
-        found["likeness"] = Measured((), reason="the model brings no statistics of its inputs")
     return found
 
 
@@ -167,20 +171,23 @@ def measure_slices(
     *,
     scale: float = 1.0,
     support: Support | None = None,
-    inputs: InputModel | None = None,
+    described: bool = False,
     device: torch.device | str = "cpu",
 ) -> list[SliceMeasures]:
-    """What each slice says by itself; (slices, rows, columns), finite, MR times `scale` at 1150."""
+    """What each slice says by itself; (slices, rows, columns), finite, MR times `scale` at 1150.
+
+    `described` asks for what an input model compares.
+    """
     device = torch.device(device)
     x, y = (torch.from_numpy(volume).to(device) * scale for volume in (before, after))
-    found = measures.slice_measures(measures.Slices(x, y, task, support))
-    if inputs is not None:
-        features = measures.input_features(x, found["noise_level"])
-        found["likeness"] = measures.likeness(features, _tensors(inputs, device))
+    found, features = measures.slice_measures(measures.Slices(x, y, task, support), described)
     small = (series.thumbnail(x).cpu().numpy(), series.thumbnail(y).cpu().numpy())
     values = {name: each.tolist() for name, each in found.items()}
+    told = [()] * len(x) if features is None else [tuple(row) for row in features.tolist()]
     return [
-        SliceMeasures({name: each[i] for name, each in values.items()}, small[0][i], small[1][i])
+        SliceMeasures(
+            {name: each[i] for name, each in values.items()}, small[0][i], small[1][i], told[i]
+        )
         for i in range(len(x))
     ]
 
@@ -191,12 +198,12 @@ def _slices(
     task: RestorationTask,
     scale: float,
     support: Support | None,
-    inputs: InputModel | None,
+    described: bool,
     device: torch.device,
     progress: Progress | None,
     known: Mapping[int, SliceMeasures],
-) -> dict[str, Measured]:
-    """What each slice says, some slices at a time, and what neighbours say about each other."""
+) -> tuple[dict[str, Measured], list[tuple[float, ...]]]:
+    """What each slice says, some slices at a time, what neighbours say of each other; features."""
     size = max(1, _CHUNK_PIXELS.get(device.type, 0) // (before.shape[1] * before.shape[2]))
     every = dict(known)
     left = [index for index in range(len(before)) if index not in every]
@@ -204,12 +211,13 @@ def _slices(
         chosen = left[start : start + size]
         x, y = before[chosen], np.nan_to_num(after[chosen], nan=0.0, posinf=0.0, neginf=0.0)
         found = measure_slices(
-            x, y, task, scale=scale, support=support, inputs=inputs, device=device
+            x, y, task, scale=scale, support=support, described=described, device=device
         )
         every.update(zip(chosen, found, strict=True))
         if progress is not None:
             progress(len(every), len(before))
-    return _together([every[index] for index in range(len(before))])
+    ordered = [every[index] for index in range(len(before))]
+    return _together(ordered), [each.features for each in ordered]
 
 
 def _together(slices: Sequence[SliceMeasures]) -> dict[str, Measured]:
@@ -225,6 +233,27 @@ def _together(slices: Sequence[SliceMeasures]) -> dict[str, Measured]:
     found["slice_order"] = _of_neighbours(_by_blocks(series.slice_order, x, y))
     found["continuity"] = _of_neighbours(_by_blocks(series.continuity, x, y))
     return found
+
+
+def _likeness(
+    features: Sequence[tuple[float, ...]],
+    model: InputModel | None,
+    spacing_mm: tuple[float, float, float] | None,
+) -> dict[str, Measured]:
+    """How far the slices of the input are from those of the training, and in which direction."""
+    if model is None or spacing_mm is None:
+        reason = (
+            "the model brings no statistics of its inputs"
+            if model is None
+            else "the size of a voxel is not known"
+        )
+        return dict.fromkeys(("likeness", *DIRECTIONS), Measured((), reason=reason))
+    found = unlikeness(np.array(features, np.float64), spacing_mm, model)
+    unknown = Measured((), reason="the model knows no such direction")
+    return {
+        name: _per_slice(found[name]) if name in found else unknown
+        for name in ("likeness", *DIRECTIONS)
+    }
 
 
 def _by_blocks(compare: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -330,7 +359,8 @@ def _pet(before: Volume, after: Volume, evidence: Evidence) -> dict[str, Measure
     found = {
         "activity": Measured((), reason="there is no activity")
         if change is None
-        else Measured((change,))
+        else Measured((change,)),
+        "local_activity": _per_slice(uptake.local_change(before, after)),
     }
     if evidence.spacing_mm is None:
         unknown = Measured((), reason="the size of a voxel is not known")
@@ -350,16 +380,17 @@ def _pet(before: Volume, after: Volume, evidence: Evidence) -> dict[str, Measure
     return found
 
 
+def _injected(before: Volume, evidence: Evidence) -> Measured:
+    """The activity in the field of view in % of what was injected: it cannot be more than all."""
+    weight = (evidence.facts or {}).get("patient_weight_kg")
+    if evidence.spacing_mm is None or not weight or not weight > 0:
+        return Measured((), reason="the size of a voxel or the weight of the patient is not known")
+    return Measured((uptake.injected_share(before, evidence.spacing_mm, float(weight)),))
+
+
 def _empty_band(support: Support | None, before: Volume) -> Measured:
     """The larger measured share of the two axes of k-space; 1 where all of it is full."""
     if support is None:
         return Measured((1.0,), reason="no empty band of k-space: nothing says it needs restoring")
     half = [size / 2 for size in before.shape[1:]]
     return Measured((max(support.rows / half[0], support.columns / half[1]),))
-
-
-def _tensors(model: InputModel, device: torch.device) -> dict[str, Tensor]:
-    return {
-        "mean": torch.tensor(model.mean, dtype=torch.float64, device=device),
-        "precision": torch.tensor(model.precision, dtype=torch.float64, device=device),
-    }

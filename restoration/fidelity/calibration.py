@@ -5,7 +5,7 @@ A manifest keeps `Calibration.to_dict()` per task; `diffcode calibrate` makes it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,27 +14,46 @@ from restoration.fidelity.verdicts import Levels
 
 @dataclass(frozen=True)
 class InputModel:
-    """Mean and inverse covariance of `measures.input_features` over training slices."""
+    """What training inputs are like: `inputs.describe` of their slices, and how that spreads."""
 
-    mean: tuple[float, ...]
-    precision: tuple[tuple[float, ...], ...]
+    #: What each feature is expected to be, by what it depends on: (`inputs.COVARIATES`, features).
+    coefficients: tuple[tuple[float, ...], ...]
+    precision: tuple[tuple[float, ...], ...]  #: inverse covariance of what is left
+    #: By the name of a gate, the weights of the features that tell best a way to differ: in SD.
+    directions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        size = len(self.mean)
-        if len(self.precision) != size or any(len(row) != size for row in self.precision):
-            raise ValueError(f"the precision of {size} features is not {size} x {size}")
+        size = len(self.precision)
+        rows = (*self.precision, *self.coefficients, *self.directions.values())
+        if not self.coefficients or any(len(row) != size for row in rows):
+            raise ValueError(f"coefficients, precision or directions are not of {size} features")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"mean": list(self.mean), "precision": [list(row) for row in self.precision]}
+        return {
+            "coefficients": [list(row) for row in self.coefficients],
+            "precision": [list(row) for row in self.precision],
+            "directions": {name: list(row) for name, row in self.directions.items()},
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> InputModel:
-        """Inverse of `to_dict`; ValueError for sizes that do not fit."""
+        """Inverse of `to_dict`; ValueError for sizes that do not fit, or of an older program."""
+        if "coefficients" not in values:
+            raise ValueError("inputs learnt by an older program: run `diffcode calibrate` again")
         return cls(
-            tuple(float(value) for value in values["mean"]),
-            tuple(tuple(float(value) for value in row) for row in values["precision"]),
+            _matrix(values["coefficients"]),
+            _matrix(values["precision"]),
+            {name: _row(row) for name, row in values.get("directions", {}).items()},
         )
+
+
+def _matrix(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(_row(row) for row in rows)
+
+
+def _row(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 @dataclass(frozen=True)

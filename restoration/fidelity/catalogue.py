@@ -18,6 +18,8 @@ CT, MR, PET = (
     RestorationTask.PET_SYNTHESIS,
 )
 _ALL = (CT, PET, MR)
+#: The gates along directions of `InputModel`: towards a sharper kernel, and a better acquisition.
+DIRECTIONS = ("sharpness", "cleanness")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class GateSpec:
     tasks: tuple[RestorationTask, ...] = _ALL
     by_task: Mapping[RestorationTask, Levels] = field(default_factory=dict)
     fixed: tuple[RestorationTask, ...] = ()  #: tasks whose level no data can move
+    least: float = 0.1  #: of the default: nearer to zero no level is learnt, for rounding differs
 
     def learns(self, task: RestorationTask) -> bool:
         """Whether calibration sets the level of a task."""
@@ -49,6 +52,10 @@ class GateSpec:
 
 def _above(warn: float | None, fail: float | None) -> Levels:
     return Levels(Bounds(high=warn), Bounds(high=fail))
+
+
+def _between(warn: tuple[float, float], fail: tuple[float, float]) -> Levels:
+    return Levels(Bounds(*warn), Bounds(*fail))
 
 
 def _within(warn: float, fail: float) -> Levels:
@@ -69,7 +76,8 @@ GATES = (
     ),
     GateSpec(
         "gain", "%", learn="both",
-        by_task={CT: _within(1, 3), PET: _within(8, 20), MR: _within(2, 4)},
+        # The centre of k-space was measured: what a model of MR does to contrast must be little.
+        by_task={CT: _within(1, 3), PET: _within(8, 20), MR: _between((-1, 2), (-1.5, 2.5))},
     ),
     *(
         GateSpec(f"hu_bias_{tissue}", "HU", _within(3, 10), "both", tasks=(CT,))
@@ -89,7 +97,9 @@ GATES = (
         by_task={CT: _within(3, 10), PET: _within(0.05, 0.2), MR: _within(0.03, 0.1)},
     ),
     GateSpec("network_energy", "1", _above(1.0, 1.5), "high", True),
-    GateSpec("activity", "%", _within(2, 10), "both", tasks=(PET,)),
+    # What is held to its low frequencies keeps its total but for rounding and the window's ends.
+    GateSpec("activity", "%", _within(2, 10), "both", tasks=(PET,), least=0.01),
+    GateSpec("local_activity", "%", _above(8, 20), "high", True, tasks=(PET,)),
     GateSpec("hot_suv", "%", _within(8, 15), "both", tasks=(PET,)),
     GateSpec("hot_suv_small", "%", _within(15, 40), "both", tasks=(PET,)),
     GateSpec("hot_peak", "%", _within(20, 40), "both", tasks=(PET,)),
@@ -103,8 +113,16 @@ GATES = (
         "intensity", "1 | SUV | 1", learn="both", logarithmic=True,
         by_task={CT: Levels(Bounds(0.2), Bounds(0.05))}, fixed=(CT,),
     ),
+    # Above 0 another intercept explains a CT better; no more activity than was injected is there,
+    # within what scanner and dose calibrator may differ.
+    GateSpec(
+        "units", "1 | % | 1", tasks=(CT, PET),
+        by_task={CT: _above(-0.02, 0.0), PET: _above(100, 115)},
+    ),
+    GateSpec("echo", "1", _above(0.3, 0.5), "high", True, tasks=(CT,)),
     GateSpec("empty_band", "of Nyquist", _above(0.35, None), tasks=(MR,)),
     GateSpec("likeness", "sd", learn="high", logarithmic=True),
+    *(GateSpec(name, "sd", learn="high") for name in DIRECTIONS),
     GateSpec("domain", "reasons", _NONE),
     GateSpec("routing", "nats", Levels(Bounds(low=0.0), Bounds(low=0.0)), "low"),
     GateSpec("latent", "1", learn="high", logarithmic=True),

@@ -7,6 +7,7 @@ where a slice gives nothing to measure.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -93,32 +94,41 @@ def slope(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(variance > 0, cross / variance, torch.nan)
 
 
-def noise(stack: Tensor, mask: Tensor, step: int = 1) -> Tensor:
+def noise(stack: Tensor, mask: Tensor, step: int = 1, least: int = 50) -> Tensor:
     """Robust SD of the finest diagonal detail inside the mask: the median of |differences|.
 
     White noise of SD s gives s; smooth structure and the few pixels of edges hardly count. The
-    mask is that of `shrunk(stack, step)`, and one detail of each of its pixels is looked at.
+    mask is that of `shrunk(stack, step)`, and one detail of each of its pixels is looked at; NaN
+    where it has fewer than `least`.
     """
     a, b = stack[:, :-1:step, :-1:step], stack[:, 1::step, 1::step]
     c, d = stack[:, :-1:step, 1::step], stack[:, 1::step, :-1:step]
     detail = ((a + b - c - d) / 2).abs()
     rows = min(detail.shape[1], mask.shape[1])
     columns = min(detail.shape[2], mask.shape[2])
-    found = masked_median(detail[:, :rows, :columns], mask[:, :rows, :columns], least=50)
+    found = masked_median(detail[:, :rows, :columns], mask[:, :rows, :columns], least)
     return found / _NORMAL_MEDIAN
 
 
-def spectrum(stack: Tensor, rings: int) -> Tensor:
-    """Mean power in `rings` equal rings up to the Nyquist frequency: (slices, rings).
+def power(stack: Tensor) -> Tensor:
+    """Power of the right half of the frequencies, (slices, rows, columns // 2 + 1), mean left out.
 
-    Slices are windowed (Hann), so that opposite borders make no cross; the first ring lacks 0.
+    Slices are windowed (Hann), so that opposite borders make no cross.
     """
     height, width = stack.shape[-2:]
-    window, ring = _rings(height, width, rings, stack.device)
+    window = _window(height, width, stack.device)
     mean = stack.mean(_PLANE, keepdim=True)
-    power = torch.fft.rfft2((stack - mean) * window).abs().square().flatten(1)
-    sums: Tensor = power.new_zeros(len(stack), rings + 1).index_add_(1, ring, power)
-    counts = torch.bincount(ring, minlength=rings + 1).clamp(min=1)
+    found: Tensor = torch.fft.rfft2((stack - mean) * window).abs().square()
+    return found
+
+
+def spectrum(power: Tensor, shape: Sequence[int], rings: int) -> Tensor:
+    """Mean of `power` of slices of `shape` in equal rings up to the Nyquist frequency.
+
+    (slices, rings); the first ring lacks 0.
+    """
+    ring, counts = _rings(shape[0], shape[1], rings, power.device)
+    sums: Tensor = power.new_zeros(len(power), rings + 1).index_add_(1, ring, power.flatten(1))
     means: Tensor = sums / counts
     return means[:, :rings]
 
@@ -129,11 +139,15 @@ def _matrix(size: int, sigma: float, device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
+def _window(height: int, width: int, device: torch.device) -> Tensor:
+    rows, columns = (torch.hann_window(size, periodic=False) for size in (height, width))
+    return torch.outer(rows, columns).to(device)
+
+
+@functools.lru_cache(maxsize=16)
 def _rings(height: int, width: int, rings: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    window = torch.outer(
-        torch.hann_window(height, periodic=False), torch.hann_window(width, periodic=False)
-    )
     radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
     ring = (radius * 2 * rings).long().clamp(max=rings)
     ring[0, 0] = rings  # the mean, and what lies beyond the circle, are in no ring
-    return window.to(device), ring.flatten().to(device)
+    counts = torch.bincount(ring.flatten(), minlength=rings + 1).clamp(min=1)
+    return ring.flatten().to(device), counts.to(device)

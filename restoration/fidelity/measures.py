@@ -7,13 +7,12 @@ preferred tissue, and as much energy as the noise of its input lets one expect.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from restoration.fidelity import images
+from restoration.fidelity import images, inputs
 from restoration.kspace import Support
 from restoration.tasks import MR_REFERENCE_INTENSITY, RestorationTask
 
@@ -46,7 +45,6 @@ TISSUES = {
 }
 _SOFT = (-150.0, 150.0)  # what most of a body that is not lung reads in HU
 _LARGE = 256  # rows and columns from which half of the pixels tell enough
-RINGS = 6  # of the spectrum that says what an input is like
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,8 @@ class _View:
         return min(_COARSE, self.step * min(self.x.shape[-2:]) / 8)
 
 
-def slice_measures(given: Slices) -> Measures:
-    """Name → (slices,) of everything that a slice says alone."""
+def slice_measures(given: Slices, described: bool = False) -> tuple[Measures, Tensor | None]:
+    """Name → (slices,) of everything that a slice says alone; its `input_features` if asked for."""
     x, y, task = given.x, given.y, given.task
     change = y - x
     view = _view(x, change, task)
@@ -100,7 +98,12 @@ def slice_measures(given: Slices) -> Measures:
         found["data_consistency"] = 100 * _inconsistency(x, local, given.support)
     if task is _CT:
         found |= _tissue_bias(view)
-    return found
+    power = images.power(x) if described or task is _CT else None
+    if power is not None and task is _CT:
+        found["echo"] = inputs.echo(power, x.shape[-2:])
+    if power is None or not described:
+        return found, None
+    return found, _features(x, view, task, power)
 
 
 def body_noise(x: Tensor, task: RestorationTask) -> Tensor:
@@ -109,9 +112,16 @@ def body_noise(x: Tensor, task: RestorationTask) -> Tensor:
     return images.noise(x, view.body, view.step)
 
 
-def noise_level(x: Tensor, task: RestorationTask) -> Tensor:
-    """The gate of that name: HU for CT, else relative to the median of the body; (slices,)."""
-    return _input_measures(x, _view(x, x, task), task)["noise_level"]
+def input_features(x: Tensor, task: RestorationTask) -> Tensor:
+    """`inputs.describe` of slices as they are in `Slices`: (slices, features and the level)."""
+    return _features(x, _view(x, x, task), task, images.power(x))
+
+
+def _features(x: Tensor, view: _View, task: RestorationTask, power: Tensor) -> Tensor:
+    level = torch.ones(len(x), dtype=torch.float64, device=x.device)
+    if task is not _CT:
+        level = images.masked_median(view.x, view.body, least=20)
+    return inputs.describe(x, power, view.body, view.step, level, task)
 
 
 def _view(x: Tensor, change: Tensor, task: RestorationTask) -> _View:
@@ -157,34 +167,17 @@ def acquired(change: Tensor, support: Support) -> Tensor:
     return real
 
 
-def likeness(features: Tensor, model: Mapping[str, Tensor]) -> Tensor:
-    """Mahalanobis distance (slices,) of features (slices, n), per root of their number."""
-    apart = (features - model["mean"]).double()
-    squares = torch.einsum("si,ij,sj->s", apart, model["precision"].double(), apart)
-    return (squares.clamp(min=0) / apart.shape[1]).sqrt()
-
-
-def input_features(x: Tensor, noise_level: Tensor) -> Tensor:
-    """What an input is like: logs of its spectrum's outer rings and of its noise, (slices, RINGS).
-
-    The innermost ring holds nearly all of the power: one minus the others, it tells nothing more,
-    and its logarithm hardly varies until it is far away at once.
-    """
-    power = images.spectrum(x, RINGS).double() + 1e-12
-    rings = (power / power.sum(1, keepdim=True))[:, 1:].clamp(min=1e-9).log10()
-    return torch.cat([rings, noise_level.clamp(min=1e-6).log10()[:, None]], 1)
-
-
 def _input_measures(x: Tensor, view: _View, task: RestorationTask) -> Measures:
     """What the input says about itself: noise, and whether its values are those of its units."""
     noise = images.noise(x, view.body, view.step)
     if task is _CT:
         soft = (view.smooth >= _SOFT[0]) & (view.smooth <= _SOFT[1])
         share = images.masked_mean(soft.float(), view.body, _LEAST_PIXELS // view.step**2)
-        return {"noise_level": noise, "intensity": share}
+        doubt = inputs.intercept_doubt(view.smooth)
+        return {"noise_level": noise, "intensity": share, "units": doubt}
     level = images.masked_median(view.x, view.body, least=20)
-    unit = 1.0 if task is _PET else MR_REFERENCE_INTENSITY
-    return {"noise_level": noise / level, "intensity": level / unit}
+    found = {"noise_level": noise / level, "intensity": level / MR_REFERENCE_INTENSITY}
+    return found if task is _MR else found | {"intensity": inputs.uptake_level(view.x)}
 
 
 def _overshoot(x: Tensor, y: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ CONTOUR = 0.5  # of the region's maximum
 # The Gaussian with the second moment of a sphere of one millilitre (radius 6.2 mm): r / sqrt(5).
 _PEAK_MM = 6.2035 / np.sqrt(5)
 _DRAWN = 1.0  # voxels, smoothing of what regions are drawn on
+# Of the Gaussian over which activity is to stay where it was, in voxels, and the least uptake that
+# a change is compared with: less of it is noise.
+_NEAR, _LEAST_SUV = 4.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,28 @@ def activity_change(before: Volume, after: Volume) -> float | None:
     """Change of the total activity in %; None for a volume without any."""
     total = float(before.sum(dtype=np.float64))
     return 100 * (float(after.sum(dtype=np.float64)) / total - 1) if total > 0 else None
+
+
+def local_change(before: Volume, after: Volume) -> npt.NDArray[np.float64]:
+    """The largest change of the activity around any voxel of each slice in %, (slices,).
+
+    Around: under a Gaussian of 4 voxels in all three directions; uptake below 0.5 SUV counts as
+    that. The total of a long scan hides a region whose activity changes, its surroundings do not.
+    """
+    moved, known = (_smoothed(volume, (_NEAR,) * 3) for volume in (after - before, before))
+    share = np.abs(moved) / np.maximum(known, np.float32(_LEAST_SUV))
+    found: npt.NDArray[np.float64] = 100 * share.max(axis=(1, 2)).astype(np.float64)
+    return found
+
+
+def injected_share(volume: Volume, spacing_mm: Spacing, weight_kg: float) -> float:
+    """The activity in a volume of body-weight SUV, in % of the injected one.
+
+    SUVbw is concentration times weight over injected activity, decayed alike: its sum over the
+    volume in ml is at most the weight in g.
+    """
+    volume_ml = float(np.prod(spacing_mm)) / 1000
+    return 100 * float(volume.sum(dtype=np.float64)) * volume_ml / (1000 * weight_kg)
 
 
 def hot_regions(before: Volume, after: Volume, spacing_mm: Spacing) -> list[HotRegion]:

@@ -189,8 +189,8 @@ def calibrate(
 @_DATA
 @_TASKS
 @click.option("--json", "json_path", type=FOLDER, help="everything, for each gate and subject")
-@click.option("--slices", default=12, show_default=True, type=click.IntRange(1), help="of an item")
-@click.option("--series", default=6, show_default=True, help="for faults that run the network")
+@click.option("--slices", default=8, show_default=True, type=click.IntRange(1), help="of an item")
+@click.option("--series", default=9, show_default=True, help="for faults that run the network")
 @click.option("--seed", default=0, show_default=True, help="of the faults")
 @_CACHE
 @_THREADS

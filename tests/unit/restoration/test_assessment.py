@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from restoration.fidelity import LEAST_SIDE, Bounds, Calibration, Levels, Verdict
-from restoration.probes import probed
+from restoration.probes import middle, probed
 from restoration.restorer import Restorer
-from restoration.tasks import RestorationTask
 
 
 @pytest.fixture
@@ -112,10 +111,14 @@ def test_levels_come_from_the_manifest(restorer: Restorer) -> None:
 
 
 def test_one_slice_in_thirty_two_is_looked_at_again() -> None:
-    task = RestorationTask.CT_DENOISE
-    assert [len(probed(n, task)) for n in (1, 4, 32, 64, 100)] == [1, 1, 1, 2, 3]
-    assert probed(1, task) == [0]
-    assert max(probed(100, task)) < 100
+    assert [len(probed(n)) for n in (1, 4, 32, 63, 64, 100)] == [1, 1, 1, 1, 2, 3]
+    assert [probed(n) for n in (1, 2, 32, 64)] == [[0], [1], [16], [16, 48]]
+
+
+def test_the_middle_quarter_of_a_slice_is_looked_at_and_all_of_a_small_one() -> None:
+    x = np.arange(2 * 300 * 200, dtype=np.float32).reshape(2, 300, 200)
+    np.testing.assert_array_equal(middle(x), x[:, 75:225, 50:150])
+    assert middle(x[:, :100, :64]).shape == (2, 96, 64)
 
 
 def test_a_long_judgement_tells_that_it_goes_on(restorer: Restorer) -> None:

@@ -19,7 +19,6 @@ from restoration.fidelity import (
     Evidence,
     Fidelity,
     Gate,
-    InputModel,
     Levels,
     Verdict,
     assess,
@@ -28,7 +27,6 @@ from restoration.fidelity import (
     uptake,
     worst,
 )
-from restoration.fidelity.measures import RINGS
 from restoration.kspace import truncate
 from restoration.tasks import RestorationTask
 
@@ -267,15 +265,39 @@ def test_levels_of_a_calibration_replace_those_of_the_program() -> None:
     assert found.named("noise_level").verdict is Verdict.FAIL
 
 
-def test_an_input_unlike_the_training_is_far_from_its_model() -> None:
-    size = RINGS
-    spread = tuple(tuple(100.0 * (i == j) for j in range(size)) for i in range(size))
-    model = InputModel((0.0,) * size, spread)
-    assert Calibration.from_dict(Calibration({}, model).to_dict()).inputs == model
-    found = assess(*ct_pair(), "ct_denoise", calibration=Calibration({}, model))
-    assert min(value for value in found.named("likeness").values if value is not None) > 5
-    with pytest.raises(ValueError, match="not 2 x 2"):
-        InputModel((0.0, 0.0), ((1.0, 0.0),))
+@pytest.mark.parametrize("harm", ["hot spot", "lesion"])
+def test_activity_that_moves_shows_where_it_is_in_however_long_a_scan(harm: str) -> None:
+    x, _ = pet_pair(120)
+    y = x.copy()
+    if harm == "hot spot":
+        y[2:11, 15:26, 15:26] *= 0.85
+    else:
+        y[80:84, 28:32, 28:32] += 2.0
+    found = pet(x, y)
+    total, local = found.named("activity").values[0], found.named("local_activity").values
+    assert total is not None
+    assert abs(total) < 1.0
+    assert int(np.argmax(local)) in (range(2, 11) if harm == "hot spot" else range(80, 84))
+    assert largest(found, "local_activity") > 5 * abs(total)
+    assert largest(pet(x, x), "local_activity") == 0
+
+
+def test_the_change_around_a_voxel_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.random((2, 20, 24, 28)).astype(np.float32)
+    moved, known = (ndimage.gaussian_filter(v, 4, mode="reflect") for v in (y - x, x))
+    expected = 100 * (np.abs(moved) / np.maximum(known, 0.5)).max(axis=(1, 2))
+    np.testing.assert_allclose(uptake.local_change(x, y), expected, rtol=1e-3)
+
+
+def test_no_more_activity_than_was_injected_can_be_there() -> None:
+    x = np.ones((100, 50, 50), np.float32)  # 16 litres of 1 SUV
+    for kilograms, verdict in ((40.0, Verdict.PASS), (15.0, Verdict.WARN), (13.0, Verdict.FAIL)):
+        evidence = Evidence(spacing_mm=(4, 4, 4), facts={"patient_weight_kg": kilograms})
+        found = assess(x, x, "pet_synthesis", evidence=evidence).named("units")
+        assert found.values == (pytest.approx(100 * 16 / kilograms),)
+        assert found.verdict is verdict
+    assert pet(x[:4], x[:4]).named("units").verdict is Verdict.NOT_APPLICABLE
 
 
 def test_the_gaussian_is_that_of_scipy() -> None:
@@ -300,7 +322,7 @@ def test_white_noise_is_measured_at_its_sd(step: int) -> None:
 
 def test_the_spectrum_of_white_noise_is_flat() -> None:
     stack = torch.randn(4, 128, 96, generator=torch.Generator().manual_seed(0))
-    power = images.spectrum(stack, 6).mean(0)
+    power = images.spectrum(images.power(stack), stack.shape[-2:], 6).mean(0)
     assert (power / power.mean()).numpy() == pytest.approx(np.ones(6), abs=0.2)
 
 

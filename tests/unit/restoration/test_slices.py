@@ -151,7 +151,8 @@ def test_octets_keep_every_bit_of_a_result() -> None:
     plane = np.frombuffer(rng.randbytes(4 * 35), np.float32).reshape(5, 7)
     small = np.array([[1e-40, -0.0]], np.float32)
     values = {"mean_drift": 0.1 + 0.2, "latent_distance": float("nan")}
-    measures = SliceMeasures({"noise_level": 1 / 3, "hu_bias_lung": float("nan")}, small, small)
+    gates = {"noise_level": 1 / 3, "hu_bias_lung": float("nan")}
+    measures = SliceMeasures(gates, small, small, (0.1, -2 / 3))
     for given in (SliceResult(plane, values), SliceResult(plane, values, measures)):
         again = SliceResult.decode(given.encode())
         assert again.restored.tobytes() == plane.tobytes()
@@ -160,6 +161,7 @@ def test_octets_keep_every_bit_of_a_result() -> None:
         assert again.encode() == given.encode()
     assert again.measures is not None
     assert again.measures.before.tobytes() == small.tobytes()
+    assert again.measures.features == (0.1, -2 / 3)
 
 
 def test_octets_that_are_no_result_are_an_error() -> None:

@@ -39,7 +39,8 @@ _BLOCK_TENSORS = 9  # of its channels, that a NAF block in three passes reads an
 _EXPERT_TENSORS = 2
 _TASK = 1
 _COUNTED = 256  # large enough for the windows of local pooling to be windows
-_WARM = 2
+SHIPPED = ("compact", "v2")  # preset and variant of the bundle that comes with the package
+_LEAST_REPEATS = 3  # however long one takes
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,15 @@ class Plan:
     device: str = "auto"
     batch: int | None = None  #: None: as many slices as the node takes at once
     peers: bool = False
+    shipped: bool = False  #: the network of the shipped bundle too, in form
     repeats: int = 5
+    seconds: float = 30.0  #: of a row; beyond that three repetitions do
+
+    @property
+    def networks(self) -> tuple[tuple[str, str], ...]:
+        """Preset and variant of each network."""
+        named = [(preset, self.variant) for preset in self.presets]
+        return tuple(dict.fromkeys([*named, *([SHIPPED] if self.shipped else [])]))
 
 
 @dataclass(frozen=True)
@@ -122,15 +131,12 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Outcome:
         machine = measure_machine(device, chosen_precision(precision, device))
         machines.append(machine)
         for size in plan.sizes:
-            for preset in plan.presets:
-                network = made(preset, plan.variant)
-                found = bench_network(
-                    preset, network, size, plan.batch, machine, device, plan.repeats
-                )
-                rows += _told(found, tell)
+            for preset, variant in plan.networks:
+                name = preset if variant == "full" else f"{preset}, {variant}"
+                network = made(preset, variant)
+                rows += _told(bench_network(name, network, size, machine, device, plan), tell)
             for name in PEERS if plan.peers else ():
-                batch = plan.batch or (8 if device.type == "cuda" else 1)
-                rows += _told(bench_peer(name, size, batch, machine, device, plan.repeats), tell)
+                rows += _told(bench_peer(name, size, machine, device, plan), tell)
     return Outcome(tuple(machines), tuple(rows))
 
 
@@ -206,17 +212,16 @@ def bench_network(
     name: str,
     model: DiffCode,
     size: int,
-    batch: int | None,
     machine: Machine,
     device: torch.device,
-    repeats: int,
+    plan: Plan,
 ) -> list[Row]:
     """The network as it stands (plain, eager) and as the node runs it, at one precision."""
     dtype = chosen_precision(machine.precision, device)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.use_local_pooling(True)
     execution = Execution(model, device, machine.precision)
-    batch = batch or execution.slices(size, size)
+    batch = plan.batch or execution.slices(size, size)
     x = torch.rand(batch, 1, size, size, device=device)
     noise = torch.randn(model.noise_shape(x), device=device) if model.prior is not None else None
     work = count(model, size, machine, dtype.itemsize)
@@ -227,7 +232,7 @@ def bench_network(
     node = f"as the node runs it: {execution.form.value}"
 
     def row(how: str, run: Callable[[], Any]) -> None:
-        times, peak = _measured(run, device, repeats)
+        times, peak = _measured(run, device, plan)
         speeds = sorted(batch / each for each in times)
         speed = statistics.median(speeds)
         share = work.least_seconds * speed
@@ -248,9 +253,10 @@ def bench_network(
 
 
 def bench_peer(
-    name: str, size: int, batch: int, machine: Machine, device: torch.device, repeats: int
+    name: str, size: int, machine: Machine, device: torch.device, plan: Plan
 ) -> list[Row]:
     """A network of a peer's size, eager, in the same precision; compiled too on a GPU."""
+    batch = plan.batch or (8 if device.type == "cuda" else 1)
     dtype = chosen_precision(machine.precision, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -265,7 +271,7 @@ def bench_peer(
     rows = []
     with torch.inference_mode():
         for how, run in ways.items():
-            times, peak = _measured(run, device, repeats)
+            times, peak = _measured(run, device, plan)
             speeds = sorted(batch / each for each in times)
             rows.append(
                 Row(
@@ -304,9 +310,9 @@ def table(outcome: Outcome) -> str:
     return "\n".join([*lines, ""])
 
 
-def section(outcome: Outcome, command: str) -> str:
+def section(outcome: Outcome, command: str, before: str = "") -> str:
     """The tables as a section of a page of results, with the command that made them."""
-    return f"## The network\n\n`{command}`\n\n{table(outcome)}"
+    return f"## The network\n\n`{command}`\n\n{before}{table(outcome)}"
 
 
 def write(page: Path, section: str, mark: str = "bench_restore") -> None:
@@ -358,21 +364,21 @@ def _autocast(
     return inside
 
 
-def _measured(
-    run: Callable[[], Any], device: torch.device, repeats: int
-) -> tuple[list[float], int]:
+def _measured(run: Callable[[], Any], device: torch.device, plan: Plan) -> tuple[list[float], int]:
     """Times of each repetition in seconds, and the peak of memory beyond what was taken before."""
-    for _ in range(_WARM):
-        run()
+    run()
     before = _memory(device, reset=True)
-    times = _times(run, device, repeats)
+    times = _times(run, device, plan.repeats, plan.seconds)
     return times, max(0, _memory(device, reset=False) - before)
 
 
-def _times(run: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
+def _times(
+    run: Callable[[], Any], device: torch.device, repeats: int, within: float = float("inf")
+) -> list[float]:
+    """Times of repetitions after one that does not count; fewer, but three, if they take longer."""
     run()
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while len(times) < repeats and (len(times) < _LEAST_REPEATS or sum(times) < within):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         begun = time.perf_counter()

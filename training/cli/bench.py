@@ -59,7 +59,7 @@ def bench(
         torch.set_num_threads(threads)
     plan = benchmark.Plan(
         presets or _PRESETS, variant, sizes or (512,), precisions or ("auto",), device, batch,
-        peers, repeats,
+        peers, repeats=repeats,
     )  # fmt: skip
     outcome = benchmark.run(plan, lambda row: click.echo(row, err=True))
     if page is not None:

@@ -90,7 +90,7 @@ def test_a_run_measures_the_network_both_ways(tmp_path: Path) -> None:
         # FAST does ten thousand times what a machine for tests does.
         assert 0 < row.share < 1
         assert row.peak_bytes >= 0
-    assert json.loads(json.dumps(outcome.to_dict()))["rows"][0]["network"] == "tiny"
+    assert json.loads(json.dumps(outcome.to_dict()))["rows"][0]["network"] == "tiny, v2"
 
 
 @pytest.mark.usefixtures("quick")
@@ -104,6 +104,17 @@ def test_a_measured_machine_has_rates() -> None:
     times = bench._times(lambda: torch.ones(1000).sum(), torch.device("cpu"), 3)
     assert len(times) == 3
     assert all(time > 0 for time in times)
+
+
+def test_what_takes_long_is_repeated_three_times() -> None:
+    cpu = torch.device("cpu")
+    assert len(bench._times(lambda: None, cpu, 7, within=0.0)) == 3
+    assert len(bench._times(lambda: None, cpu, 2, within=0.0)) == 2
+
+
+def test_the_shipped_network_is_measured_once() -> None:
+    assert Plan(("tiny",), shipped=True).networks == (("tiny", "full"), ("compact", "v2"))
+    assert Plan(("compact",), "v2", shipped=True).networks == (("compact", "v2"),)
 
 
 OUTCOME = Outcome(

@@ -3,8 +3,8 @@
     python -m benchmarks.limit PORT FOLDER
 
 For each instance: a length and the file on a raw socket; a temporary file, rename, fsync of file
-and folder, then one record appended to a journal, as a row is, which nobody waits for; one octet
-back.  No DICOM, no digest, no check, one process for each connection.
+and folder at once, then one record appended to a journal, as a row is, which nobody waits for; one
+octet back.  No DICOM, no digest, no check, one process for each connection.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import socket
 import struct
 import sys
 from pathlib import Path
+
+from dicom_node.flushing import flush_together, write_back
 
 
 def main() -> None:
@@ -53,9 +55,10 @@ def _serve(connection: socket.socket, folder: Path) -> None:
             os.write(file, buffer[:count])
             left -= count
         os.rename(folder / "temporary" / name, folder / "kept" / name)
-        os.fsync(file)
+        write_back(file)
+        if any(flush_together((file, entries))):
+            raise SystemExit("the disk does not flush")
         os.close(file)
-        os.fsync(entries)
         os.write(journal, bytes(4096))
         connection.sendall(b"\0")
 

@@ -209,8 +209,9 @@ class StorageLoop:
         self._write()
         answer = self._instance.finish()
         context_id, command = self._command
-        self._drop()
         self._answer(context_id, command, answer.status, answer.comment)
+        # The peer need not wait for the temporary name to go.
+        self._drop()
 
     def _write(self) -> None:
         if self._pieces and self._instance is not None:

@@ -129,6 +129,31 @@ def test_a_series_waits_for_its_association_to_end(node: Bench) -> None:
     assert node.tick(0.0) == 1
 
 
+def test_an_open_series_is_asked_about_again_only_where_something_has_changed(
+    node: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node with many open series looks each second, in the process that receives."""
+    asked: list[str] = []
+    senders = intake.series_senders
+
+    def noting(ledger: Engine, uid: str) -> list[Sender]:
+        asked.append(uid)
+        return senders(ledger, uid)
+
+    monkeypatch.setattr(intake, "series_senders", noting)
+    sent = make_series("CT", slices=4)
+    bring(node, sent[:2])
+    assert [node.tick(1.0) for _ in range(5)] == [0] * 5
+    assert len(asked) == 1
+    bring(node, sent[2:])
+    assert [node.tick(1.0) for _ in range(5)] == [0] * 5
+    assert len(asked) == 2
+    node.clock.advance(-60.0)
+    assert node.tick(0.0) == 0
+    assert len(asked) == 3
+    assert node.tick(QUIET) == 1
+
+
 def test_a_series_split_over_associations_within_the_quiet_time_is_one_job(
     node: Bench,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import signal
 import socket
 import threading
@@ -20,6 +21,9 @@ ROLES = ("receive", "restore", "deliver")
 EX_CONFIG = 78  # sysexits.h: a child cannot start as it is configured
 SUPERVISOR_PID = "DICOM_NODE_SUPERVISOR_PID"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+# mallopt(3)
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_MAPPED = 1 << 19
 
 _log = get_logger(__name__)
 
@@ -51,6 +55,20 @@ def handled_signals() -> Generator[Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def give_back_memory() -> bool:
+    """Let what a thread frees be free for all, and large blocks go back to the kernel.
+
+    glibc makes a heap for each of many threads, and takes blocks of a size that was freed before
+    from these: the buffers of associations that have ended stay, one here and one there.  Whether
+    the C library is one that can be asked.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    settings = ((_M_ARENA_MAX, 2), (_M_MMAP_THRESHOLD, _MAPPED))
+    return all(libc.mallopt(name, value) == 1 for name, value in settings)
 
 
 @contextmanager

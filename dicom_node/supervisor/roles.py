@@ -19,6 +19,7 @@ from dicom_node.assembler import Assembler
 from dicom_node.audit_trail import AuditTrail
 from dicom_node.errors import ConfigurationError, TransientError
 from dicom_node.inference import LocalEngine
+from dicom_node.ledger.changes import Changes
 from dicom_node.ledger.tables import open_ledger
 from dicom_node.observability import get_logger
 from dicom_node.outbound import Outbound
@@ -30,6 +31,7 @@ from dicom_node.supervisor.process import (
     Notifier,
     Signals,
     die_with_supervisor,
+    give_back_memory,
     handled_signals,
     logged_threads,
 )
@@ -38,6 +40,8 @@ from dicom_node.transfers import Dispatches, Receipts
 # The promise is ten seconds from SIGTERM to exit; what is left is for closing files.
 FORCED_EXIT_S = 7.0
 TROUBLE_S = 2.0
+# A clock that is read again may not yet show the moment that was waited for.
+_NO_EARLIER_S = 0.005
 
 _log = get_logger(__name__)
 
@@ -49,6 +53,9 @@ class Service(Protocol):
 
     def turn(self, now: float) -> bool:
         """Do one piece of work; False when there was none."""
+
+    def rest(self, stop: threading.Event, seconds: float) -> None:
+        """Wait for work: so long at most, and no longer than until *stop* is set."""
 
     def reload(self) -> None:
         """Read again what may change while running; bad input keeps the old."""
@@ -92,6 +99,10 @@ class ReceiveService:
         self._assembler.tick(now)
         return False
 
+    def rest(self, stop: threading.Event, seconds: float) -> None:
+        """Wait for the next tick, or until the quiet time of a series is over."""
+        stop.wait(min(seconds, self._assembler.next_look(time.time()) + _NO_EARLIER_S))
+
     def reload(self) -> None:
         """Read routes.toml and the TLS files again; what has a mistake keeps the old in force."""
         self._scp.renew_certificates(force=True)
@@ -116,6 +127,7 @@ class RestoreService:
         self.idle_s = engine.idle_poll_s
         model = LocalEngine.open(engine.bundle, device=engine.device, threads=engine.threads)
         self._ledger, spool = open_stores(settings)
+        self._changes = Changes(self._ledger)
         self._slot = WorkerSlot(settings.node.data_dir, "restore")
         self._early = None
         if engine.early:
@@ -136,6 +148,10 @@ class RestoreService:
     def turn(self, now: float) -> bool:
         """Do one job, or one slice ahead of its job."""
         return self._worker.run_once(now)
+
+    def rest(self, stop: threading.Event, seconds: float) -> None:
+        """Wait until somebody writes to the ledger."""
+        self._changes.wait(stop, seconds)
 
     def reload(self) -> None:
         """Read routes.toml again, by which slices are chosen; another bundle is another process."""
@@ -170,6 +186,10 @@ class DeliverService:
     def turn(self, now: float) -> bool:
         """Ask for commitments, answer for originals and tell people; series go on threads."""
         return self._outbound.turn()
+
+    def rest(self, stop: threading.Event, seconds: float) -> None:
+        """Wait; what is sent goes on threads, which wait for the ledger."""
+        stop.wait(seconds)
 
     def reload(self) -> None:
         """Nothing to read again."""
@@ -234,6 +254,7 @@ def build_service(
 ) -> Service:
     """The service of a role, started; ConfigurationError when it cannot be."""
     if role == "receive":
+        give_back_memory()
         return ReceiveService(settings, trail)
     if role == "restore":
         return RestoreService(settings, signals.stop)
@@ -251,7 +272,9 @@ def serve_role(role: str, service: Service, signals: Signals, notifier: Notifier
                 service.reload()
             pause = _turn(role, service)
             notifier.pulse(time.monotonic())
-            if pause:
+            if pause == service.idle_s:
+                service.rest(signals.stop, pause)
+            elif pause:
                 signals.stop.wait(pause)
     finally:
         notifier.send(STOPPING="1", X_ROLE=role)

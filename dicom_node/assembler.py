@@ -9,6 +9,7 @@ as it was and the next tick decides alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +19,8 @@ from sqlalchemy import Engine
 from dicom_node.dicom.expected import Evidence, announced_by
 from dicom_node.dicom.header import read_header
 from dicom_node.errors import TransientError, UnreadableInstanceError, whereabouts
-from dicom_node.ledger import intake, queue
+from dicom_node.headers_ahead import HeadersAhead
+from dicom_node.ledger import intake, open_series, queue
 from dicom_node.ledger.intake import InstanceRow, Sender, SeriesProgress
 from dicom_node.ledger.tables import SeriesState
 from dicom_node.observability import get_logger
@@ -30,6 +32,9 @@ from dicom_node.spool import Spool
 
 # A source that did not answer holds up every series at each look; it is left alone for so long.
 _NOT_ASKED_AGAIN_S = 60.0
+# Headers that are read ahead in one look, and that are kept; more than that is not little.
+_LITTLE = 40
+_MANY, _MOST_HEADERS = 1000, 1000
 
 Ask = Callable[[SourceQuery, str, str], SourceCount]
 
@@ -147,15 +152,43 @@ class Assembler:
         # What was left open as it stood, and until when nothing but a change of it matters.
         self._left_open: dict[str, tuple[SeriesProgress, float]] = {}
         self._silent_until: dict[str, float] = {}
+        self._ahead, self._read_to = HeadersAhead(_MOST_HEADERS), 0
 
     def tick(self, now: float) -> int:
         """Conclude every series that is complete; returns how many."""
-        open_series = intake.series_progress(self._ledger)
-        known = {series.series_instance_uid for series in open_series}
+        progress = intake.series_progress(self._ledger)
+        known = {series.series_instance_uid for series in progress}
         for memory in (self._clock_went_back, self._looked_at, self._left_open):
             for gone in memory.keys() - known:
                 del memory[gone]
-        return sum(self._consider_alone(series, now) for series in open_series)
+        concluded = sum(self._consider_alone(series, now) for series in progress)
+        if self._settings.engine.early:
+            self._ahead.keep_only(known)
+            self._read_ahead()
+        return concluded
+
+    def next_look(self, now: float) -> float:
+        """In how many seconds a series that was left open may be complete; may be infinite."""
+        times = (until for _, until in self._left_open.values())
+        return min((until - now for until in times if until > now), default=float("inf"))
+
+    def _read_ahead(self) -> None:
+        """Read headers of what has come to open series while little comes.
+
+        All of a series at once would be 5 ms for each slice between its completeness and its job.
+        """
+        try:
+            arrived = open_series.arrivals(self._ledger, after=self._read_to, limit=_MANY)
+        except TransientError:
+            return
+        if len(arrived) > _LITTLE:
+            # Receiving comes first: they are read at the end.
+            self._read_to = arrived[-1].id
+            return
+        for each in arrived:
+            self._read_to = max(self._read_to, each.id)
+            with suppress(UnreadableInstanceError, FileNotFoundError):
+                self._ahead.read(each.series_instance_uid, self._spool.resolve(each.path))
 
     def _consider_alone(self, series: SeriesProgress, now: float) -> int:
         """One series in trouble must not hold up the others; it is looked at again next tick."""
@@ -249,7 +282,7 @@ class Assembler:
     ) -> int:
         uid = series.series_instance_uid
         rows = intake.series_instances(self._ledger, uid)
-        headers = self._headers(rows, now)
+        headers = self._headers(uid, rows, now)
         last = Titles(series.calling_ae, series.called_ae, series.address)
         titles = titles_of(senders, otherwise=last)
         asked = [] if ready.only_if_whole else self._source_counts(series, senders, now)
@@ -309,12 +342,16 @@ class Assembler:
             )
         return counted
 
-    def _headers(self, rows: Sequence[InstanceRow], now: float) -> dict[str, Dataset]:
+    def _headers(
+        self, series_uid: str, rows: Sequence[InstanceRow], now: float
+    ) -> dict[str, Dataset]:
         """Headers by SOP Instance UID; an instance that has become unreadable is put aside."""
         headers: dict[str, Dataset] = {}
+        known = self._ahead.of(series_uid)
         for row in rows:
+            path = self._spool.resolve(row.path)
             try:
-                headers[row.sop_instance_uid] = read_header(self._spool.resolve(row.path))
+                headers[row.sop_instance_uid] = known.get(path) or read_header(path)
             except UnreadableInstanceError as error:
                 damaged = self._spool.resolve(row.path).read_bytes()
                 kept = self._spool.quarantine(damaged, error.message).path

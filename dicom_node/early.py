@@ -12,20 +12,22 @@ import itertools
 import json
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from pydicom.dataset import Dataset
 from sqlalchemy import Engine as Ledger
 
 from dicom_node import __version__
-from dicom_node.dicom import geometry, multiframe
-from dicom_node.dicom.header import read_header, text
-from dicom_node.dicom.volume import load
-from dicom_node.early_results import Claim, EarlyResults
+from dicom_node.dicom import derived, geometry, multiframe
+from dicom_node.dicom.header import text
+from dicom_node.dicom.volume import SeriesVolume, load
+from dicom_node.early_results import IMAGE, Claim, EarlyResults
 from dicom_node.errors import NodeError, RefusedError, TransientError, UnreadableInstanceError
+from dicom_node.headers_ahead import HeadersAhead
 from dicom_node.inference import Engine, SliceRequest
 from dicom_node.ledger import intake, open_series
 from dicom_node.ledger.open_series import Arrival
@@ -33,6 +35,7 @@ from dicom_node.ledger.queue import Job, NewJob
 from dicom_node.ledger.tables import JobState
 from dicom_node.observability import get_logger
 from dicom_node.planning import plan, titles_of, why_sent_back
+from dicom_node.reported import delivered_drift
 from dicom_node.restoring import judge_domain, parameters_hash, seeds
 from dicom_node.routing import Routes
 from dicom_node.settings import NodeSettings
@@ -47,6 +50,9 @@ _TWICE = "-twice"
 _CALM_S = 2.0
 # So many headers are looked at before the queue of jobs is asked again.
 _HEADERS_AT_ONCE = 20
+
+# Headers of series whose jobs have not begun; each takes some 20 kB.
+_MOST_HEADERS = 4000
 
 _log = get_logger(__name__)
 
@@ -80,7 +86,10 @@ def key_of(engine: Engine, task: str, strength: float) -> KeyOf | None:
 class KeptSlices:
     """The early results that a job may use, by SOP Instance UID and seed."""
 
-    def __init__(self, results: EarlyResults, job: Job, key: KeyOf) -> None:
+    def __init__(
+        self, results: EarlyResults, job: Job, key: KeyOf, headers: Mapping[Path, Dataset]
+    ) -> None:
+        self.headers = headers
         self._results = results
         self._series = job.series_instance_uid
         self._key = key
@@ -92,12 +101,17 @@ class KeptSlices:
     def __call__(self, sop_instance_uid: str, seed: int) -> bytes | None:
         """What was made of the instance, if it was."""
         key = self._key(self._files[sop_instance_uid], seed)
-        self._asked |= {key, key + _TWICE}
+        self._asked |= {key, key + _TWICE, key + IMAGE}
         octets = self._results.read(self._series, key + _TWICE)
         if octets is None:
             octets = self._results.read(self._series, key)
         self.found += octets is not None
         return octets
+
+    def image(self, sop_instance_uid: str, seed: int) -> bytes | None:
+        """What could be made of its derived image, if it was."""
+        key = self._key(self._files[sop_instance_uid], seed)
+        return self._results.read(self._series, key + IMAGE)
 
     def forget(self) -> None:
         """Remove what the job has asked for: it has ended."""
@@ -163,6 +177,7 @@ class EarlySlices:
         self.routes = routes
         self.results = EarlyResults(spool)
         self._series: dict[str, _Series] = {}
+        self._headers = HeadersAhead(_MOST_HEADERS)
         self._last = 0
         self._turns = itertools.count(1)
         self._not_before = 0.0
@@ -170,7 +185,8 @@ class EarlySlices:
     def kept(self, job: Job) -> KeptSlices | None:
         """What was made early for a job; None where nothing is."""
         key = key_of(self._engine, job.task, job.strength)
-        return None if key is None else KeptSlices(self.results, job, key)
+        headers = self._headers.taken(job.series_instance_uid)
+        return None if key is None else KeptSlices(self.results, job, key, headers)
 
     def turn(self, now: float) -> bool:
         """Restore one slice; False where none is to be restored."""
@@ -186,8 +202,29 @@ class EarlySlices:
         assert wanted is not None
         with self._making(wanted, wanted.key, now) as claim:
             if claim is not None:
-                _keep(claim, self._engine.restore_slice(self._request(wanted)))
+                self._make(wanted, claim)
         return True
+
+    def _make(self, wanted: _Slice, claim: Claim) -> None:
+        """Restore a slice, and make what can be made of its derived image."""
+        volume = self._volume(wanted)
+        made = self._engine.restore_slice(_request(wanted, volume))
+        if made is None:
+            return
+        task, strength, model = wanted.job.task, wanted.job.strength, self._engine.model
+        restored = self._engine.plane(made, volume.array.shape[1:])
+        quantised = derived.quantise(volume, restored[None])
+        drift = next((each.value for each in delivered_drift(volume, quantised)), None)
+        image = derived.prepare(
+            quantised,
+            task=task,
+            model=model,
+            identity=self._settings.identity,
+            strength=strength,
+            parameters_hash=parameters_hash(task, self._engine.parameters(task), strength),
+            drift=drift,
+        )
+        claim.keep(made, image)
 
     def _probe(self, now: float) -> bool:
         """Have the gates look twice at one slice that was restored; False where none waits."""
@@ -199,7 +236,9 @@ class EarlySlices:
             with self._making(wanted, wanted.key + _TWICE, now) as claim:
                 made = self.results.read(series.uid, wanted.key) if claim is not None else None
                 if claim is not None and made is not None:
-                    _keep(claim, self._engine.probe_slice(self._request(wanted), made))
+                    request = _request(wanted, self._volume(wanted))
+                    if (probed := self._engine.probe_slice(request, made)) is not None:
+                        claim.keep(probed)
             return True
         return False
 
@@ -236,7 +275,8 @@ class EarlySlices:
     def _wanted(self, arrival: Arrival, now: float) -> _Slice | None:
         """The slice as it would be restored by the rules of now; None: it would not be."""
         try:
-            header = read_header(self._spool.resolve(arrival.path))
+            path = self._spool.resolve(arrival.path)
+            header = self._headers.read(arrival.series_instance_uid, path)
             job = self._job(arrival, header, now)
             if job is None or job.task not in self._engine.tasks:
                 return None
@@ -290,15 +330,13 @@ class EarlySlices:
             # The text may quote a header; its type is enough, and the job will tell where.
             _log.warning("early slice failed", action="early_failed", error=type(error).__name__)
 
-    def _request(self, wanted: _Slice) -> SliceRequest:
-        path, job = self._spool.resolve(wanted.arrival.path), wanted.job
-        volume = load([path], job.task, self._settings.policy)
-        return SliceRequest(volume.array[0], job.task, wanted.seed, job.strength)
+    def _volume(self, wanted: _Slice) -> SeriesVolume:
+        path = self._spool.resolve(wanted.arrival.path)
+        return load([path], wanted.job.task, self._settings.policy)
 
 
-def _keep(claim: Claim, octets: bytes | None) -> None:
-    if octets is not None:
-        claim.keep(octets)
+def _request(wanted: _Slice, volume: SeriesVolume) -> SliceRequest:
+    return SliceRequest(volume.array[0], wanted.job.task, wanted.seed, wanted.job.strength)
 
 
 def _urgency(series: _Series) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Slices that were restored before their series was complete: files that may be lost at any time.
 
     early/<series>/<key>          one result: the digest of the rest, and the rest
+    early/<series>/<key>-image    what of its derived image could be made, in the same way
     early/<series>/<key>.part     being made; who makes it holds a lock on it
 
 The key is the digest of all that the result rests on. Nothing here is durable, and no row names it:
@@ -26,6 +27,8 @@ _DIGEST = 32
 # PS3.5 9.1; nothing else may reach a path.
 _UID = re.compile(r"[0-9.]{1,64}")
 _PART = ".part"
+#: Behind the key of a result: what of its derived image could be made.
+IMAGE = "-image"
 
 
 class Claim:
@@ -35,13 +38,21 @@ class Claim:
         self._path = path
         self._descriptor = descriptor
 
-    def keep(self, octets: bytes) -> None:
-        """Make the result visible, whole or not at all; OSError where it cannot be stored."""
+    def keep(self, octets: bytes, image: bytes | None = None) -> None:
+        """Make the result visible, whole or not at all; OSError where it cannot be stored.
+
+        With it, and before it, what of its derived *image* could be made: only who has the claim
+        writes that, and one that is cut short is known by its digest.
+        """
+        name = self._path.with_suffix("")
+        if image is not None:
+            beside = name.with_name(name.name + IMAGE)
+            beside.write_bytes(hashlib.sha256(image).digest() + image)
         os.ftruncate(self._descriptor, 0)
         left = memoryview(hashlib.sha256(octets).digest() + octets)
         while left:
             left = left[os.write(self._descriptor, left) :]
-        os.rename(self._path, self._path.with_suffix(""))
+        os.rename(self._path, name)
 
 
 class EarlyResults:

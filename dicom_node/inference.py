@@ -138,6 +138,9 @@ class Engine(Protocol):
         would with the volume.
         """
 
+    def plane(self, made: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """The restored slice in what `restore_slice` made of one of this shape."""
+
     def probed(self, task: str, slices: int) -> Sequence[int]:
         """The places in a volume of so many slices at which its gates look twice."""
 

@@ -15,6 +15,7 @@ from dicom_node.commitment import CommitmentWorker
 from dicom_node.commitment_scp import CustodyWorker
 from dicom_node.delivery import DeliveryWorker
 from dicom_node.errors import TransientError
+from dicom_node.ledger.changes import Changes
 from dicom_node.notify import Notifier
 from dicom_node.observability import get_logger
 from dicom_node.settings import NodeSettings
@@ -46,6 +47,7 @@ class Outbound:
     ) -> None:
         """There is one worker for each of *names*, under which it holds its leases."""
         self._idle_s = settings.delivery.idle_poll_s
+        self._engine = engine
         self._stop = stop
         self._workers = [
             DeliveryWorker(
@@ -91,10 +93,16 @@ class Outbound:
             worker.recover()
 
     def _run(self, worker: DeliveryWorker) -> None:
+        changes = Changes(self._engine)
         try:
             while not self._stop.is_set():
-                self._stop.wait(self._turn(worker))
+                pause = self._turn(worker)
+                if pause == self._idle_s:
+                    changes.wait(self._stop, pause)
+                elif pause:
+                    self._stop.wait(pause)
         finally:
+            changes.close()
             worker.close()
 
     def _turn(self, worker: DeliveryWorker) -> float:

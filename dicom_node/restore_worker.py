@@ -19,7 +19,7 @@ from sqlalchemy import Engine as Ledger
 from dicom_node.dicom import derived
 from dicom_node.dicom.derived import DerivedInstance
 from dicom_node.dicom.header import read_header, text
-from dicom_node.early import EarlySlices
+from dicom_node.early import EarlySlices, KeptSlices
 from dicom_node.errors import (
     PermanentError,
     RefusedError,
@@ -124,7 +124,7 @@ class RestoreWorker:
         earlier = queue.earlier_quantities(self._ledger, job, self._engine.model.sha256)
         kept = self._early.kept(job) if self._early is not None else None
         made = restore_series(
-            [self._spool.resolve(path) for path in self._fresh(job)],
+            [self._spool.resolve(path) for path in self._fresh(job, kept)],
             job.task,
             self._engine,
             self._settings,
@@ -138,9 +138,12 @@ class RestoreWorker:
             progress=lambda done, total: self._beat(job),
         )
         started = time.perf_counter()
-        # A result that no destination may have is no file either.
-        outputs = self._store(job, made) if made.judgement.sendable else []
-        review = self._review(job, made)
+        with ThreadPoolExecutor(1, thread_name_prefix="review") as aside:
+            report = aside.submit(self._review, job, made)
+            # A result that no destination may have is no file either.
+            outputs = self._store(job, made) if made.judgement.sendable else []
+            self._beat(job)
+            review = report.result()
         seconds = made.seconds | {"derive": time.perf_counter() - started}
         finished = queue.finish(
             self._ledger,
@@ -187,17 +190,18 @@ class RestoreWorker:
         """Write the report for the reviewer, where the settings ask for one; its folder."""
         if not is_wanted(made.judgement.worst, self._settings.review):
             return None
-        self._beat(job)
         files = rendered(made.sheet, job.id, self._settings.review)
         return self._spool.write_review(job.id, files)
 
-    def _fresh(self, job: Job) -> list[str]:
+    def _fresh(self, job: Job, kept: KeptSlices | None) -> list[str]:
         """The files of the job that this model has not restored yet, in an earlier job.
 
         A slice of CT or MR has one result for one model whatever company it comes in; PET, whose
         set of instances is part of what it becomes, is a new series as a whole.
         """
-        headers = [read_header(self._spool.resolve(path)) for _, path in job.paths]
+        known = kept.headers if kept is not None else {}
+        files = [self._spool.resolve(path) for _, path in job.paths]
+        headers = [known[file] if file in known else read_header(file) for file in files]
         if text(headers[0], "Modality") == "PT":
             return [path for _, path in job.paths]
         series = result_series_uid(headers[0], job.task, self._engine, self._settings, job.strength)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -41,8 +41,19 @@ from dicom_node.settings import IdentitySettings, NodeSettings
 
 FULL_STRENGTH = 1.0
 
-#: What the engine made of a slice before, by its SOP Instance UID and seed; None: nothing.
-KeptSlice = Callable[[str, int], bytes | None]
+
+class KeptSlices(Protocol):
+    """What was made of the slices of a job before, and their headers."""
+
+    @property
+    def headers(self) -> Mapping[Path, Dataset]:
+        """As `volume.read_slice_header` reads them, by file."""
+
+    def __call__(self, sop_instance_uid: str, seed: int) -> bytes | None:
+        """What the engine made of a slice; None: nothing."""
+
+    def image(self, sop_instance_uid: str, seed: int) -> bytes | None:
+        """What `derived.prepare` made of it; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def restore_series(
     note: str | None = None,
     scale: float | None = None,
     strength: float = FULL_STRENGTH,
-    kept: KeptSlice | None = None,
+    kept: KeptSlices | None = None,
     work: Path | None = None,
     progress: Progress | None = None,
 ) -> RestoredSeries:
@@ -195,7 +206,7 @@ def _restore_volumes(
     settings: NodeSettings,
     scale: float | None,
     strength: float,
-    kept: KeptSlice | None,
+    kept: KeptSlices | None,
     work: Path | None,
     progress: Progress | None,
 ) -> _Volumes:
@@ -203,7 +214,8 @@ def _restore_volumes(
     gathered, slices = _Volumes(), 0
     started = time.perf_counter()
     scratch = Scratch(work)
-    for series in volume.load_volumes(paths, task, settings.policy, scratch):
+    known = kept.headers if kept is not None else {}
+    for series in volume.load_volumes(paths, task, settings.policy, scratch, known):
         verdict = judge_domain(series.headers[0], task, engine, settings)
         if gathered.upsample not in (None, verdict.upsample):
             raise RefusedError("volumes of one image that need grids of their own")
@@ -220,7 +232,7 @@ def _restore_volumes(
             scale=scale,
             upsample=verdict.upsample,
             facts=facts(series.headers[0]),
-            kept=_kept_of(series, given, kept),
+            kept=_of_slices(series, given, kept),
             out=scratch.empty(series.array.shape, np.float32) if verdict.upsample == 1 else None,
         )
         result = engine.restore(request, _onwards(progress, slices, scratch))
@@ -242,7 +254,15 @@ def _restore_volumes(
         )
         if "intensity_scale" in result.diagnostics and task == "mri_sr":
             gathered.scales.append(float(result.diagnostics["intensity_scale"]))
-        gathered.restored.append(derived.quantise(series, result.array, result.resampling, scratch))
+        gathered.restored.append(
+            derived.quantise(
+                series,
+                result.array,
+                result.resampling,
+                scratch,
+                _of_slices(series, given, kept and kept.image),
+            )
+        )
         gathered.values += delivered_drift(series, gathered.restored[-1], first=slices)
         slices += len(series.array)
         ended = time.perf_counter()
@@ -252,14 +272,16 @@ def _restore_volumes(
     return gathered
 
 
-def _kept_of(
-    series: volume.SeriesVolume, given: Sequence[int], kept: KeptSlice | None
+def _of_slices(
+    series: volume.SeriesVolume,
+    given: Sequence[int],
+    made: Callable[[str, int], bytes | None] | None,
 ) -> Kept | None:
     """What was made of the slices of a classic volume before, by their places in it."""
-    if kept is None or series.frames is not None:
+    if made is None or series.frames is not None:
         return None
     uids = [text(header, "SOPInstanceUID") for header in series.headers]
-    return lambda index: kept(uids[index], given[index])
+    return lambda index: made(uids[index], given[index])
 
 
 def _place(done: _Volumes) -> list[int]:

@@ -10,7 +10,7 @@ it by.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -31,6 +31,8 @@ from dicom_node.dicom.image_classes import CLASSES
 from dicom_node.dicom.making import Derivation, Frame, Making
 from dicom_node.dicom.pixels import Quantised
 from dicom_node.dicom.policy import Action, Rule
+from dicom_node.dicom.prepared import Prepared, any_derivation
+from dicom_node.dicom.prepared import prepare as find_holes
 from dicom_node.dicom.provenance import ModelIdentity
 from dicom_node.dicom.scratch import Scratch
 from dicom_node.dicom.values import VALUES
@@ -44,9 +46,14 @@ __all__ = [
     "build",
     "derived_series_uid",
     "derived_sop_uid",
+    "prepare",
     "quantise",
     "source_set_hash",
 ]
+
+
+#: What `prepare` gave of a slice of a volume, by its index; None: nothing.
+PreparedSlice = Callable[[int], bytes | None]
 
 
 @dataclass(frozen=True)
@@ -78,26 +85,73 @@ def quantise(
     restored: NDArray[np.floating[Any]],
     resampling: Resampling = SAME_GRID,
     scratch: Scratch | None = None,
+    prepared: PreparedSlice | None = None,
 ) -> RestoredVolume:
     """Bring the result of one volume back to stored values.
 
-    restored: (S, R·factor, C·factor) in the volume's units. Raises ValueError where the shape is
-    not that, or a value is not finite.
+    restored: (S, R·factor, C·factor) in the volume's units. What was *prepared* of a slice of the
+    same result before is taken as it is. Raises ValueError where the shape is not that, or a value
+    is not finite.
     """
     slices, *grid = volume.array.shape
     expected = (slices, *(size * resampling.factor for size in grid))
     if restored.shape != expected:
         raise ValueError(f"restored {restored.shape}, volume {expected}")
-    for i, values in enumerate(restored):
-        if not np.all(np.isfinite(values)):
-            raise ValueError(f"restored slice {i} has values that are not finite")
     numbers = volume.frames or (1,) * slices
     room, frames = scratch or Scratch(), []
     for i, number in enumerate(numbers):
-        frame = _frame(volume, i, number, restored[i], resampling)
+        frame = prepared and _prepared_frame(volume, i, prepared(i), resampling)
+        if frame is None:
+            if not np.all(np.isfinite(restored[i])):
+                raise ValueError(f"restored slice {i} has values that are not finite")
+            frame = _frame(volume, i, number, restored[i], resampling)
         frames.append(replace(frame, stored=room.keep(frame.stored)))
         room.release()
     return RestoredVolume(tuple(frames), volume.source)
+
+
+def _prepared_frame(
+    volume: SeriesVolume, i: int, octets: bytes | None, resampling: Resampling
+) -> Frame | None:
+    """A slice as `prepare` has kept it; None where that is none of this slice on this grid."""
+    if octets is None or resampling.changes or volume.source is not None:
+        return None
+    try:
+        made, stored = Prepared.decode(octets)
+    except ValueError:
+        return None
+    header, by = volume.headers[i], volume.scale.rescales[i]
+    if made.source_sop_instance_uid != text(header, "SOPInstanceUID"):
+        return None
+    if stored.shape != volume.array.shape[1:]:
+        return None
+    return Frame(header, 1, stored, by, by, made.clamped, resampling, made)
+
+
+def prepare(
+    volume: RestoredVolume,
+    *,
+    task: str,
+    model: ModelIdentity,
+    identity: IdentitySettings,
+    strength: float,
+    parameters_hash: str,
+    drift: float | None,
+) -> bytes | None:
+    """What can be made of the derived image of a classic slice before its series is complete.
+
+    volume: the slice alone, of a task whose result hangs on no other and keeps the scale of the
+    source; drift: of `reported.delivered_drift`. For `quantise`, and through its frames `build`,
+    which then gives the bytes that it would have made. None where it cannot be told apart.
+    """
+    (frame,) = volume.frames
+    if frame.rescale != frame.source_rescale or frame.resampling.changes:
+        return None
+    derivation = any_derivation(task, model, identity, strength, parameters_hash)
+    making = _making(frame.header, volume.frames, derivation, source_set_hash([frame.header]))
+    with quiet_pydicom():
+        made = find_holes(making, _encode(_image(making)), drift=drift)
+    return None if made is None else made.encode(frame.stored)
 
 
 def _frame(
@@ -209,9 +263,9 @@ def _grid(header: Dataset, by: Resampling) -> str:
     return f"{text(header, 'Rows')}x{text(header, 'Columns')}@{spacing}{finer}"
 
 
-def _derive(
+def _making(
     source: Dataset, frames: tuple[Frame, ...], derivation: Derivation, source_set: str
-) -> DerivedInstance:
+) -> Making:
     series_uid = derived_series_uid(
         frames[0].header,
         task=derivation.task,
@@ -223,10 +277,19 @@ def _derive(
         resampling=frames[0].resampling,
     )
     sop_uid = derived_sop_uid(source, series_uid, derivation.identity.uid_root)
-    making = Making(source, frames, derivation, series_uid, sop_uid)
+    return Making(source, frames, derivation, series_uid, sop_uid)
+
+
+def _derive(
+    source: Dataset, frames: tuple[Frame, ...], derivation: Derivation, source_set: str
+) -> DerivedInstance:
+    making = _making(source, frames, derivation, source_set)
+    before = frames[0].prepared
     try:
-        with quiet_pydicom():
-            data = _encode(_image(making))
+        data = before.completed(making) if before is not None else None
+        if data is None:
+            with quiet_pydicom():
+                data = _encode(_image(making))
     except Exception as error:
         # A header that could be read may still hold values that no data set can: its kind says
         # enough, its text may quote them.
@@ -237,7 +300,7 @@ def _derive(
             sop_instance_uid=source_uid,
         ) from None
     return DerivedInstance(
-        sop_instance_uid=sop_uid,
+        sop_instance_uid=making.sop_uid,
         sop_class_uid=making.image.uid,
         source_sop_instance_uid=text(source, "SOPInstanceUID"),
         data=data,

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from highdicom.sr.coding import CodedConcept
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from dicom_node.dicom.image_classes import CLASSES, ImageClass
 from dicom_node.dicom.pixels import Rescale
 from dicom_node.dicom.provenance import ModelIdentity
 from dicom_node.settings import IdentitySettings
+
+if TYPE_CHECKING:
+    from dicom_node.dicom.prepared import Prepared
 
 __all__ = ["Derivation", "Frame", "Making", "Value", "described", "slope_text", "steps"]
 
@@ -50,6 +53,7 @@ class Frame:
     rescale: Rescale
     clamped: int = 0
     resampling: Resampling = SAME_GRID
+    prepared: Prepared | None = None  # what of its image was made before
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ does not look at the frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from dicom_node.dicom import carry, functional_groups, geometry, group_values, p
 from dicom_node.dicom.header import number, text, texts
 from dicom_node.dicom.making import Frame, Making, Value, described, slope_text, steps
 
-__all__ = ["VALUES"]
+__all__ = ["VALUES", "pixel_octets"]
 
 _LO_LENGTH = 64
 _IS_MAXIMUM = 2**31 - 1
@@ -253,9 +253,14 @@ def _sample(keyword: str, value: int, making: Making) -> DataElement:
 
 def pixel_data(making: Making, _: Frame) -> DataElement:
     """The frames one after the other, little endian (PS3.5 8.1.1, A.2)."""
-    data = b"".join(np.ascontiguousarray(frame.stored).tobytes() for frame in making.frames)
     kind = "OW" if bits_allocated(making, making.frames[0]) == 16 else "OB"
-    return DataElement("PixelData", kind, data + b"\0" * (len(data) % 2))
+    return DataElement("PixelData", kind, pixel_octets(making.frames))
+
+
+def pixel_octets(frames: Sequence[Frame]) -> bytes:
+    """The value of the pixel data of some frames, of even length."""
+    data = b"".join(np.ascontiguousarray(frame.stored).data for frame in frames)
+    return data + b"\0" if len(data) % 2 else data
 
 
 def number_of_frames(making: Making, _: Frame) -> int:

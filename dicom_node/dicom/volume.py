@@ -7,7 +7,7 @@ restored, held and refused in `acceptance`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from dicom_node.dicom.suv import suv_factor
 from dicom_node.errors import RefusedError
 from dicom_node.settings import PolicySettings
 
-__all__ = ["Scale", "SeriesVolume", "load", "load_volumes"]
+__all__ = ["Scale", "SeriesVolume", "load", "load_volumes", "read_slice_header"]
 
 # A PET volume without SUV is brought to where the brain and bladder lie in most SUV images.
 _SCALED_PEAK = 10.0
@@ -92,19 +92,30 @@ def load(paths: Sequence[Path], task: str, policy: PolicySettings) -> SeriesVolu
     return first
 
 
+def read_slice_header(path: Path, shared: Shared) -> Dataset:
+    """The header of a file as `load_volumes` reads it; errors as there. *shared*: of its series."""
+    return read_dataset(path, pixels=False, decisive=_DECISIVE, shared=shared)
+
+
 def load_volumes(
-    paths: Sequence[Path], task: str, policy: PolicySettings, scratch: Scratch | None = None
+    paths: Sequence[Path],
+    task: str,
+    policy: PolicySettings,
+    scratch: Scratch | None = None,
+    known: Mapping[Path, Dataset] | None = None,
 ) -> Iterator[SeriesVolume]:
     """Load what one job restores into physical units, one volume at a time.
 
     Files of classic images are one volume; the file of a multi-frame image holds one or more.
-    Large arrays are those of *scratch*.
+    Large arrays are those of *scratch*. Headers that are *known*, from `read_slice_header`, are
+    not read again.
     Raises RefusedError where no volume may be restored, UnreadableInstanceError where a file
     does not parse or its pixels do not decode.
     """
     shared: Shared = {}
+    before = known or {}
     headers = [
-        read_dataset(path, pixels=False, decisive=_DECISIVE, shared=shared) for path in paths
+        before[path] if path in before else read_slice_header(path, shared) for path in paths
     ]
     shared.clear()  # what few of them have is not to be held twice
     if not headers:

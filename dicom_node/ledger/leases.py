@@ -7,7 +7,7 @@ one whose lease was taken away changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, exists, insert, or_, select, update
@@ -31,6 +31,8 @@ from dicom_node.ledger.verdicts import Judged
 
 #: A job that was claimed so often without an end is failed.
 MAX_ATTEMPTS = 10
+# Values in one statement; databases have limits of their own.
+_AT_ONCE = 500
 _NO_LEASE: Mapping[str, Any] = {"worker": None, "lease_until": None}
 
 
@@ -171,8 +173,9 @@ def finish(
             seconds=dict(seconds),
             quantities=dict(quantities or {}),
         )
-        for output in outputs:
-            connection.execute(insert(outputs_table).values(**asdict(output), job_id=job_id))
+        if outputs:
+            rows = [{**vars(output), "job_id": job_id} for output in outputs]
+            connection.execute(insert(outputs_table), rows)
         verdicts.settle(connection, job_id, recorded, now)
     for step, duration in seconds.items():
         observability.JOB_SECONDS.labels(task=task, step=step).observe(duration)
@@ -206,12 +209,13 @@ def earlier_quantities(engine: Engine, job: Job, model_sha256: str) -> Mapping[s
 
 def already_made(engine: Engine, sop_instance_uids: Iterable[str]) -> frozenset[str]:
     """Those of the derived SOP Instances that an earlier job made."""
+    uids, made = list(sop_instance_uids), outputs_table.c.sop_instance_uid
     with reading(engine) as connection:
         return frozenset(
             uid
-            for uid in sop_instance_uids
-            if connection.scalar(
-                select(outputs_table.c.id).where(outputs_table.c.sop_instance_uid == uid)
+            for start in range(0, len(uids), _AT_ONCE)
+            for uid in connection.scalars(
+                select(made).where(made.in_(uids[start : start + _AT_ONCE]))
             )
         )
 

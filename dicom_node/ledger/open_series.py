@@ -33,15 +33,20 @@ class Arrival:
 _COLUMNS = tuple(each.name for each in fields(Arrival))
 
 
-def arrivals(engine: Engine, *, after: int, modality: str, limit: int = 1000) -> list[Arrival]:
-    """Return instances of open series of a modality that no job has, of later rows than *after*."""
+def arrivals(
+    engine: Engine, *, after: int, modality: str | None = None, limit: int = 1000
+) -> list[Arrival]:
+    """Return instances of open series that no job has, of later rows than *after*.
+
+    Where a modality is named, of that alone.
+    """
     columns = (instances.c[name] for name in _COLUMNS)
     query = (
         select(*columns)
         .join(series, series.c.series_instance_uid == instances.c.series_instance_uid)
         .where(
             series.c.state == SeriesState.RECEIVING,
-            series.c.modality == modality,
+            *(() if modality is None else (series.c.modality == modality,)),
             instances.c.state == InstanceState.RECEIVED,
             instances.c.assigned.is_(False),
             instances.c.purged_at.is_(None),

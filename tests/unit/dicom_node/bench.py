@@ -157,6 +157,9 @@ class Gain:
         self.before_ahead(len(self.ahead))
         return (request.array + np.float32(self.gain)).tobytes()
 
+    def plane(self, made: bytes, shape: tuple[int, int]) -> Any:
+        return np.frombuffer(made, np.float32).reshape(shape)
+
     def probed(self, task: str, slices: int) -> Sequence[int]:
         return self.looks_at(slices)
 

@@ -4,7 +4,8 @@
 
 A series is sent to a node at so many slices a second by one association; the node's deliveries go
 to DCMTK's storescp. It is done with early restoration and without, and by a naive loop: pynetdicom,
-and the same model slice by slice once the association ends. --only takes early, late, naive,
+and the same model slice by slice once the association ends. The latter two, who only begin with the
+last slice, get the slices as fast as they take them. --only takes early, late, naive,
 memory. The network has the form of a preset and is not trained: no time hangs on that, and its
 gates are set to pass. --write puts the tables into benchmarks/RESULTS.md.
 """
@@ -89,7 +90,7 @@ def measured(given: argparse.Namespace, folder: Path) -> tuple[list[str], list[L
             rows.append((name, through_node(given, folder / name, bundle, series, is_early)))
             print(f"{name}: {rows[-1][1]}", file=sys.stderr, flush=True)
     if given.only in "naive":
-        made = naive.measure(folder, bundle, series, given.rate, given.threads)
+        made = naive.measure(folder, bundle, series, given.threads)
         rows.append(("naive", made))
         print(f"naive: {made}", file=sys.stderr, flush=True)
     lines = list(_lines(dict(rows)))
@@ -217,7 +218,8 @@ def through_node(
         config = _configured(folder / "node", bundle, archive.port, given.threads, is_early)
         with _served(config) as process:
             port = int(tomllib.loads(config.read_text())["node"]["port"])
-            last = naive.send(paths, port, "DIFFCODE", given.rate)
+            # A node that restores nothing early does nothing with a slice before the last comes.
+            last = naive.send(paths, port, "DIFFCODE", given.rate if is_early else None)
             ledger = open_ledger(f"sqlite:///{config.parent / 'ledger.sqlite'}")
             try:
                 times = _delivered(ledger, process)

@@ -60,8 +60,8 @@ def storescp(folder: Path) -> Generator[Archive]:
         process.wait(20)
 
 
-def send(paths: list[Path], port: int, title: str, rate: float) -> float:
-    """Send files by one association, so many a second; when the last was answered."""
+def send(paths: list[Path], port: int, title: str, rate: float | None) -> float:
+    """Send files by one association, so many a second or None; when the last was answered."""
     entity = AE(ae_title="SCANNER")
     entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
     association = entity.associate("127.0.0.1", port, ae_title=title)
@@ -69,7 +69,8 @@ def send(paths: list[Path], port: int, title: str, rate: float) -> float:
         raise SystemExit("the receiver did not accept the association")
     begun = time.monotonic()
     for number, path in enumerate(paths):
-        time.sleep(max(0.0, begun + number / rate - time.monotonic()))
+        if rate is not None:
+            time.sleep(max(0.0, begun + number / rate - time.monotonic()))
         status = association.send_c_store(path)
         if status.get("Status") != 0:
             raise SystemExit(f"slice {number} was not stored: {status}")
@@ -78,8 +79,11 @@ def send(paths: list[Path], port: int, title: str, rate: float) -> float:
     return last
 
 
-def measure(folder: Path, bundle: Path, series: Series, rate: float, threads: int) -> Run:
-    """Send a series to the loop and wait until it has sent the last result."""
+def measure(folder: Path, bundle: Path, series: Series, threads: int) -> Run:
+    """Send a series to the loop and wait until it has sent the last result.
+
+    It does nothing with a slice before the last has come, so none is waited for.
+    """
     from restoration.restorer import Restorer
 
     restorer = Restorer.open(bundle, device="cpu", threads=threads)
@@ -99,9 +103,8 @@ def measure(folder: Path, bundle: Path, series: Series, rate: float, threads: in
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
     try:
         with storescp(folder / "naive-archive") as archive:
-            last = send(
-                series.write(folder / "naive-sent"), server.server_address[1], "NAIVE", rate
-            )
+            paths = series.write(folder / "naive-sent")
+            last = send(paths, server.server_address[1], "NAIVE", None)
             ended.wait()
             return _restored(kept, restorer, archive, last)
     finally:

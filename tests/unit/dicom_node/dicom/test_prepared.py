@@ -78,8 +78,8 @@ def test_the_bytes_are_those_of_an_image_made_at_once(load: Load, then: dict[str
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_every_script_come_through(load: Load, name: Any) -> None:
-    charset, words = NAMES[name] if isinstance(NAMES, dict) else name
+def test_names_of_every_script_come_through(load: Load, name: str) -> None:
+    charset, words = NAMES[name]
     (dataset,) = make_series("CT", slices=1)
     dataset.SpecificCharacterSet = charset
     dataset.SeriesDescription = words

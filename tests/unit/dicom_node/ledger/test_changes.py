@@ -19,13 +19,13 @@ def test_a_commit_elsewhere_ends_the_wait(tmp_path: Path) -> None:
     changes, stop = Changes(mine), threading.Event()
     try:
         changes.wait(stop, LONG)  # the first look knows no earlier one
-        waited = threading.Event()
-        waiter = threading.Thread(target=lambda: (changes.wait(stop, LONG), waited.set()))
+        waiter = threading.Thread(target=changes.wait, args=(stop, LONG))
         waiter.start()
-        assert not waited.wait(0.3)
+        waiter.join(0.3)
+        assert waiter.is_alive()
         destinations.pause(theirs, "pacs", reason="a test", now=1.0)
         waiter.join(LONG / 2)
-        assert waited.is_set()
+        assert not waiter.is_alive()
         # What is committed while nobody waits ends the next wait.
         destinations.resume(theirs, "pacs", now=2.0)
         begun = time.monotonic()

@@ -32,6 +32,7 @@ def archive(handle: Callable[[Event], int], syntaxes: list[str], pdu: int) -> Ge
     server = entity.start_server(
         ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, handle)]
     )
+    assert server is not None
     try:
         yield Peer("ARCHIVE", "127.0.0.1", server.server_address[1], "NODE", dimse_timeout=5)
     finally:

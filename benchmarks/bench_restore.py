@@ -4,7 +4,8 @@
 
 The same measurements as `diffcode bench`, over all that RESULTS.md shows, with the targets, and how
 soon a new process has a result. --runtimes sets the shipped network's form beside ONNX Runtime,
-OpenVINO and PyTorch's compiler, as far as these are installed. On a GPU the kernels are checked
+OpenVINO and PyTorch's compiler, as far as these are installed. On a CPU the paper's network and the
+peers are measured at 256² alone: 512² would take it half an hour. On a GPU the kernels are checked
 against their oracles and timed one by one by `benchmarks.bench_kernels`. --out keeps what was found
 as JSON and Markdown.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import runtimes
+from restoration.execution import chosen_device
 from training import bench
 from training.bench import Outcome, Row
 
@@ -86,6 +88,7 @@ def _plan(given: argparse.Namespace) -> bench.Plan:
         device=given.device,
         peers=True,
         shipped=True,
+        large_up_to=None if chosen_device(given.device).type == "cuda" else 256,
         repeats=given.repeats,
     )
 

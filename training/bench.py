@@ -40,6 +40,7 @@ _EXPERT_TENSORS = 2
 _TASK = 1
 _COUNTED = 256  # large enough for the windows of local pooling to be windows
 SHIPPED = ("compact", "v2")  # preset and variant of the bundle that comes with the package
+LARGE = "paper"  # takes a CPU minutes, as do the peers
 _LEAST_REPEATS = 3  # however long one takes
 
 
@@ -91,6 +92,7 @@ class Plan:
     batch: int | None = None  #: None: as many slices as the node takes at once
     peers: bool = False
     shipped: bool = False  #: the network of the shipped bundle too, in form
+    large_up_to: int | None = None  #: pixels of a side for `LARGE` and the peers; None: any
     repeats: int = 5
     seconds: float = 30.0  #: of a row; beyond that three repetitions do
 
@@ -99,6 +101,11 @@ class Plan:
         """Preset and variant of each network."""
         named = [(preset, self.variant) for preset in self.presets]
         return tuple(dict.fromkeys([*named, *([SHIPPED] if self.shipped else [])]))
+
+    def takes(self, name: str, size: int) -> bool:
+        """Whether a preset or a peer is measured at this size."""
+        small = name not in (LARGE, *PEERS)
+        return small or self.large_up_to is None or size <= self.large_up_to
 
 
 @dataclass(frozen=True)
@@ -132,10 +139,12 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Outcome:
         machines.append(machine)
         for size in plan.sizes:
             for preset, variant in plan.networks:
+                if not plan.takes(preset, size):
+                    continue
                 name = preset if variant == "full" else f"{preset}, {variant}"
                 network = made(preset, variant)
                 rows += _told(bench_network(name, network, size, machine, device, plan), tell)
-            for name in PEERS if plan.peers else ():
+            for name in (each for each in PEERS if plan.peers and plan.takes(each, size)):
                 rows += _told(bench_peer(name, size, machine, device, plan), tell)
     return Outcome(tuple(machines), tuple(rows))
 

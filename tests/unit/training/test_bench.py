@@ -117,6 +117,17 @@ def test_the_shipped_network_is_measured_once() -> None:
     assert Plan(("compact",), "v2", shipped=True).networks == (("compact", "v2"),)
 
 
+def test_large_networks_may_be_left_out_of_large_images() -> None:
+    plan = Plan(large_up_to=256)
+    assert [plan.takes(name, 512) for name in ("paper", "AMIR-sized", "tiny")] == [
+        False,
+        False,
+        True,
+    ]
+    assert plan.takes("paper", 256)
+    assert Plan().takes("paper", 4096)
+
+
 OUTCOME = Outcome(
     (FAST,),
     (Row("tiny", "plain", "fp32", 64, 2, 1_970_000, 0.25, 3.0, (2.5, 3.5), 7_000_000, 0.42),),

@@ -60,9 +60,17 @@ def masked_mean(stack: Tensor, mask: Tensor, least: int = 1) -> Tensor:
 
 def masked_median(stack: Tensor, mask: Tensor, least: int = 1) -> Tensor:
     """Median inside the mask; NaN where it has fewer than `least` pixels."""
+    if len(stack) == 1:  # the same value, without a look at what is outside
+        inside = stack[mask]
+        known = len(inside) >= max(1, least)
+        return inside.median()[None].double() if known else _unknown(stack)
     values = torch.where(mask, stack, torch.nan).flatten(1)
     enough = mask.flatten(1).sum(1) >= max(1, least)
     return torch.where(enough, values.nanmedian(dim=1).values, torch.nan).double()
+
+
+def _unknown(stack: Tensor) -> Tensor:
+    return torch.full((len(stack),), torch.nan, dtype=torch.float64, device=stack.device)
 
 
 def rms(stack: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from restoration.lowpass import smoothing_matrix
 
@@ -118,13 +119,12 @@ def _neighbours(mask: npt.NDArray[np.bool_], places: Voxels) -> tuple[Voxels, Vo
     """Pairs of neighbours as positions in `places`, each pair once."""
     number = np.full(mask.size, -1)
     number[places] = np.arange(len(places))
-    grid = number.reshape(mask.shape)
     pairs = []
-    for axis in range(3):
-        a = grid.take(range(mask.shape[axis] - 1), axis).ravel()
-        b = grid.take(range(1, mask.shape[axis]), axis).ravel()
-        both = (a >= 0) & (b >= 0)
-        pairs.append((a[both], b[both]))
+    for axis, at in enumerate(np.unravel_index(places, mask.shape)):
+        inside = np.flatnonzero(at < mask.shape[axis] - 1)
+        step = int(np.prod(mask.shape[axis + 1 :]))
+        beyond = number[places[inside] + step]
+        pairs.append((inside[beyond >= 0], beyond[beyond >= 0]))
     return np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs])
 
 
@@ -151,9 +151,9 @@ def _changed(
 
 def _smoothed(volume: Volume, widths: tuple[float, ...]) -> Volume:
     through, rows, columns = (
-        smoothing_matrix(size, width).astype(np.float32)
+        torch.from_numpy(smoothing_matrix(size, width)).float()
         for size, width in zip(volume.shape, widths, strict=True)
     )
-    planes = rows @ volume @ columns
-    smooth: Volume = np.tensordot(through, planes, axes=1).astype(np.float32)
+    planes = rows @ torch.from_numpy(np.ascontiguousarray(volume)) @ columns
+    smooth: Volume = (through @ planes.flatten(1)).reshape(volume.shape).numpy()
     return smooth

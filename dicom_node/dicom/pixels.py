@@ -194,7 +194,9 @@ def padding_mask(stored: Stored, header: Dataset, by: Rescale) -> Mask:
     mask = np.zeros(stored.shape, dtype=np.bool_)
     if declared is not None:
         mask |= (stored >= declared[0]) & (stored <= declared[1])
-    if text(header, "Modality") == "CT":
+    # Few slices have such pixels: the lowest tells, and is found sooner than all are converted.
+    ends = np.array([stored.min(), stored.max()]) if stored.size else stored
+    if text(header, "Modality") == "CT" and (to_physical(ends, by) <= _UNDECLARED_PADDING_HU).any():
         mask |= to_physical(stored, by) <= _UNDECLARED_PADDING_HU
     return mask
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from restoration.domain import TaskDomain, outside
 from restoration.fidelity import measures, series, uptake
 from restoration.fidelity.calibration import Calibration, InputModel
-from restoration.fidelity.catalogue import DIRECTIONS, GATES, MR, PET
+from restoration.fidelity.catalogue import CT, DIRECTIONS, GATES, MR, PET
 from restoration.fidelity.inputs import unlikeness
 from restoration.fidelity.verdicts import Fidelity, Gate
 from restoration.kspace import Support, empty_band
@@ -26,10 +26,10 @@ Progress = Callable[[int, int], None]
 LEAST_SIDE = 16  #: rows and columns below which a slice says too little about itself
 #: Of what a slice says alone: goes up where it changes, for slices that were measured earlier.
 MEASURES = 2
-# Slices measured at once. On a CPU one: more only takes memory, and sums over a slice that is
-# alone are the same in any company.
 _BLOCK = 64  # slices that are compared with their neighbours at once
-_CHUNK_PIXELS = {"cuda": 64 * 512 * 512}
+# Pixels measured at once. On a CPU a slice of CT alone: one that is measured ahead of its series
+# has to have the same sums, and in large slices company saves nothing.
+_CHUNK_PIXELS = {"cuda": 64 * 512 * 512, "cpu": 4 * 256 * 256}
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,8 @@ def _slices(
     known: Mapping[int, SliceMeasures],
 ) -> tuple[dict[str, Measured], list[tuple[float, ...]]]:
     """What each slice says, some slices at a time, what neighbours say of each other; features."""
-    size = max(1, _CHUNK_PIXELS.get(device.type, 0) // (before.shape[1] * before.shape[2]))
+    room = 0 if task is CT and device.type == "cpu" else _CHUNK_PIXELS.get(device.type, 0)
+    size = max(1, room // (before.shape[1] * before.shape[2]))
     every = dict(known)
     left = [index for index in range(len(before)) if index not in every]
     for start in range(0, len(left), size):

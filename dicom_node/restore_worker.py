@@ -10,16 +10,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
+from pydicom.dataset import Dataset
 from sqlalchemy import Engine as Ledger
 
 from dicom_node.dicom import derived
 from dicom_node.dicom.derived import DerivedInstance
-from dicom_node.dicom.header import read_header, text
-from dicom_node.early import EarlySlices, KeptSlices
+from dicom_node.dicom.header import Shared, text
+from dicom_node.dicom.volume import read_slice_header
+from dicom_node.early import EarlySlices
 from dicom_node.errors import (
     PermanentError,
     RefusedError,
@@ -123,8 +126,9 @@ class RestoreWorker:
     def _restore(self, job: Job) -> None:
         earlier = queue.earlier_quantities(self._ledger, job, self._engine.model.sha256)
         kept = self._early.kept(job) if self._early is not None else None
+        headers = self._fresh(job, kept.headers if kept is not None else {})
         made = restore_series(
-            [self._spool.resolve(path) for path in self._fresh(job, kept)],
+            list(headers),
             job.task,
             self._engine,
             self._settings,
@@ -134,6 +138,7 @@ class RestoreWorker:
             scale=earlier.get("intensity_scale"),
             strength=job.strength,
             kept=kept,
+            known=headers,
             work=self._spool.root / "temporary",
             progress=lambda done, total: self._beat(job),
         )
@@ -193,22 +198,28 @@ class RestoreWorker:
         files = rendered(made.sheet, job.id, self._settings.review)
         return self._spool.write_review(job.id, files)
 
-    def _fresh(self, job: Job, kept: KeptSlices | None) -> list[str]:
-        """The files of the job that this model has not restored yet, in an earlier job.
+    def _fresh(self, job: Job, known: Mapping[Path, Dataset]) -> dict[Path, Dataset]:
+        """The files of the job that this model has not restored yet, in an earlier job; headers.
 
         A slice of CT or MR has one result for one model whatever company it comes in; PET, whose
         set of instances is part of what it becomes, is a new series as a whole.
         """
-        known = kept.headers if kept is not None else {}
         files = [self._spool.resolve(path) for _, path in job.paths]
-        headers = [known[file] if file in known else read_header(file) for file in files]
+        shared: Shared = {}
+        headers = [
+            known[file] if file in known else read_slice_header(file, shared) for file in files
+        ]
         if text(headers[0], "Modality") == "PT":
-            return [path for _, path in job.paths]
+            return dict(zip(files, headers, strict=True))
         series = result_series_uid(headers[0], job.task, self._engine, self._settings, job.strength)
         root = self._settings.identity.uid_root
         results = [derived.derived_sop_uid(header, series, root) for header in headers]
         made = queue.already_made(self._ledger, results)
-        fresh = [path for (_, path), uid in zip(job.paths, results, strict=True) if uid not in made]
+        fresh = {
+            file: header
+            for file, header, uid in zip(files, headers, results, strict=True)
+            if uid not in made
+        }
         if not fresh:
             raise RefusedError("restored before by this model, in an earlier job")
         return fresh

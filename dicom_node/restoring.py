@@ -43,11 +43,7 @@ FULL_STRENGTH = 1.0
 
 
 class KeptSlices(Protocol):
-    """What was made of the slices of a job before, and their headers."""
-
-    @property
-    def headers(self) -> Mapping[Path, Dataset]:
-        """As `volume.read_slice_header` reads them, by file."""
+    """What was made of the slices of a job before."""
 
     def __call__(self, sop_instance_uid: str, seed: int) -> bytes | None:
         """What the engine made of a slice; None: nothing."""
@@ -101,6 +97,7 @@ def restore_series(
     scale: float | None = None,
     strength: float = FULL_STRENGTH,
     kept: KeptSlices | None = None,
+    known: Mapping[Path, Dataset] | None = None,
     work: Path | None = None,
     progress: Progress | None = None,
 ) -> RestoredSeries:
@@ -110,7 +107,8 @@ def restore_series(
     the gates say for each of the *destinations* is the caller's to obey.
     *scale* is the MR intensity scale of the volume that late slices belong to, *strength* how much
     of the change is applied: source + strength · (restored - source), 0 < strength ≤ 1. What the
-    engine has *kept* of slices is taken as it is. In the folder *work* a large volume lies in
+    engine has *kept* of slices is taken as it is. Headers that are *known*, from
+    `volume.read_slice_header`, are not read again. In the folder *work* a large volume lies in
     files without a name; None: in memory.
 
     Raises:
@@ -120,7 +118,9 @@ def restore_series(
     """
     if task not in engine.tasks:
         raise RefusedError(f"the model {engine.model.name} cannot do {task}")
-    done = _restore_volumes(paths, task, engine, settings, scale, strength, kept, work, progress)
+    done = _restore_volumes(
+        paths, task, engine, settings, scale, strength, kept, known, work, progress
+    )
     readings = tuple(each.placed(_place(done)) for each in done.readings)
     frames = [frame for each in done.restored for frame in each.frames]
     headers = [frame.header for frame in frames]
@@ -207,6 +207,7 @@ def _restore_volumes(
     scale: float | None,
     strength: float,
     kept: KeptSlices | None,
+    known: Mapping[Path, Dataset] | None,
     work: Path | None,
     progress: Progress | None,
 ) -> _Volumes:
@@ -214,7 +215,6 @@ def _restore_volumes(
     gathered, slices = _Volumes(), 0
     started = time.perf_counter()
     scratch = Scratch(work)
-    known = kept.headers if kept is not None else {}
     for series in volume.load_volumes(paths, task, settings.policy, scratch, known):
         verdict = judge_domain(series.headers[0], task, engine, settings)
         if gathered.upsample not in (None, verdict.upsample):

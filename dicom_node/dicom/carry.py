@@ -25,7 +25,11 @@ def public_copy(element: DataElement) -> DataElement:
 
 def copy_overlays(source: Dataset, target: Dataset) -> None:
     """Copy the overlays of the target's grid; those in the bits of the pixels went with them."""
+    tags = source.keys()
+    present = {tag.group for tag in tags}
     for group in policy.OVERLAY_GROUPS:
+        if group not in present:
+            continue
         plane = source.group_dataset(group)
         if not all((group, element) in plane for element in (0x0010, 0x0011, 0x3000)):
             continue

@@ -25,8 +25,12 @@ from dicom_node.upper_layer import (
     Parser,
     ProtocolError,
     abort_pdu,
+    answer_in,
+    data_pdus,
     read_command,
+    read_store_answer,
     response_pdu,
+    store_request_pdu,
 )
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -248,3 +252,65 @@ def test_uids_lose_their_padding_and_nothing_else() -> None:
     assert read_command(field + element).sop_instance_uid == "1.2.3"
     odd = struct.pack("<HHL", 0, 0x1000, 8) + b"../../x "
     assert read_command(field + odd).sop_instance_uid == "../../x"
+
+
+@given(st.binary(min_size=1, max_size=5000), st.integers(20, 2000), st.integers(1, 3000))
+def test_a_request_in_pieces_is_read_as_it_was_written(data: bytes, most: int, piece: int) -> None:
+    parser = Parser(Limits())
+    octets = store_request_pdu(5, 77, CT, UID)
+    for start in range(0, len(data), piece):
+        part = memoryview(data)[start : start + piece]
+        pdus = data_pdus(5, part, most, last=start + piece >= len(data))
+        octets += pdus
+    parser.push(octets)
+    begun = parser.next()
+    assert isinstance(begun, Command)
+    assert (begun.context_id, begun.command.field, begun.command.message_id) == (5, 1, 77)
+    assert (begun.command.sop_class_uid, begun.command.sop_instance_uid) == (CT, UID)
+    got, ended = b"", False
+    while (event := parser.next()) is not None:
+        assert isinstance(event, Data)
+        assert not ended
+        got, ended = got + bytes(event.view), event.last
+    assert (got, ended) == (data, True)
+
+
+def test_no_pdu_is_longer_than_the_peer_allows() -> None:
+    octets, at, lengths = data_pdus(1, memoryview(bytes(1000)), 128, last=True), 0, []
+    while at < len(octets):
+        lengths.append(int.from_bytes(octets[at + 2 : at + 6], "big"))
+        at += 6 + lengths[-1]
+    assert max(lengths) == 128
+    assert sum(lengths) == 1000 + 6 * len(lengths)
+
+
+def test_an_answer_of_pynetdicom_is_understood() -> None:
+    response = C_STORE()
+    response.MessageIDBeingRespondedTo, response.Status = 77, 0xA700
+    response.AffectedSOPClassUID, response.AffectedSOPInstanceUID = CT, UID
+    response.ErrorComment = "no room"  # type: ignore[assignment]
+    message = StoreResponse()
+    message.primitive_to_message(response)
+    command = bytearray()
+    assert answer_in(encoded(message, 16382)[6:], command)
+    assert read_store_answer(bytes(command)) == (77, 0xA700, "no room")
+
+
+@pytest.mark.parametrize(
+    "pdu",
+    [
+        b"\x00\x00\x00\x01\x01",  # less than the header of a PDV
+        b"\x00\x00\x00\x09\x01\x03abc",  # longer than its PDU
+        b"\x00\x00\x00\x05\x01\x02abc",  # of a data set
+    ],
+)
+def test_what_is_no_part_of_an_answer_is_none(pdu: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        answer_in(pdu, bytearray())
+
+
+def test_a_request_is_no_answer() -> None:
+    command = bytearray()
+    assert answer_in(store_request_pdu(1, 7, CT, UID)[6:], command)
+    with pytest.raises(ProtocolError, match="no answer"):
+        read_store_answer(bytes(command))

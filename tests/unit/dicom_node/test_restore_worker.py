@@ -168,6 +168,7 @@ def test_the_domain_is_judged_by_what_the_header_says(node: Bench) -> None:
         "slice_thickness_mm": 3.0,
         "field_strength_t": 3.0,
         "kernel": None,
+        "patient_weight_kg": 70.0,
     }
 
 

@@ -188,7 +188,7 @@ def input_model(restorer: Restorer, sets: Sequence[PreparedSet], task: str) -> I
     known, plain, sharper, cleaner, weights = (
         each[good] for each in (known, plain, sharper, cleaner, weights)
     )
-    if len(plain) < 2 * (plain.shape[1] + known.shape[1]):
+    if len(plain) <= plain.shape[1] + known.shape[1]:
         raise ValueError(f"{task}: {len(plain)} slices are too few to say what inputs are like")
     root = np.sqrt(weights)[:, None]
     coefficients = np.linalg.lstsq(root * known, root * plain, rcond=None)[0]

@@ -1,0 +1,15 @@
+"""A sharper kernel on an image: what it does to single frequencies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.texture import sharpened
+
+
+@pytest.mark.parametrize(("cycles", "gain"), [(0, 1.0), (8, 2.0), (16, 3.0), (24, 3.0)])
+def test_a_frequency_is_raised_by_its_own_gain(cycles: int, gain: float) -> None:
+    wave = np.cos(2 * np.pi * cycles * np.arange(64) / 64).astype(np.float32)
+    x = np.broadcast_to(wave, (2, 64, 64))
+    np.testing.assert_allclose(sharpened(x), gain * x, atol=1e-5)

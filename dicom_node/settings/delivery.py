@@ -135,7 +135,8 @@ class DeliverySettings(Section):
         default=18, ge=1, description="a delivery not committed after so many requests is dead"
     )
     idle_poll_s: Seconds = Field(
-        default=0.5, description="wait before the worker asks for work again"
+        default=0.5,
+        description="wait before the worker asks for work again; a commit to SQLite ends it",
     )
 
     @model_validator(mode="after")

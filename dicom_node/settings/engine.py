@@ -27,7 +27,8 @@ class EngineSettings(Section):
     )
     retry_s: Seconds = Field(default=30.0, description="wait before a job is tried again")
     idle_poll_s: Seconds = Field(
-        default=0.5, description="wait before the worker asks for a job again"
+        default=0.5,
+        description="wait before the worker asks for a job again; a commit to SQLite ends it",
     )
     early: bool = Field(
         default=True,

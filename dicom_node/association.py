@@ -56,6 +56,7 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.transport import AssociationSocket
 
 from dicom_node.settings import Destination, NodeSettings
 from dicom_node.tls import TLSFiles
@@ -219,6 +220,30 @@ def on_connection(event: Event) -> None:
     if (connection := connection_of(event.assoc)) is not None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(event.assoc.network_timeout)
+
+
+class Rewound:
+    """An association's socket with octets before it that are read first."""
+
+    def __init__(self, wrapper: AssociationSocket, unread: bytes = b"") -> None:
+        self._wrapper = wrapper
+        self._unread = bytearray(unread)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapper, name)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read."""
+        return bool(self._unread) or bool(self._wrapper.ready)
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read so many octets: what was unread ends with a whole PDU, as each read does."""
+        if not self._unread:
+            return self._wrapper.recv(nr_bytes)
+        received = self._unread[:nr_bytes]
+        del self._unread[:nr_bytes]
+        return received
 
 
 def connection_of(association: Association) -> socket.socket | None:

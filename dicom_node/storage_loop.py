@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event as Flag
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from pynetdicom.association import Association
 from pynetdicom.transport import AssociationSocket
 
-from dicom_node.association import STORAGE_COMMITMENT, VERIFICATION
+from dicom_node.association import STORAGE_COMMITMENT, VERIFICATION, Rewound
 from dicom_node.observability import get_logger
 from dicom_node.upper_layer import (
     C_ECHO_RQ,
@@ -292,7 +292,7 @@ class Handover:
             self._connection = wrapper.socket
             unread = run(self._connection)
             self._connection.settimeout(association.network_timeout)
-            association.dul.socket = cast(AssociationSocket, _Rewound(wrapper, unread))
+            association.dul.socket = cast(AssociationSocket, Rewound(wrapper, unread))
             # It has run all the while; were it not set anew, a long association would be idle.
             association.dul._idle_timer.restart()
         finally:
@@ -302,30 +302,6 @@ class Handover:
         """Let the loop end before its next read; for whoever aborts the association."""
         if self._connection is not None and not self._back.is_set():
             half_close(self._connection, socket.SHUT_RD)
-
-
-class _Rewound:
-    """An association's socket with octets before it that are read first."""
-
-    def __init__(self, wrapper: AssociationSocket, unread: bytes) -> None:
-        self._wrapper = wrapper
-        self._unread = bytearray(unread)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wrapper, name)
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is something to read."""
-        return bool(self._unread) or bool(self._wrapper.ready)
-
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Read so many octets: what was unread ends with a whole PDU, as each read does."""
-        if not self._unread:
-            return self._wrapper.recv(nr_bytes)
-        received = self._unread[:nr_bytes]
-        del self._unread[:nr_bytes]
-        return received
 
 
 def contexts_of(association: Association) -> dict[int, Context]:

@@ -17,12 +17,12 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from pynetdicom.association import Association
 from pynetdicom.transport import AssociationSocket
 
-from dicom_node.association import connection_of
+from dicom_node.association import Rewound, connection_of
 from dicom_node.requestor import hang_up_after
 from dicom_node.upper_layer import (
     P_DATA_TF,
@@ -180,17 +180,13 @@ class Loan:
             self._abort()
 
 
-class _Shared:
+class _Shared(Rewound):
     """An association's socket that pynetdicom does not read while it is lent."""
 
     def __init__(self, wrapper: AssociationSocket) -> None:
-        self._wrapper = wrapper
-        self._unread = bytearray()
+        super().__init__(wrapper)
         self._resting = threading.Event()
         self.is_lent = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wrapper, name)
 
     def lend(self, reader: threading.Thread) -> bool:
         """Wait until the thread that reads has seen that it is lent; False where it has ended."""
@@ -214,15 +210,7 @@ class _Shared:
         if self.is_lent:
             self._resting.set()
             return False
-        return bool(self._unread) or bool(self._wrapper.ready)
-
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Read so many octets: what was unread ends with a whole PDU, as each read does."""
-        if not self._unread:
-            return self._wrapper.recv(nr_bytes)
-        received = self._unread[:nr_bytes]
-        del self._unread[:nr_bytes]
-        return received
+        return super().ready
 
 
 def _shared(association: Association) -> _Shared | None:

@@ -25,7 +25,7 @@ from dicom_node import __version__
 from dicom_node.dicom import derived, geometry, multiframe
 from dicom_node.dicom.header import text
 from dicom_node.dicom.volume import SeriesVolume, load
-from dicom_node.early_results import IMAGE, Claim, EarlyResults
+from dicom_node.early_results import Claim, EarlyResults
 from dicom_node.errors import NodeError, RefusedError, TransientError, UnreadableInstanceError
 from dicom_node.headers_ahead import HeadersAhead
 from dicom_node.inference import Engine, SliceRequest
@@ -43,8 +43,10 @@ from dicom_node.spool import Spool
 
 #: MR needs the scale and the k-space of its volume, PET is quantified as a set.
 MODALITY = "CT"
-# Behind the key of a result that the gates have looked at twice.
+# Behind the key of a result: the same facts with those of a second look, the restored pixels, and
+# of the image that is derived of them all but the pixels, and those.
 _TWICE = "-twice"
+PLANE, IMAGE, STORED = BESIDE = ("-plane", "-image", "-stored")
 # A series that was silent for so long may be all there: then the slices that the gates look at
 # twice are taken to be those of now.
 _CALM_S = 2.0
@@ -98,20 +100,35 @@ class KeptSlices:
         self._asked: set[str] = set()
         self.found = 0
 
-    def __call__(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """What was made of the instance, if it was."""
+    def has(self, sop_instance_uid: str, seed: int) -> bool:
+        """Whether something was made of the instance, damaged or not."""
+        return self._results.has(self._series, self._key(self._files[sop_instance_uid], seed))
+
+    def facts(self, sop_instance_uid: str, seed: int) -> bytes | None:
+        """Of what the engine made of it."""
         key = self._key(self._files[sop_instance_uid], seed)
-        self._asked |= {key, key + _TWICE, key + IMAGE}
+        self._asked |= {key, key + _TWICE, *(key + end for end in BESIDE)}
         octets = self._results.read(self._series, key + _TWICE)
         if octets is None:
             octets = self._results.read(self._series, key)
         self.found += octets is not None
         return octets
 
+    def plane(self, sop_instance_uid: str, seed: int) -> bytes | None:
+        """Of the same, its pixels."""
+        return self._read(sop_instance_uid, seed, PLANE)
+
     def image(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """What could be made of its derived image, if it was."""
+        """Of its derived image."""
+        return self._read(sop_instance_uid, seed, IMAGE)
+
+    def stored(self, sop_instance_uid: str, seed: int) -> bytes | None:
+        """Of the same, its pixels."""
+        return self._read(sop_instance_uid, seed, STORED)
+
+    def _read(self, sop_instance_uid: str, seed: int, end: str) -> bytes | None:
         key = self._key(self._files[sop_instance_uid], seed)
-        return self._results.read(self._series, key + IMAGE)
+        return self._results.read(self._series, key + end)
 
     def forget(self) -> None:
         """Remove what the job has asked for: it has ended."""
@@ -212,7 +229,7 @@ class EarlySlices:
         if made is None:
             return
         task, strength, model = wanted.job.task, wanted.job.strength, self._engine.model
-        restored = self._engine.plane(made, volume.array.shape[1:])
+        restored = self._engine.plane(made, _plane_shape(volume))
         quantised = derived.quantise(volume, restored[None])
         drift = next((each.value for each in delivered_drift(volume, quantised)), None)
         image = derived.prepare(
@@ -224,7 +241,10 @@ class EarlySlices:
             parameters_hash=parameters_hash(task, self._engine.parameters(task), strength),
             drift=drift,
         )
-        claim.keep(made, image)
+        beside = {PLANE: made.plane}
+        if image is not None:
+            beside |= {IMAGE: image.image, STORED: image.stored}
+        claim.keep(made.facts, beside)
 
     def _probe(self, now: float) -> bool:
         """Have the gates look twice at one slice that was restored; False where none waits."""
@@ -333,6 +353,11 @@ class EarlySlices:
     def _volume(self, wanted: _Slice) -> SeriesVolume:
         path = self._spool.resolve(wanted.arrival.path)
         return load([path], wanted.job.task, self._settings.policy)
+
+
+def _plane_shape(volume: SeriesVolume) -> tuple[int, int]:
+    _, rows, columns = volume.array.shape
+    return rows, columns
 
 
 def _request(wanted: _Slice, volume: SeriesVolume) -> SliceRequest:

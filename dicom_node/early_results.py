@@ -1,7 +1,7 @@
 """Slices that were restored before their series was complete: files that may be lost at any time.
 
     early/<series>/<key>          one result: the digest of the rest, and the rest
-    early/<series>/<key>-image    what of its derived image could be made, in the same way
+    early/<series>/<key>-NAME     what belongs to it and is read by itself, in the same way
     early/<series>/<key>.part     being made; who makes it holds a lock on it
 
 The key is the digest of all that the result rests on. Nothing here is durable, and no row names it:
@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Set
+from collections.abc import Callable, Generator, Iterable, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,8 +27,6 @@ _DIGEST = 32
 # PS3.5 9.1; nothing else may reach a path.
 _UID = re.compile(r"[0-9.]{1,64}")
 _PART = ".part"
-#: Behind the key of a result: what of its derived image could be made.
-IMAGE = "-image"
 
 
 class Claim:
@@ -38,16 +36,17 @@ class Claim:
         self._path = path
         self._descriptor = descriptor
 
-    def keep(self, octets: bytes, image: bytes | None = None) -> None:
+    def keep(self, octets: bytes, beside: Mapping[str, bytes] | None = None) -> None:
         """Make the result visible, whole or not at all; OSError where it cannot be stored.
 
-        With it, and before it, what of its derived *image* could be made: only who has the claim
-        writes that, and one that is cut short is known by its digest.
+        Before it, what is to lie *beside* it, by the ends of the names: only who has the claim
+        writes that, and what is cut short is known by its digest.
         """
         name = self._path.with_suffix("")
-        if image is not None:
-            beside = name.with_name(name.name + IMAGE)
-            beside.write_bytes(hashlib.sha256(image).digest() + image)
+        for end, part in (beside or {}).items():
+            with name.with_name(name.name + end).open("wb") as file:
+                file.write(hashlib.sha256(part).digest())
+                file.write(part)
         os.ftruncate(self._descriptor, 0)
         left = memoryview(hashlib.sha256(octets).digest() + octets)
         while left:
@@ -70,12 +69,12 @@ class EarlyResults:
         """The result, or None where there is none that can be trusted; a damaged one is removed."""
         path = self._folder(series_uid) / key
         try:
-            whole = path.read_bytes()
+            with path.open("rb", buffering=0) as file:
+                digest, octets = file.read(_DIGEST), file.readall()
         except OSError:
             return None
-        octets = memoryview(whole)[_DIGEST:]
-        if hashlib.sha256(octets).digest() == whole[:_DIGEST]:
-            return bytes(octets)
+        if hashlib.sha256(octets).digest() == digest:
+            return octets
         _log.warning("early result damaged", action="early_damaged", series_instance_uid=series_uid)
         path.unlink(missing_ok=True)
         return None

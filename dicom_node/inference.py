@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.dicom.geometry import SAME_GRID, Resampling
+from dicom_node.dicom.planes import Planes
 from dicom_node.errors import ConfigurationError, EngineMemoryError, NodeError, PermanentError
 from dicom_node.readings import GateReading, Level
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from restoration.restorer import Fidelity, Restorer, SliceResult
 
 Progress = Callable[[int, int], None]
-#: What `Engine.restore_slice` made of a slice of the volume, by its index; None: it is not known.
-Kept = Callable[[int], bytes | None]
 
 # torch raises a plain RuntimeError where the host's memory ends; only its text tells.
 _MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "no memory for")
@@ -38,14 +37,32 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True)
+class MadeSlice:
+    """What an engine made of one slice, in octets of its own."""
+
+    facts: bytes  #: all but the restored pixels: small, and read for every slice of a job
+    plane: bytes
+
+
+class Kept(Protocol):
+    """What `Engine.restore_slice` made of the slices of a volume, by their indices."""
+
+    def facts(self, index: int) -> bytes | None:
+        """Of a slice; None: it is not known."""
+
+    def plane(self, index: int) -> bytes | None:
+        """The pixels that belong to them; None: they are gone."""
+
+
+@dataclass(frozen=True)
 class RestorationRequest:
     """One volume in physical units: HU, SUV or MR arbitrary units.
 
-    ``array`` is float32 of shape (slices, rows, columns); ``spacing`` is (z, y, x) in mm;
+    ``array``, whose planes are asked for where they are needed, is float32 of shape (slices, rows, columns); ``spacing`` is (z, y, x) in mm;
     ``seeds`` holds one integer for each slice, so a slice restores alike in any company.
     """
 
-    array: NDArray[np.float32]
+    array: Planes
     task: str
     spacing: tuple[float, float, float]
     seeds: tuple[int, ...]
@@ -80,7 +97,7 @@ class RestorationResult:
     ``array`` has the shape of the request's, or ``resampling.factor`` times its rows and columns.
     """
 
-    array: NDArray[np.float32]
+    array: Planes
     model: ModelIdentity
     flags: tuple[str, ...]
     seconds: float
@@ -131,21 +148,21 @@ class Engine(Protocol):
         None where a slice of *task* becomes another in another volume.
         """
 
-    def restore_slice(self, request: SliceRequest) -> bytes | None:
+    def restore_slice(self, request: SliceRequest) -> MadeSlice | None:
         """Restore a slice ahead of its volume, for `RestorationRequest.kept`.
 
-        The octets are the engine's own. None where the device cannot at the moment do it as it
+        None where the device cannot at the moment do it as it
         would with the volume.
         """
 
-    def plane(self, made: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
+    def plane(self, made: MadeSlice, shape: tuple[int, int]) -> NDArray[np.float32]:
         """The restored slice in what `restore_slice` made of one of this shape."""
 
     def probed(self, task: str, slices: int) -> Sequence[int]:
         """The places in a volume of so many slices at which its gates look twice."""
 
-    def probe_slice(self, request: SliceRequest, made: bytes) -> bytes | None:
-        """What `restore_slice` *made*, with that second look beside it; None as there."""
+    def probe_slice(self, request: SliceRequest, facts: bytes) -> bytes | None:
+        """The *facts* of what `restore_slice` made, with that second look; None as there."""
 
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None
@@ -214,9 +231,9 @@ class LocalEngine:
         """Device, precision and what the manifest holds a slice to; None for PET and MR."""
         return self._restorer.basis(task) if self._restorer.stands_alone(task) else None
 
-    def restore_slice(self, request: SliceRequest) -> bytes | None:
+    def restore_slice(self, request: SliceRequest) -> MadeSlice | None:
         """Restore and measure one slice; errors as for `restore`."""
-        from restoration.restorer import RestorationError
+        from restoration.restorer import RestorationError, encode_plane
 
         try:
             made = self._restorer.restore_slice(
@@ -225,15 +242,17 @@ class LocalEngine:
         except (RestorationError, MemoryError, RuntimeError, ValueError, TypeError) as error:
             raise _translated(error, request.task) from error
         # Short of memory it took a way of its own, which a volume later would not.
-        return None if made.remarks else made.encode()
+        if made.remarks or made.restored is None:
+            return None
+        return MadeSlice(made.encode(), encode_plane(made.restored))
 
-    def plane(self, made: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
+    def plane(self, made: MadeSlice, shape: tuple[int, int]) -> NDArray[np.float32]:
         """The restored slice; ValueError for octets that are none of that shape."""
-        from restoration.restorer import SliceResult
+        from restoration.restorer import decode_plane
 
-        restored = SliceResult.decode(made).restored
-        if restored.shape != shape:
-            raise ValueError(f"a slice of {restored.shape}, not {shape}")
+        restored = decode_plane(made.plane, shape)
+        if restored is None:
+            raise ValueError(f"no slice of {shape}")
         return restored
 
     def probed(self, task: str, slices: int) -> Sequence[int]:
@@ -242,14 +261,14 @@ class LocalEngine:
 
         return probed(slices)
 
-    def probe_slice(self, request: SliceRequest, made: bytes) -> bytes | None:
+    def probe_slice(self, request: SliceRequest, facts: bytes) -> bytes | None:
         """Send the result of a slice through the network again; errors as for `restore`."""
         from restoration.restorer import RestorationError, SliceResult
 
         try:
             result = self._restorer.probe_slice(
                 request.array,
-                SliceResult.decode(made),
+                SliceResult.decode(facts, lambda: None),
                 request.task,
                 seed=request.seed,
                 strength=request.strength,
@@ -303,7 +322,7 @@ class LocalEngine:
         except (RestorationError, MemoryError, RuntimeError, ValueError, TypeError) as error:
             raise _translated(error, request.task) from error
         return RestorationResult(
-            made.volume,
+            made.planes,
             self.model,
             tuple(made.flags),
             made.seconds,
@@ -323,9 +342,11 @@ def _known(kept: Kept | None) -> Callable[[int], SliceResult | None] | None:
         return None
 
     def known(index: int) -> SliceResult | None:
-        octets = kept(index)
+        octets = kept.facts(index)
         try:
-            return None if octets is None else SliceResult.decode(octets)
+            if octets is None:
+                return None
+            return SliceResult.decode(octets, lambda: kept.plane(index))
         except ValueError:
             return None
 

@@ -50,14 +50,14 @@ def delivered_drift(
     """
     hounsfield = series.scale.units == "HU"
     found: list[GateValue] = []
-    for i, (frame, before) in enumerate(zip(restored.frames, series.array, strict=True)):
+    for i, frame in enumerate(restored.frames):
         if frame.prepared is not None:
             if (known := frame.prepared.drift) is not None:
                 unit = _UCUM["HU"] if hounsfield else "1"
                 found.append(GateValue("delivered_drift", known, slice=first + i, unit=unit))
             continue
         native = pixels.to_physical(frame.stored, frame.rescale) * series.scale.per_native
-        mean = float(before.mean(dtype=np.float64))
+        mean = float(series.array[i].mean(dtype=np.float64))
         change = float(native.mean()) - mean
         if hounsfield:
             found.append(GateValue("delivered_drift", change, slice=first + i, unit=_UCUM["HU"]))

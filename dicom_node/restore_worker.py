@@ -240,7 +240,7 @@ class RestoreWorker:
 
     def _write(self, series_uid: str, instance: DerivedInstance) -> Output:
         stored = self._spool.write_outgoing(
-            series_uid, instance.sop_instance_uid, instance.data, flushed=False
+            series_uid, instance.sop_instance_uid, instance.pieces(), flushed=False
         )
         return Output(
             sop_instance_uid=instance.sop_instance_uid,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +30,6 @@ from dicom_node.gates import Judgement, gate_verdict, judge
 from dicom_node.inference import (
     DomainVerdict,
     Engine,
-    Kept,
     ModelIdentity,
     Progress,
     RestorationRequest,
@@ -45,11 +45,47 @@ FULL_STRENGTH = 1.0
 class KeptSlices(Protocol):
     """What was made of the slices of a job before."""
 
-    def __call__(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """What the engine made of a slice; None: nothing."""
+    def has(self, sop_instance_uid: str, seed: int) -> bool:
+        """Whether something was, as far as can be told without reading it."""
+
+    def facts(self, sop_instance_uid: str, seed: int) -> bytes | None:
+        """Of the engine's `MadeSlice`; None: nothing. So the others."""
+
+    def plane(self, sop_instance_uid: str, seed: int) -> bytes | None:
+        """Of the same."""
 
     def image(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """What `derived.prepare` made of it; None: nothing."""
+        """Of the `derived.PreparedImage`."""
+
+    def stored(self, sop_instance_uid: str, seed: int) -> bytes | None:
+        """Of the same."""
+
+
+class _KeptOfVolume:
+    """What was made of the slices of one classic volume before, by their places in it."""
+
+    def __init__(self, kept: KeptSlices, headers: Sequence[Dataset], given: Sequence[int]) -> None:
+        self._kept = kept
+        self._of = [
+            (text(header, "SOPInstanceUID"), seed)
+            for header, seed in zip(headers, given, strict=True)
+        ]
+
+    def facts(self, index: int) -> bytes | None:
+        """See `KeptSlices`; so the others."""
+        return self._kept.facts(*self._of[index])
+
+    def plane(self, index: int) -> bytes | None:
+        """As there."""
+        return self._kept.plane(*self._of[index])
+
+    def image(self, index: int) -> bytes | None:
+        """As there."""
+        return self._kept.image(*self._of[index])
+
+    def stored(self, index: int) -> bytes | None:
+        """As there."""
+        return self._kept.stored(*self._of[index])
 
 
 @dataclass(frozen=True)
@@ -215,7 +251,8 @@ def _restore_volumes(
     gathered, slices = _Volumes(), 0
     started = time.perf_counter()
     scratch = Scratch(work)
-    for series in volume.load_volumes(paths, task, settings.policy, scratch, known):
+    later = None if kept is None else partial(_is_kept, kept, engine.model)
+    for series in volume.load_volumes(paths, task, settings.policy, scratch, known, later):
         verdict = judge_domain(series.headers[0], task, engine, settings)
         if gathered.upsample not in (None, verdict.upsample):
             raise RefusedError("volumes of one image that need grids of their own")
@@ -223,6 +260,9 @@ def _restore_volumes(
         gathered.warnings += [*series.warnings, *_remarks(verdict)]
         loaded = time.perf_counter()
         given = seeds(series.headers, engine.model, series.frames)
+        before = None
+        if kept is not None and series.frames is None:
+            before = _KeptOfVolume(kept, series.headers, given)
         request = RestorationRequest(
             array=series.array,
             task=task,
@@ -232,7 +272,7 @@ def _restore_volumes(
             scale=scale,
             upsample=verdict.upsample,
             facts=facts(series.headers[0]),
-            kept=_of_slices(series, given, kept),
+            kept=before,
             out=scratch.empty(series.array.shape, np.float32) if verdict.upsample == 1 else None,
         )
         result = engine.restore(request, _onwards(progress, slices, scratch))
@@ -260,7 +300,7 @@ def _restore_volumes(
                 result.array,
                 result.resampling,
                 scratch,
-                _of_slices(series, given, kept and kept.image),
+                before,
             )
         )
         gathered.values += delivered_drift(series, gathered.restored[-1], first=slices)
@@ -272,16 +312,10 @@ def _restore_volumes(
     return gathered
 
 
-def _of_slices(
-    series: volume.SeriesVolume,
-    given: Sequence[int],
-    made: Callable[[str, int], bytes | None] | None,
-) -> Kept | None:
-    """What was made of the slices of a classic volume before, by their places in it."""
-    if made is None or series.frames is not None:
-        return None
-    uids = [text(header, "SOPInstanceUID") for header in series.headers]
-    return lambda index: made(uids[index], given[index])
+def _is_kept(kept: KeptSlices, model: ModelIdentity, header: Dataset) -> bool:
+    """Whether the pixels of a slice need not be read before somebody asks for them."""
+    (seed,) = seeds([header], model)
+    return kept.has(text(header, "SOPInstanceUID"), seed)
 
 
 def _place(done: _Volumes) -> list[int]:

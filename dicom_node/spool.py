@@ -21,7 +21,7 @@ import itertools
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -127,7 +127,7 @@ class Spool:
         return digest.hexdigest() == file.stem
 
     def write_outgoing(
-        self, series_uid: str, sop_uid: str, data: bytes, *, flushed: bool = True
+        self, series_uid: str, sop_uid: str, data: bytes | Sequence[bytes], *, flushed: bool = True
     ) -> StoredFile:
         """Store a restored instance under its UIDs; the same bytes again are no error.
 
@@ -141,7 +141,7 @@ class Spool:
                 raise PermanentError("not a UID: it may hold digits and dots only")
         target = self.root / f"outgoing/{series_uid}/{sop_uid}.dcm"
         with self.draft() as draft:
-            draft.write((data,))
+            draft.write((data,) if isinstance(data, bytes) else data)
             return self._name(draft, lambda _: target, flushed=flushed)
 
     def write_review(self, job_id: int, files: Mapping[str, bytes]) -> str:

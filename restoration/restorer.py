@@ -69,13 +69,26 @@ from restoration.slices import (
     SliceLoop,
     SliceResult,
     Steps,
+    decode_plane,
     default_seed,
+    encode_plane,
     hold,
     prepared,
     result_grid,
 )
 from restoration.tasks import RestorationTask
-from restoration.volumes import Spacing, Volume, checked, finer, full_strength, zero_filled
+from restoration.volumes import (
+    Planes,
+    Spacing,
+    Volume,
+    checked,
+    checked_planes,
+    finer,
+    full_strength,
+    taken,
+    whole,
+    zero_filled,
+)
 
 __all__ = [
     "LEAST_SIDE",
@@ -93,7 +106,9 @@ __all__ = [
     "Verdict",
     "builtin",
     "bundle_folder",
+    "decode_plane",
     "default_seed",
+    "encode_plane",
     "missing",
     "outside",
     "probed",
@@ -105,7 +120,9 @@ __all__ = [
 class Restoration:
     """A restored volume and what was noticed on the way; per-slice lists are in slice order."""
 
-    volume: Volume  #: (slices, rows, columns), physical units; on the grid that `grid` tells
+    #: (slices, rows, columns), physical units, on the grid that `grid` tells; an array, or with
+    #: slices that are read from where they were kept
+    planes: Planes
     flags: tuple[str, ...]  #: guards that did not hold: mean_drift, residual_ratio, …
     seconds: float
     diagnostics: Diagnostics
@@ -114,6 +131,11 @@ class Restoration:
     #: What the gates have measured already, of slices that were restored before.
     measured: Mapping[int, SliceMeasures] = field(default_factory=dict)
     probed: Mapping[int, Probe] = field(default_factory=dict)
+
+    @property
+    def volume(self) -> Volume:
+        """All of `planes` as an array."""
+        return whole(self.planes)
 
 
 class Restorer:
@@ -156,7 +178,7 @@ class Restorer:
 
     def restore(
         self,
-        volume: npt.NDArray[np.generic],
+        volume: Planes,
         task: RestorationTask | str,
         *,
         spacing: Spacing | None = None,
@@ -189,14 +211,14 @@ class Restorer:
         """
         started = time.perf_counter()
         task = self._accepted(task)
-        x = checked(volume)
+        x: Planes = self._looked_at(volume, task)
         grid, support = result_grid(self.manifest, x, task, upsample)
         if grid.factor > 1:
-            x = zero_filled(x, grid.factor)
+            x = zero_filled(whole(x), grid.factor)
         job = prepared(self.manifest, x, task, seeds, strength, data_consistency, scale, support)
         remarks = [self.network.remark] if self.network.remark else []
         loop = self._loop(x, job, remarks, out)
-        y, diagnostics = self._run(loop, progress, kept if self.stands_alone(task) else None)
+        _, diagnostics = self._run(loop, progress, kept if self.stands_alone(task) else None)
         flags = tripped(diagnostics, task, self.manifest.guards.get(task.value, {}))
         if spacing is not None and self._outside(task, spacing, grid.factor):
             flags.append("outside_domain")
@@ -204,7 +226,7 @@ class Restorer:
             flags.append("wide_band")
         seconds = time.perf_counter() - started
         return Restoration(
-            y,
+            loop.planes,
             tuple(flags),
             seconds,
             diagnostics,
@@ -248,7 +270,7 @@ class Restorer:
         calibration = self.manifest.calibration.get(task.value)
         (measures,) = measure_slices(
             x,
-            full,
+            whole(full),
             task,
             described=calibration is not None and calibration.inputs is not None,
             device=self.device,
@@ -283,7 +305,7 @@ class Restorer:
 
     def assess(
         self,
-        volume: npt.NDArray[np.generic],
+        volume: Planes,
         made: Restoration,
         task: RestorationTask | str,
         *,
@@ -303,11 +325,11 @@ class Restorer:
         volume, and for slices of fewer than `fidelity.LEAST_SIDE` rows or columns.
         """
         task = self._accepted(task)
-        x = checked(volume)
+        x: Planes = self._looked_at(volume, task)
         if made.grid.factor > 1:
-            x = zero_filled(x, made.grid.factor)
+            x = zero_filled(whole(x), made.grid.factor)
             spacing = spacing and finer(spacing, made.grid.factor)
-        y, said = made.volume, made.diagnostics
+        y, said = made.planes, made.diagnostics
         if 0 < strength < 1:
             y, said = full_strength(x, y, strength), at_full_strength(said, strength)
         chosen = probed(len(x)) if strength else []
@@ -347,9 +369,13 @@ class Restorer:
         quiet = Steps(None, 0)
         return self._probes(x, made.diagnostics, task, seeds, slices, {}, quiet)
 
+    def _looked_at(self, volume: Planes, task: RestorationTask) -> Planes:
+        """A volume that is checked: as a whole, or by slices where they stand alone."""
+        return checked_planes(volume) if self.stands_alone(task) else checked(volume)
+
     def _probes(
         self,
-        x: Volume,
+        x: Planes,
         said: Diagnostics,
         task: RestorationTask,
         seeds: Sequence[int] | None,
@@ -365,7 +391,7 @@ class Restorer:
                 self.manifest, x, task, seeds, 1.0, True, scale_of(said), support_of(said)
             )
             job = replace(job, seeds=[job.seeds[index] for index in left])
-            found |= dict(zip(left, self._probed(x[left], job, steps), strict=True))
+            found |= dict(zip(left, self._probed(taken(x, left), job, steps), strict=True))
         return measured(found, slices)
 
     def _probed(self, slices: Volume, job: SliceJob, steps: Steps) -> list[Probe]:
@@ -391,12 +417,12 @@ class Restorer:
 
     def _loop(
         self,
-        x: Volume,
+        x: Planes,
         job: SliceJob,
         remarks: list[str] | None = None,
         out: Volume | None = None,
     ) -> SliceLoop:
-        y = np.empty(x.shape, x.dtype) if out is None or out.shape != x.shape else out
+        y = np.empty(x.shape, np.float32) if out is None or out.shape != x.shape else out
         return SliceLoop(self.network, x, y, job, [] if remarks is None else remarks)
 
     def _run(
@@ -407,7 +433,7 @@ class Restorer:
         x, y, job = loop.x, loop.y, loop.job
         sigma = self.manifest.low_frequency.get(job.task.value)
         if sigma is not None and job.held is None:
-            hold(x, y, job, sigma)
+            hold(whole(x), y, job, sigma)
         return y, {"intensity_scale": job.scale, **support_values(job.support), **values}
 
     def _accepted(self, task: RestorationTask | str) -> RestorationTask:

@@ -8,7 +8,6 @@ becomes is the same in any company, and may be made before the others are there.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from restoration.lowpass import low_frequency_change
 from restoration.network import Network
 from restoration.probes import Probe
 from restoration.tasks import RestorationTask, intensity_scale, normalise, spec
-from restoration.volumes import Volume
+from restoration.volumes import OnDemand, Planes, Volume, taken, whole
 
 Progress = Callable[[int, int], None]
 Values = dict[str, float]
@@ -64,21 +63,33 @@ class SliceJob:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """A plane (rows, columns) that is read when it is asked for; None: it is gone."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Volume | None]
+
+
+@dataclass(frozen=True)
 class SliceResult:
     """What one slice became apart from its volume, with what was noticed on the way."""
 
-    restored: Volume  #: (rows, columns), physical units
+    plane: Volume | Elsewhere  #: (rows, columns), physical units
     values: Values  #: diagnostics of the pass by name
     measures: SliceMeasures | None = None  #: what the gates measure in a slice alone
     probe: Probe | None = None  #: what the network does to the result, and to a noisier input
     #: How the device was short of memory: such a result is not what it makes when it is not.
     remarks: tuple[str, ...] = field(default=(), compare=False)
 
+    @property
+    def restored(self) -> Volume | None:
+        """The plane; None where it was elsewhere and is gone."""
+        return self.plane.read() if isinstance(self.plane, Elsewhere) else self.plane
+
     def encode(self) -> bytes:
-        """As octets, bit by bit; `remarks` are left out."""
-        buffer = io.BytesIO()
-        told: dict[str, Any] = {"values": self.values}
-        arrays = [self.restored]
+        """All but the plane as octets, bit by bit; `remarks` are left out."""
+        told: dict[str, Any] = {"values": self.values, "plane": self.plane.shape}
+        arrays: list[Volume] = []
         if self.measures is not None:
             told["measures"] = self.measures.values
             told["features"] = self.measures.features
@@ -87,30 +98,43 @@ class SliceResult:
             told["probe"] = self.probe
         told["shapes"] = [array.shape for array in arrays]
         head = json.dumps(told).encode()
-        buffer.write(len(head).to_bytes(8, "little"))
-        buffer.write(head)
-        for array in arrays:
-            buffer.write(np.ascontiguousarray(array, "<f4").data)
-        return buffer.getvalue()
+        octets = [np.ascontiguousarray(array, "<f4").tobytes() for array in arrays]
+        return b"".join((len(head).to_bytes(8, "little"), head, *octets))
 
     @classmethod
-    def decode(cls, octets: bytes) -> SliceResult:
-        """Inverse of `encode`; ValueError for octets that are no such result."""
+    def decode(cls, octets: bytes, plane: Callable[[], bytes | None]) -> SliceResult:
+        """Inverse of `encode`; ValueError for octets that are no such result.
+
+        `plane` gives what `encode_plane` made, and is asked when the plane is.
+        """
         try:
             begin = 8 + int.from_bytes(octets[:8], "little")
             told = json.loads(octets[8:begin])
             arrays = list(_arrays(memoryview(octets)[begin:], told["shapes"]))
             measures = told.get("measures")
+            rows, columns = told["plane"]
             return cls(
-                arrays[0],
+                Elsewhere((rows, columns), lambda: decode_plane(plane(), (rows, columns))),
                 told["values"],
                 None
                 if measures is None
-                else SliceMeasures(measures, arrays[1], arrays[2], tuple(told["features"])),
+                else SliceMeasures(measures, arrays[0], arrays[1], tuple(told["features"])),
                 told.get("probe"),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError("not a restored slice") from error
+
+
+def encode_plane(plane: Volume) -> bytes:
+    """A restored plane as octets."""
+    return np.ascontiguousarray(plane, "<f4").tobytes()
+
+
+def decode_plane(octets: bytes | None, shape: tuple[int, int]) -> Volume | None:
+    """Inverse of `encode_plane`; None for octets that are none of this shape."""
+    if octets is None or len(octets) != 4 * shape[0] * shape[1]:
+        return None
+    return np.frombuffer(octets, "<f4").reshape(shape)
 
 
 def _arrays(octets: memoryview, shapes: Sequence[Sequence[int]]) -> list[Volume]:
@@ -132,7 +156,7 @@ def default_seed(sha256: str, index: int) -> int:
 
 def prepared(
     manifest: Manifest,
-    x: Volume,
+    x: Planes,
     task: RestorationTask,
     seeds: Sequence[int] | None,
     strength: float,
@@ -153,8 +177,9 @@ def prepared(
     if weight == 0:
         support = None
     elif support is None:
-        support = empty_band(torch.from_numpy(x))
-    scale = intensity_scale(x, task) if scale is None else scale
+        support = empty_band(torch.from_numpy(whole(x)))
+    if scale is None:
+        scale = intensity_scale(whole(x), task) if task is RestorationTask.MRI_SR else 1.0
     wide = support is not None and _is_wide(manifest, x, task, support)
     # What was measured beyond the band of the training is no business of the network.
     weight = 1.0 if wide else weight
@@ -163,7 +188,7 @@ def prepared(
     return SliceJob(task, seeds, strength, scale, support, weight, wide, held)
 
 
-def _is_wide(manifest: Manifest, x: Volume, task: RestorationTask, support: Support) -> bool:
+def _is_wide(manifest: Manifest, x: Planes, task: RestorationTask, support: Support) -> bool:
     """Whether more of k-space was measured than the model has seen: it would blur and invent.
 
     docs/decisions/0014-a-wider-band-than-the-training.md
@@ -178,7 +203,7 @@ def _is_wide(manifest: Manifest, x: Volume, task: RestorationTask, support: Supp
 
 
 def result_grid(
-    manifest: Manifest, x: Volume, task: RestorationTask, upsample: int
+    manifest: Manifest, x: Planes, task: RestorationTask, upsample: int
 ) -> tuple[GridChange, Support | None]:
     """The grid of the result and, where it is finer, the k-space acquired on it."""
     grid = zero_filled_grid(upsample)
@@ -192,7 +217,7 @@ def result_grid(
             f"The model {manifest.name} was trained on {trained}, not on zero-filled "
             "k-space: it cannot take a low matrix."
         )
-    return grid, zero_filled_support(torch.from_numpy(x))
+    return grid, zero_filled_support(torch.from_numpy(whole(x)))
 
 
 @dataclass
@@ -217,15 +242,18 @@ Finish = Callable[[], list[Values]]
 class SliceLoop:
     """The slices of one volume `x`, restored into `y`, a GPU one batch ahead of its results.
 
+    Those that were kept are not in `y` but in `planes`.
+
     What does not fit is tried again: half as many slices, then what `Network.give_way` finds, with
     words for it in `remarks`.
     """
 
     def __init__(
-        self, network: Network, x: Volume, y: Volume, job: SliceJob, remarks: list[str]
+        self, network: Network, x: Planes, y: Volume, job: SliceJob, remarks: list[str]
     ) -> None:
         self._network = network
         self.x, self.y, self.job, self._remarks = x, y, job, remarks
+        self._elsewhere: dict[int, SliceResult] = {}
         #: What the gates have measured of the slices that were `kept`.
         self.measured: dict[int, SliceMeasures] = {}
         self.probed: dict[int, Probe] = {}
@@ -253,10 +281,27 @@ class SliceLoop:
                 progress(len(values), total)
         return {name: [values[index][name] for index in range(total)] for name in values[0]}
 
+    @property
+    def planes(self) -> Planes:
+        """The result: `y`, or with slices that are read from where they were kept."""
+        return OnDemand(self.x.shape, self._plane) if self._elsewhere else self.y
+
+    def _plane(self, index: int) -> Volume:
+        kept = self._elsewhere.get(index)
+        if kept is not None:
+            if (found := kept.restored) is not None:
+                return found
+            # It is gone meanwhile: what is made of it now has the same bits.
+            del self._elsewhere[index]
+            for _ in self._batches([index]):
+                pass
+        plane: Volume = self.y[index]
+        return plane
+
     def _take(self, index: int, result: SliceResult) -> bool:
-        if result.restored.shape != self.x.shape[1:]:
+        if result.plane.shape != self.x.shape[1:]:
             return False
-        self.y[index] = result.restored
+        self._elsewhere[index] = result
         if result.measures is not None:
             self.measured[index] = result.measures
         if result.probe is not None:
@@ -306,7 +351,7 @@ class SliceLoop:
     def _begin(self, batch: Batch) -> Finish:
         """Start a batch; calling what comes back waits for it and fills its slices of `y`."""
         job, (low, high) = self.job, spec(self.job.task).window
-        before = self.x[batch]
+        before = taken(self.x, batch)
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(

@@ -13,9 +13,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,18 +30,21 @@ from dicom_node.dicom.header import as_stored, quiet_pydicom, text, texts
 from dicom_node.dicom.image_classes import CLASSES
 from dicom_node.dicom.making import Derivation, Frame, Making
 from dicom_node.dicom.pixels import Quantised
+from dicom_node.dicom.planes import Planes
 from dicom_node.dicom.policy import Action, Rule
 from dicom_node.dicom.prepared import Prepared, any_derivation
 from dicom_node.dicom.prepared import prepare as find_holes
 from dicom_node.dicom.provenance import ModelIdentity
 from dicom_node.dicom.scratch import Scratch
-from dicom_node.dicom.values import VALUES
+from dicom_node.dicom.values import VALUES, pixel_octets
 from dicom_node.dicom.volume import SeriesVolume
 from dicom_node.errors import UnreadableInstanceError
 from dicom_node.settings import IdentitySettings
 
 __all__ = [
     "DerivedInstance",
+    "PreparedImage",
+    "PreparedSlices",
     "RestoredVolume",
     "build",
     "derived_series_uid",
@@ -52,8 +55,22 @@ __all__ = [
 ]
 
 
-#: What `prepare` gave of a slice of a volume, by its index; None: nothing.
-PreparedSlice = Callable[[int], bytes | None]
+@dataclass(frozen=True)
+class PreparedImage:
+    """What can be made of the image of one slice ahead of its series, in octets for `quantise`."""
+
+    image: bytes  #: all but the pixels
+    stored: bytes
+
+
+class PreparedSlices(Protocol):
+    """What `prepare` gave of the slices of a volume, by their indices."""
+
+    def image(self, index: int) -> bytes | None:
+        """All but the pixels; None: nothing."""
+
+    def stored(self, index: int) -> bytes | None:
+        """The pixels that belong to it; None: they are gone."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +80,19 @@ class DerivedInstance:
     sop_instance_uid: str
     sop_class_uid: str
     source_sop_instance_uid: str
-    data: bytes
+    head: bytes
     clamped: int = 0
+    #: What makes the rest of the file, on whatever thread; None: *head* is all of it.
+    rest: Callable[[], bytes] | None = None
+
+    def pieces(self) -> tuple[bytes, ...]:
+        """The file, piece by piece."""
+        return (self.head,) if self.rest is None else (self.head, self.rest())
+
+    @property
+    def data(self) -> bytes:
+        """The file."""
+        return b"".join(self.pieces())
 
 
 @dataclass(frozen=True)
@@ -82,10 +110,10 @@ class RestoredVolume:
 
 def quantise(
     volume: SeriesVolume,
-    restored: NDArray[np.floating[Any]],
+    restored: Planes,
     resampling: Resampling = SAME_GRID,
     scratch: Scratch | None = None,
-    prepared: PreparedSlice | None = None,
+    prepared: PreparedSlices | None = None,
 ) -> RestoredVolume:
     """Bring the result of one volume back to stored values.
 
@@ -100,31 +128,42 @@ def quantise(
     numbers = volume.frames or (1,) * slices
     room, frames = scratch or Scratch(), []
     for i, number in enumerate(numbers):
-        frame = prepared and _prepared_frame(volume, i, prepared(i), resampling)
+        frame = None
+        if prepared is not None:
+            frame = _prepared_frame(volume, i, restored, prepared, resampling)
         if frame is None:
-            if not np.all(np.isfinite(restored[i])):
-                raise ValueError(f"restored slice {i} has values that are not finite")
             frame = _frame(volume, i, number, restored[i], resampling)
-        frames.append(replace(frame, stored=room.keep(frame.stored)))
+            frame = replace(frame, pixels=room.keep(frame.stored))
+        frames.append(frame)
         room.release()
     return RestoredVolume(tuple(frames), volume.source)
 
 
 def _prepared_frame(
-    volume: SeriesVolume, i: int, octets: bytes | None, resampling: Resampling
+    volume: SeriesVolume,
+    i: int,
+    restored: Planes,
+    prepared: PreparedSlices,
+    resampling: Resampling,
 ) -> Frame | None:
     """A slice as `prepare` has kept it; None where that is none of this slice on this grid."""
+    octets = prepared.image(i)
     if octets is None or resampling.changes or volume.source is not None:
         return None
     try:
-        made, stored = Prepared.decode(octets)
+        made = Prepared.decode(octets)
     except ValueError:
         return None
     header, by = volume.headers[i], volume.scale.rescales[i]
     if made.source_sop_instance_uid != text(header, "SOPInstanceUID"):
         return None
-    if stored.shape != volume.array.shape[1:]:
+    if made.shape != volume.array.shape[1:]:
         return None
+
+    def stored() -> NDArray[Any]:
+        values = made.values(prepared.stored(i))
+        return _frame(volume, i, 1, restored[i], resampling).stored if values is None else values
+
     return Frame(header, 1, stored, by, by, made.clamped, resampling, made)
 
 
@@ -137,7 +176,7 @@ def prepare(
     strength: float,
     parameters_hash: str,
     drift: float | None,
-) -> bytes | None:
+) -> PreparedImage | None:
     """What can be made of the derived image of a classic slice before its series is complete.
 
     volume: the slice alone, of a task whose result hangs on no other and keeps the scale of the
@@ -151,7 +190,9 @@ def prepare(
     making = _making(frame.header, volume.frames, derivation, source_set_hash([frame.header]))
     with quiet_pydicom():
         made = find_holes(making, _encode(_image(making)), drift=drift)
-    return None if made is None else made.encode(frame.stored)
+    if made is None:
+        return None
+    return PreparedImage(made.encode(), np.ascontiguousarray(frame.stored).tobytes())
 
 
 def _frame(
@@ -161,6 +202,8 @@ def _frame(
     values: NDArray[np.floating[Any]],
     resampling: Resampling,
 ) -> Frame:
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"restored slice {i} has values that are not finite")
     header, by = volume.headers[i], volume.scale.rescales[i]
     stored = pixels.on_grid(volume.stored[i], resampling)
     none = np.zeros(stored.shape, dtype=np.bool_)
@@ -286,10 +329,11 @@ def _derive(
     making = _making(source, frames, derivation, source_set)
     before = frames[0].prepared
     try:
-        data = before.completed(making) if before is not None else None
-        if data is None:
+        head = before.completed(making) if before is not None else None
+        rest = None if head is None else partial(pixel_octets, making.frames)
+        if head is None:
             with quiet_pydicom():
-                data = _encode(_image(making))
+                head = _encode(_image(making))
     except Exception as error:
         # A header that could be read may still hold values that no data set can: its kind says
         # enough, its text may quote them.
@@ -303,8 +347,9 @@ def _derive(
         sop_instance_uid=making.sop_uid,
         sop_class_uid=making.image.uid,
         source_sop_instance_uid=text(source, "SOPInstanceUID"),
-        data=data,
+        head=head,
         clamped=sum(frame.clamped for frame in frames),
+        rest=rest,
     )
 
 

@@ -48,12 +48,18 @@ class Frame:
 
     header: Dataset  # of the source slice; of a frame: `multiframe.frame_headers`
     number: int  # in the source image, from 1
-    stored: NDArray[Any]  # (rows, columns)
+    #: (rows, columns) as stored, or what reads them
+    pixels: NDArray[Any] | Callable[[], NDArray[Any]]
     source_rescale: Rescale
     rescale: Rescale
     clamped: int = 0
     resampling: Resampling = SAME_GRID
     prepared: Prepared | None = None  # what of its image was made before
+
+    @property
+    def stored(self) -> NDArray[Any]:
+        """The stored values (rows, columns)."""
+        return self.pixels() if callable(self.pixels) else self.pixels
 
 
 @dataclass(frozen=True)

@@ -64,11 +64,13 @@ class Prepared:
     basis: str  #: of all that the octets outside the holes rest on beside the source
     clamped: int
     drift: float | None  #: of `reported.delivered_drift`
+    dtype: str  #: of the stored values, in NumPy's words
+    shape: tuple[int, int]
     holes: tuple[Hole, ...]
     head: bytes  #: the file up to the value of its pixel data, which is its last
 
     def completed(self, making: Making) -> bytes | None:
-        """The file as the derivation of *making* has it; None where this is not its image."""
+        """The file up to its pixels as *making* has it; None where this is not its image."""
         if (
             self.series_instance_uid != making.series_uid
             or self.sop_instance_uid != making.sop_uid
@@ -77,31 +79,37 @@ class Prepared:
         ):
             return None
         with quiet_pydicom():
-            return b"".join((*_filled(self.head, self.holes, making), pixel_octets(making.frames)))
+            return b"".join(_filled(self.head, self.holes, making))
 
-    def encode(self, stored: NDArray[Any]) -> bytes:
-        """As octets, with the stored values (rows, columns), for `decode`."""
+    def encode(self) -> bytes:
+        """As octets, for `decode`."""
         told: dict[str, Any] = {n: value for n, value in vars(self).items() if n != "head"}
         told["holes"] = [vars(hole) for hole in self.holes]
         told["head"] = len(self.head)
-        told["stored"] = (stored.dtype.str, *stored.shape)
         index = json.dumps(told).encode()
-        values = np.ascontiguousarray(stored).data
-        return b"".join((len(index).to_bytes(4, "little"), index, self.head, values))
+        return b"".join((len(index).to_bytes(4, "little"), index, self.head))
 
     @classmethod
-    def decode(cls, octets: bytes) -> tuple[Prepared, NDArray[Any]]:
+    def decode(cls, octets: bytes) -> Prepared:
         """Inverse of `encode`; ValueError for octets that are no such image."""
         try:
             begin = 4 + int.from_bytes(octets[:4], "little")
             told = json.loads(octets[4:begin])
             told["holes"] = tuple(Hole(**hole) for hole in told["holes"])
-            end = begin + told.pop("head")
-            name, rows, columns = told.pop("stored")
-            stored = np.frombuffer(octets, np.dtype(name), offset=end).reshape(rows, columns)
-            return cls(**told, head=octets[begin:end]), stored
+            rows, columns = told.pop("shape")
+            head = octets[begin:]
+            if len(head) != told.pop("head"):
+                raise ValueError(f"{len(head)} octets")
+            return cls(**told, shape=(rows, columns), head=head)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError("not a prepared image") from error
+
+    def values(self, octets: bytes | None) -> NDArray[Any] | None:
+        """The stored values (rows, columns) in their octets; None where these are none of them."""
+        kind = np.dtype(self.dtype)
+        if octets is None or len(octets) != kind.itemsize * self.shape[0] * self.shape[1]:
+            return None
+        return np.frombuffer(octets, kind).reshape(self.shape)
 
 
 def any_derivation(
@@ -144,10 +152,12 @@ def prepare(making: Making, octets: bytes, *, drift: float | None) -> Prepared |
         basis=_basis(making.derivation),
         clamped=frame.clamped,
         drift=drift,
+        dtype=frame.stored.dtype.str,
+        shape=frame.stored.shape,
         holes=tuple(holes),
         head=head,
     )
-    return made if made.completed(making) == octets else None
+    return made if made.completed(making) == head else None
 
 
 @cache

@@ -107,5 +107,5 @@ def _as_instance(document: SOPClass, written: _Written) -> DerivedInstance:
         sop_instance_uid=str(document.SOPInstanceUID),
         sop_class_uid=str(document.SOPClassUID),
         source_sop_instance_uid=written.images[0].source.sop_instance_uid,
-        data=documents.encode(document),
+        head=documents.encode(document),
     )

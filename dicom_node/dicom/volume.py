@@ -7,7 +7,7 @@ restored, held and refused in `acceptance`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from pydicom.dataset import Dataset
 
 from dicom_node.dicom import geometry, lossy, multiframe, pixels
 from dicom_node.dicom.division import Judgement, judge
-from dicom_node.dicom.header import Shared, read_dataset, read_pixels, text
+from dicom_node.dicom.header import Shared, number, read_dataset, read_pixels, text
 from dicom_node.dicom.pixels import Rescale
+from dicom_node.dicom.planes import OnDemand, Planes
 from dicom_node.dicom.scratch import Scratch
 from dicom_node.dicom.suv import suv_factor
 from dicom_node.errors import RefusedError
@@ -47,6 +48,8 @@ _DECISIVE = frozenset(
     }
 )
 
+# Tasks whose slices are in their units without a look at the others.
+_ABSOLUTE = frozenset({"ct_denoise", "mri_sr"})
 _UNITS = {"ct_denoise": "HU", "pet_synthesis": "SUV", "mri_sr": "a.u."}
 
 
@@ -65,13 +68,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class SeriesVolume:
-    """One volume in memory, slices in order of position."""
+    """One volume, slices in order of position; of slices that are read later, planes on demand."""
 
     headers: tuple[Dataset, ...]  # without pixels; of a frame: `multiframe.frame_headers`
-    stored: NDArray[Any]  # (S, R, C) as stored
-    array: NDArray[np.float32]  # (S, R, C) HU | SUV | MR arbitrary units
+    stored: Planes  # (S, R, C) as stored
+    array: Planes  # (S, R, C) float32, HU | SUV | MR arbitrary units
     scale: Scale
-    padding: NDArray[np.bool_] | None  # (S, R, C); None: no padding pixel
+    padding: Planes | None  # (S, R, C) bool; None: no padding pixel
     spacing: tuple[float, float, float]  # (z, y, x) mm
     runs: tuple[range, ...]  # slices without a gap between them
     affine: NDArray[np.float64]  # 4×4, (slice, row, column) → LPS mm
@@ -103,12 +106,16 @@ def load_volumes(
     policy: PolicySettings,
     scratch: Scratch | None = None,
     known: Mapping[Path, Dataset] | None = None,
+    later: Callable[[Dataset], bool] | None = None,
 ) -> Iterator[SeriesVolume]:
     """Load what one job restores into physical units, one volume at a time.
 
     Files of classic images are one volume; the file of a multi-frame image holds one or more.
     Large arrays are those of *scratch*. Headers that are *known*, from `read_slice_header`, are
-    not read again.
+    not read again. *later* tells by the header of a slice whether its pixels are to be read when
+    they are asked for, and not now: errors come then too. Those of PET, whose scale may hang on all
+    of them, are read now.
+
     Raises RefusedError where no volume may be restored, UnreadableInstanceError where a file
     does not parse or its pixels do not decode.
     """
@@ -128,7 +135,7 @@ def load_volumes(
         lossy.record(dataset)
         yield from _load_multiframe(dataset, task, judged, room)
     else:
-        yield _load_classic(headers, paths, task, judged, room)
+        yield _load_classic(headers, paths, task, judged, room, later)
 
 
 def _load_classic(
@@ -137,13 +144,54 @@ def _load_classic(
     task: str,
     judged: Judgement,
     scratch: Scratch,
+    later: Callable[[Dataset], bool] | None,
 ) -> SeriesVolume:
     frames = [geometry.slice_frame(header) for header in headers]
     uids = [text(header, "SOPInstanceUID") for header in headers]
     order = geometry.order(frames, uids)
     ordered = [headers[i] for i in order]
+    if later is not None and task in _ABSOLUTE and any(later(header) for header in ordered):
+        files = [paths[i] for i in order]
+        return _partly(ordered, files, task, judged.warnings, scratch, later)
     planes = (_decoded(headers[i], paths[i]) for i in order)
     return _assemble(ordered, planes, task, judged.warnings, scratch)
+
+
+def _partly(
+    headers: Sequence[Dataset],
+    files: Sequence[Path],
+    task: str,
+    warnings: tuple[str, ...],
+    scratch: Scratch,
+    later: Callable[[Dataset], bool],
+) -> SeriesVolume:
+    """A volume of which some slices, in order, are read now and others when they are asked for."""
+    rescales = tuple(pixels.rescale(header) for header in headers)
+    kind = pixels.pixel_format(headers[0]).dtype
+    shape = (len(headers), *(int(number(headers[0], key) or 0) for key in ("Rows", "Columns")))
+    read: dict[int, NDArray[Any]] = {}
+    for i, header in enumerate(headers):
+        if not later(header):
+            read[i] = scratch.keep(_decoded(header, files[i]))
+            scratch.release()
+
+    def stored(i: int) -> NDArray[Any]:
+        return read[i] if i in read else _decoded(headers[i], files[i])
+
+    def physical(i: int) -> NDArray[Any]:
+        return pixels.to_physical(stored(i), rescales[i]).astype(np.float32)
+
+    def padding(i: int) -> NDArray[Any]:
+        return pixels.padding_mask(stored(i), headers[i], rescales[i])
+
+    return _placed(
+        headers,
+        OnDemand(shape, kind, stored),
+        OnDemand(shape, np.float32, physical),
+        OnDemand(shape, np.bool_, padding),
+        Scale(rescales, 1.0, _UNITS[task]),
+        warnings,
+    )
 
 
 def _decoded(header: Dataset, path: Path) -> NDArray[Any]:
@@ -179,7 +227,6 @@ def _assemble(
     warnings: tuple[str, ...],
     scratch: Scratch,
 ) -> SeriesVolume:
-    frames = [geometry.slice_frame(dataset) for dataset in datasets]
     rescales = tuple(pixels.rescale(dataset) for dataset in datasets)
     stored, padding = _stacked(datasets, planes, rescales, scratch)
     native = (pixels.to_physical(s, by) for s, by in zip(stored, rescales, strict=True))
@@ -188,13 +235,27 @@ def _assemble(
     for i, by in enumerate(rescales):
         array[i] = pixels.to_physical(stored[i], by) * per_native
         scratch.release()
+    scale = Scale(rescales, per_native, units)
+    return _placed(datasets, stored, array, padding, scale, warnings)
+
+
+def _placed(
+    headers: Sequence[Dataset],
+    stored: Planes,
+    array: Planes,
+    padding: Planes | None,
+    scale: Scale,
+    warnings: tuple[str, ...],
+) -> SeriesVolume:
+    """The planes of a volume with where they lie."""
+    frames = [geometry.slice_frame(header) for header in headers]
     along = geometry.positions(frames)
-    spacing_z = geometry.slice_spacing(along, datasets[0])
+    spacing_z = geometry.slice_spacing(along, headers[0])
     return SeriesVolume(
-        headers=tuple(datasets),
+        headers=tuple(headers),
         stored=stored,
         array=array,
-        scale=Scale(rescales, per_native, units),
+        scale=scale,
         padding=padding,
         spacing=(spacing_z, *frames[0].spacing),
         runs=tuple(geometry.contiguous_runs(along)),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.dicom.header import text
+from dicom_node.dicom.planes import Planes
 from dicom_node.dicom.reports import Restoration
 from dicom_node.gates import Judgement
 from dicom_node.ledger.states import Verdict
@@ -67,8 +68,8 @@ def is_wanted(verdict: Verdict, settings: ReviewSettings) -> bool:
 
 
 def pictures(
-    source: Plane,
-    restored: Plane,
+    source: Planes,
+    restored: Planes,
     readings: Sequence[GateReading],
     *,
     first: int,

@@ -20,6 +20,7 @@ from restoration.fidelity.inputs import unlikeness
 from restoration.fidelity.verdicts import Fidelity, Gate
 from restoration.kspace import Support, empty_band
 from restoration.tasks import RestorationTask, intensity_scale
+from restoration.volumes import Planes, taken, whole
 
 Volume = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -67,8 +68,8 @@ class Evidence:
 
 
 def assess(
-    before: Volume,
-    after: Volume,
+    before: Planes,
+    after: Planes,
     task: RestorationTask | str,
     *,
     evidence: Evidence | None = None,
@@ -120,8 +121,8 @@ def judge(
 
 
 def measure(
-    before: Volume,
-    after: Volume,
+    before: Planes,
+    after: Planes,
     task: RestorationTask | str,
     *,
     evidence: Evidence | None = None,
@@ -132,16 +133,21 @@ def measure(
     """The values of every gate of a task, without a verdict."""
     task = RestorationTask(task)
     evidence = evidence or Evidence()
-    before, after = _checked(before, after)
+    _require_alike(before, after)
+    if task is not CT or isinstance(before, np.ndarray):
+        # Measures of MR and PET look at volumes; of CT a slice is read where it is not measured.
+        before, after = _checked(whole(before), whole(after))
     support = evidence.support
     if task is MR and support is None:
-        support = empty_band(torch.from_numpy(before))
-    scale = float(evidence.diagnostics.get("intensity_scale", intensity_scale(before, task)))
+        support = empty_band(torch.from_numpy(whole(before)))
+    scale = evidence.diagnostics.get("intensity_scale")
+    if scale is None:
+        scale = 1.0 if task is CT else intensity_scale(whole(before), task)
     found, features = _slices(
         before,
         after,
         task,
-        scale,
+        float(scale),
         support,
         inputs is not None,
         torch.device(device),
@@ -149,16 +155,25 @@ def measure(
         evidence.measured,
     )
     found |= _likeness(features, inputs, evidence.spacing_mm)
-    found["finite"] = _per_slice(np.array([(~np.isfinite(plane)).sum() for plane in after], float))
+    # What was measured ahead was finite, or it would have been no result.
+    found["finite"] = _per_slice(
+        np.array(
+            [
+                0.0 if index in evidence.measured else (~np.isfinite(after[index])).sum()
+                for index in range(len(after))
+            ],
+            float,
+        )
+    )
     found["domain"] = _domain(evidence)
     found["weights"] = _weights(evidence.intact)
     found |= _network(evidence, task, len(before))
     if task is PET:
-        known = np.nan_to_num(after, nan=0.0, posinf=0.0, neginf=0.0)
-        found |= _pet(before, known, evidence)
-        found["units"] = _injected(before, evidence)
+        known = np.nan_to_num(whole(after), nan=0.0, posinf=0.0, neginf=0.0)
+        found |= _pet(whole(before), known, evidence)
+        found["units"] = _injected(whole(before), evidence)
     if task is MR:
-        found["empty_band"] = _empty_band(support, before)
+        found["empty_band"] = _empty_band(support, whole(before))
         if support is None:
             found["data_consistency"] = Measured((), reason="no empty band of k-space was found")
     return found
@@ -193,8 +208,8 @@ def measure_slices(
 
 
 def _slices(
-    before: Volume,
-    after: Volume,
+    before: Planes,
+    after: Planes,
     task: RestorationTask,
     scale: float,
     support: Support | None,
@@ -210,7 +225,8 @@ def _slices(
     left = [index for index in range(len(before)) if index not in every]
     for start in range(0, len(left), size):
         chosen = left[start : start + size]
-        x, y = before[chosen], np.nan_to_num(after[chosen], nan=0.0, posinf=0.0, neginf=0.0)
+        x = taken(before, chosen)
+        y = np.nan_to_num(taken(after, chosen), nan=0.0, posinf=0.0, neginf=0.0)
         found = measure_slices(
             x, y, task, scale=scale, support=support, described=described, device=device
         )
@@ -267,8 +283,8 @@ def _by_blocks(compare: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
     return torch.cat(parts)
 
 
-def _checked(before: Volume, after: Volume) -> tuple[Volume, Volume]:
-    if before.shape != after.shape or before.ndim != 3 or 0 in before.shape:
+def _require_alike(before: Planes, after: Planes) -> None:
+    if before.shape != after.shape or len(before.shape) != 3 or 0 in before.shape:
         raise ValueError(
             f"input and output must be volumes of one shape, not {before.shape} and {after.shape}"
         )
@@ -277,6 +293,9 @@ def _checked(before: Volume, after: Volume) -> tuple[Volume, Volume]:
             f"slices of {before.shape[1]}x{before.shape[2]} pixels are too small to be judged: "
             f"{LEAST_SIDE} are the least"
         )
+
+
+def _checked(before: Volume, after: Volume) -> tuple[Volume, Volume]:
     if not all(np.isfinite(plane).all() for plane in before):
         raise ValueError("the input holds values that are not finite")
     return (

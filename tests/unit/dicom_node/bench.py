@@ -18,6 +18,7 @@ from dicom_node.dicom.geometry import Resampling
 from dicom_node.dicom.header import instance_summary, why_ignored
 from dicom_node.inference import (
     DomainVerdict,
+    MadeSlice,
     ModelIdentity,
     Progress,
     RestorationRequest,
@@ -152,20 +153,20 @@ class Gain:
     def basis(self, task: str) -> str | None:
         return "as ever" if task == "ct_denoise" else None
 
-    def restore_slice(self, request: SliceRequest) -> bytes | None:
+    def restore_slice(self, request: SliceRequest) -> MadeSlice | None:
         self.ahead.append(request)
         self.before_ahead(len(self.ahead))
-        return (request.array + np.float32(self.gain)).tobytes()
+        return MadeSlice(b"gain", (request.array + np.float32(self.gain)).tobytes())
 
-    def plane(self, made: bytes, shape: tuple[int, int]) -> Any:
-        return np.frombuffer(made, np.float32).reshape(shape)
+    def plane(self, made: MadeSlice, shape: tuple[int, int]) -> Any:
+        return np.frombuffer(made.plane, np.float32).reshape(shape)
 
     def probed(self, task: str, slices: int) -> Sequence[int]:
         return self.looks_at(slices)
 
-    def probe_slice(self, request: SliceRequest, made: bytes) -> bytes | None:
+    def probe_slice(self, request: SliceRequest, facts: bytes) -> bytes | None:
         self.probes.append(request)
-        return made
+        return facts
 
     def restore(
         self, request: RestorationRequest, progress: Progress | None = None
@@ -174,7 +175,9 @@ class Gain:
         finer = np.ones((request.upsample, request.upsample), dtype=np.float32)
         restored = np.stack([np.kron(slice_, finer) for slice_ in request.array])
         for number, slice_ in enumerate(restored):
-            known = None if request.kept is None else request.kept(number)
+            known = None
+            if request.kept is not None and request.kept.facts(number) is not None:
+                known = request.kept.plane(number)
             if known is not None:
                 restored[number] = np.frombuffer(known, np.float32).reshape(slice_.shape)
                 continue

@@ -9,16 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from sqlalchemy import Engine, delete, update
 
+from dicom_node.dicom import volume
+from dicom_node.dicom.planes import OnDemand
 from dicom_node.disk import Disk, Marks, Space
-from dicom_node.early import EarlySlices, key_of
-from dicom_node.early_results import IMAGE
+from dicom_node.early import BESIDE, EarlySlices, key_of
 from dicom_node.errors import EngineMemoryError, PermanentError
-from dicom_node.inference import DomainVerdict, ModelIdentity
+from dicom_node.inference import (
+    DomainVerdict,
+    ModelIdentity,
+    RestorationRequest,
+    RestorationResult,
+)
 from dicom_node.janitor import Janitor
 from dicom_node.ledger import intake, queue
 from dicom_node.ledger.tables import (
@@ -36,7 +43,7 @@ from dicom_node.routing import Routes, parse_routes
 from tests.conftest import ManualClock
 from tests.factories import make_series
 from tests.multiframe import make_enhanced
-from tests.unit.dicom_node.bench import ROUTES, Bench, Gain, bench
+from tests.unit.dicom_node.bench import ROUTES, Bench, Gain, bench, reading
 
 SLICES = 5
 
@@ -64,10 +71,10 @@ def outgoing(node: Bench) -> dict[str, bytes]:
 
 
 def early_files(node: Bench) -> list[Path]:
-    """The early results; an image without its result would count as one."""
+    """The early results; what belongs to one that is gone would count as one."""
     files = [path for path in (node.spool.root / "early").rglob("*") if path.is_file()]
-    images = [path for path in files if path.name.endswith(IMAGE)]
-    return [path for path in files if path not in images] or images
+    beside = [path for path in files if path.name.endswith(BESIDE)]
+    return [path for path in files if path not in beside] or beside
 
 
 def test_slices_are_restored_as_they_come_and_the_job_asks_for_none(node: Bench) -> None:
@@ -296,6 +303,75 @@ def test_a_damaged_result_is_made_again_by_the_job(node: Bench) -> None:
     node.tick()
     turn_until_idle(restore, node)
     assert (node.job()["state"], engine.passes) == ("done", 2)
+
+
+@pytest.mark.parametrize("end", BESIDE)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_is_damaged_or_gone_beside_a_result_changes_no_file(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock, end: str, is_there: bool
+) -> None:
+    node = bench(tmp_path, bench_ledger, clock)
+    restore = worker(node, Gain())
+    node.receive(ct())
+    turn_until_idle(restore, node)
+    found = [path for path in (node.spool.root / "early").rglob("*") if path.name.endswith(end)]
+    assert len(found) == SLICES
+    for path in found[1:]:
+        if is_there:
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        else:
+            path.unlink()
+    node.tick()
+    turn_until_idle(restore, node)
+    made, job = outgoing(node), node.job()
+    assert (job["state"], len(made)) == ("done", SLICES)
+    _run_again(node, job["id"])
+    node.worker(Gain()).run_once(node.clock())
+    assert outgoing(node) == made
+    assert early_files(node) == []
+
+
+def test_pixels_are_read_again_of_no_slice_that_was_restored_early(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for those that the reviewer is shown."""
+    node = bench(tmp_path, bench_ledger, clock, review={"slices": 1})
+    restore = worker(node, Gain())
+    node.receive(ct())
+    turn_until_idle(restore, node)
+    node.tick()
+    read: list[Path] = []
+    decoded = volume.read_pixels
+    monkeypatch.setattr(volume, "read_pixels", lambda path: read.append(path) or decoded(path))
+    engine = Gain()
+    monkeypatch.setattr(Gain, "restore", lambda self, request, progress=None: _taken(request))
+    restore = worker(node, engine)
+    turn_until_idle(restore, node)
+    assert node.job()["state"] == "done"
+    assert len(set(read)) == 2
+
+
+def _taken(request: RestorationRequest) -> RestorationResult:
+    """What an engine gives that reads a plane where it is asked for one."""
+    kept = request.kept
+    assert kept is not None
+    assert all(kept.facts(i) for i in range(len(request.array)))
+    shape = request.array.shape
+
+    def plane(index: int) -> Any:
+        octets = kept.plane(index)
+        assert octets is not None
+        return np.frombuffer(octets, np.float32).reshape(shape[1:])
+
+    model = ModelIdentity("gain", "1", "ab" * 32)
+    return RestorationResult(
+        OnDemand(shape, np.float32, plane),
+        model,
+        (),
+        0.1,
+        readings=(reading("finite"),),
+        calibrated=True,
+    )
 
 
 def test_a_late_slice_is_restored_early_and_used(node: Bench) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from restoration.fidelity import SliceMeasures
 from restoration.restorer import Restoration, Restorer, SliceResult
-from restoration.volumes import Volume
+from restoration.slices import encode_plane
+from restoration.volumes import OnDemand, Volume
 
 SEEDS = [5, 6, 7, 8]
 
@@ -55,7 +56,7 @@ def ahead(restorer: Restorer, x: Volume, strength: float = 1.0) -> list[SliceRes
     ]
 
 
-def judged(restorer: Restorer, x: Volume, made: Restoration, strength: float) -> Any:
+def judged(restorer: Restorer, x: Any, made: Restoration, strength: float) -> Any:
     found = restorer.assess(
         x, made, "ct_denoise", spacing=(2.0, 0.7, 0.7), seeds=SEEDS, strength=strength
     )
@@ -90,7 +91,9 @@ def test_the_order_in_which_slices_come_changes_no_bit(restorer: Restorer) -> No
     first: dict[int, bytes] = {}
     for order in itertools.permutations(range(3)):
         for index in order:
-            made = restorer.restore_slice(x[index], "ct_denoise", seed=SEEDS[index]).encode()
+            result = restorer.restore_slice(x[index], "ct_denoise", seed=SEEDS[index])
+            assert result.restored is not None
+            made = result.encode() + encode_plane(result.restored)
             assert first.setdefault(index, made) == made
 
 
@@ -154,7 +157,8 @@ def test_octets_keep_every_bit_of_a_result() -> None:
     gates = {"noise_level": 1 / 3, "hu_bias_lung": float("nan")}
     measures = SliceMeasures(gates, small, small, (0.1, -2 / 3))
     for given in (SliceResult(plane, values), SliceResult(plane, values, measures)):
-        again = SliceResult.decode(given.encode())
+        again = SliceResult.decode(given.encode(), lambda: encode_plane(plane))
+        assert again.restored is not None
         assert again.restored.tobytes() == plane.tobytes()
         assert repr(again.values) == repr(values)
         assert (again.measures is None) == (given.measures is None)
@@ -168,7 +172,51 @@ def test_octets_that_are_no_result_are_an_error() -> None:
     good = SliceResult(np.zeros((3, 4), np.float32), {"mean_drift": 0.0}).encode()
     for octets in (b"", b"\x05", os.urandom(64), good[:-1], good + b"\0", good[:20]):
         with pytest.raises(ValueError, match="not a restored slice"):
-            SliceResult.decode(octets)
+            SliceResult.decode(octets, lambda: None)
+
+
+def test_a_plane_that_is_not_of_its_shape_is_gone() -> None:
+    octets = encode_plane(np.ones((3, 4), np.float32))
+    facts = SliceResult(np.ones((3, 4), np.float32), {"mean_drift": 0.0}).encode()
+    for damaged in (None, b"", octets[:-1], octets + b"\0"):
+        assert SliceResult.decode(facts, lambda given=damaged: given).restored is None  # type: ignore[misc]
+
+
+def test_nothing_but_what_is_asked_for_is_read_of_slices_that_are_kept(
+    restorer: Restorer,
+) -> None:
+    """Neither the source's pixels nor the restored ones, for the result and its verdict."""
+    restorer, x = held(restorer), chest()
+    asked: list[int] = []
+    whole = restorer.restore(x, "ct_denoise", seeds=SEEDS)
+    expected = judged(restorer, x, whole, 1.0)
+    known = [
+        restorer.probe_slice(plane, made, "ct_denoise", seed=seed)
+        for plane, made, seed in zip(x, ahead(restorer, x), SEEDS, strict=True)
+    ]
+
+    def plane(index: int) -> bytes | None:
+        asked.append(index)
+        return None if index == 3 else encode_plane(whole.planes[index])
+
+    def read(index: int) -> Volume:
+        asked.append(-1 - index)
+        return x[index]
+
+    kept = [
+        SliceResult.decode(each.encode(), lambda i=i: plane(i))  # type: ignore[misc]
+        for i, each in enumerate(known)
+    ]
+    planes = OnDemand(x.shape, read)
+    made = restorer.restore(planes, "ct_denoise", seeds=SEEDS, kept=lambda i: kept[i])
+    assert judged(restorer, planes, made, 1.0) == expected
+    assert asked == []
+    assert np.array_equal(made.planes[1], whole.planes[1])
+    assert asked == [1]
+    # One that is gone meanwhile is made again.
+    assert np.array_equal(made.planes[3], whole.planes[3])
+    assert asked == [1, 3, -4]
+    assert made.volume.tobytes() == whole.volume.tobytes()
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
@@ -182,7 +230,10 @@ def test_a_slice_that_was_probed_before_is_judged_alike_and_not_probed_again(
         restorer.probe_slice(plane, made, "ct_denoise", seed=seed, strength=strength)
         for plane, made, seed in zip(x, ahead(restorer, x, strength), SEEDS, strict=True)
     ]
-    again = [SliceResult.decode(each.encode()) for each in before]
+    again = [
+        SliceResult.decode(each.encode(), lambda plane=each.restored: encode_plane(plane))  # type: ignore[misc]
+        for each in before
+    ]
     monkeypatch.setattr(restorer.network, "start", None)  # not even one pass is left
     made = restorer.restore(
         x, "ct_denoise", seeds=SEEDS, strength=strength, kept=lambda i: again[i]

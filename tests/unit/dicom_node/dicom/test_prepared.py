@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +22,21 @@ Load = Callable[[list[Dataset]], SeriesVolume]
 PARAMETERS = "cd" * 32
 
 
-def prepared(volume: RestoredVolume, **changes: Any) -> bytes:
+@dataclass(frozen=True)
+class Given:
+    """What is kept of the one slice of a volume."""
+
+    octets: bytes | None
+    pixels: bytes | None
+
+    def image(self, index: int) -> bytes | None:
+        return self.octets
+
+    def stored(self, index: int) -> bytes | None:
+        return self.pixels
+
+
+def prepared(volume: RestoredVolume, **changes: Any) -> Given:
     arguments: dict[str, Any] = {
         "task": "ct_denoise",
         "model": Model(),
@@ -32,9 +46,9 @@ def prepared(volume: RestoredVolume, **changes: Any) -> bytes:
         "drift": 0.25,
         **changes,
     }
-    octets = derived.prepare(volume, **arguments)
-    assert octets is not None
-    return octets
+    made = derived.prepare(volume, **arguments)
+    assert made is not None
+    return Given(made.image, made.stored)
 
 
 def both_ways(
@@ -44,8 +58,7 @@ def both_ways(
     series = load([dataset])
     changed = series.array + np.float32(3)
     once = derived.quantise(series, changed)
-    octets = prepared(once, **before)
-    again = derived.quantise(series, changed, prepared=lambda _: octets)
+    again = derived.quantise(series, changed, prepared=prepared(once, **before))
     (frame,) = again.frames
     assert frame.prepared is not None
     (plain,), (made,) = build([once], **then), build([again], **then)
@@ -112,10 +125,24 @@ def test_octets_that_are_none_and_those_of_another_slice_are_not_taken(load: Loa
     other = prepared(derived.quantise(series := load([second]), series.array))
     series = load([first])
     good = prepared(derived.quantise(series, series.array))
-    for octets in (b"", b"\xff" * 9, good[:-3], good[:40], other):
-        made = derived.quantise(series, series.array, prepared=lambda _, o=octets: o)  # type: ignore[misc]
+    image = good.octets
+    assert image is not None
+    for octets in (None, b"", b"\xff" * 9, image[:-3], image + b" ", image[:40], other.octets):
+        given = Given(octets, good.pixels)
+        made = derived.quantise(series, series.array, prepared=given)
         assert made.frames[0].prepared is None
         assert np.array_equal(made.frames[0].stored, series.stored[0])
+
+
+def test_pixels_that_are_gone_or_none_are_made_again(load: Load) -> None:
+    series = load(make_series("CT", slices=1))
+    changed = series.array + np.float32(3)
+    good = prepared(once := derived.quantise(series, changed))
+    assert good.pixels is not None
+    for pixels in (good.pixels, None, b"", good.pixels[:-2], good.pixels + b"\0\0"):
+        (frame,) = derived.quantise(series, changed, prepared=replace(good, pixels=pixels)).frames
+        assert frame.prepared is not None
+        assert np.array_equal(frame.stored, once.frames[0].stored)
 
 
 def test_an_image_whose_places_are_in_doubt_is_not_prepared(load: Load) -> None:

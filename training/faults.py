@@ -100,7 +100,7 @@ def finished_faults() -> Iterator[Fault]:
 def _after(series: Series, volume: Volume, slices: Sequence[int]) -> Planted | None:
     if not slices:
         return None
-    made = replace(series.made, volume=volume.astype(np.float32))
+    made = replace(series.made, planes=volume.astype(np.float32))
     return Planted(replace(series, made=made), tuple(slices))
 
 

@@ -80,7 +80,7 @@ def part(series: Series, slices: slice) -> Series:
         name: value[slices] if isinstance(value, list) else value
         for name, value in series.made.diagnostics.items()
     }
-    made = replace(series.made, volume=series.made.volume[slices], diagnostics=said)
+    made = replace(series.made, planes=series.made.volume[slices], diagnostics=said)
     return replace(series, lq=series.lq[slices], hq=series.hq[slices], made=made)
 
 

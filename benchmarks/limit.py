@@ -15,7 +15,7 @@ import struct
 import sys
 from pathlib import Path
 
-from dicom_node.flushing import flush_together, write_back
+from dicom_node.flushing import flush_together
 
 
 def main() -> None:
@@ -55,7 +55,6 @@ def _serve(connection: socket.socket, folder: Path) -> None:
             os.write(file, buffer[:count])
             left -= count
         os.rename(folder / "temporary" / name, folder / "kept" / name)
-        write_back(file)
         if any(flush_together((file, entries))):
             raise SystemExit("the disk does not flush")
         os.close(file)

@@ -34,7 +34,7 @@ from dicom_node.spool import Spool
 _NOT_ASKED_AGAIN_S = 60.0
 # Headers that are read ahead in one look, and that are kept; more than that is not little.
 _LITTLE = 40
-_MANY, _MOST_HEADERS = 1000, 1000
+_MOST_HEADERS = 1000
 
 Ask = Callable[[SourceQuery, str, str], SourceCount]
 
@@ -178,12 +178,12 @@ class Assembler:
         All of a series at once would be 5 ms for each slice between its completeness and its job.
         """
         try:
-            arrived = open_series.arrivals(self._ledger, after=self._read_to, limit=_MANY)
+            arrived = open_series.arrivals(self._ledger, after=self._read_to, limit=_LITTLE + 1)
+            if len(arrived) > _LITTLE:
+                # Receiving comes first: they are read at the end.
+                self._read_to = open_series.newest(self._ledger)
+                return
         except TransientError:
-            return
-        if len(arrived) > _LITTLE:
-            # Receiving comes first: they are read at the end.
-            self._read_to = arrived[-1].id
             return
         for each in arrived:
             self._read_to = max(self._read_to, each.id)

@@ -17,8 +17,9 @@ from dicom_node.errors import SpoolFullError
 
 # IOV_MAX of Linux is 1024.
 _GATHERED = 512
-# So much is written before the disk is told to begin with it, while the rest still comes.
-_WRITTEN_BACK = 1 << 17
+# So much is written before the disk is told to begin with it, while the rest still comes. Telling
+# it costs as much as a quarter of the copy, so an image is told of once.
+_WRITTEN_BACK = 1 << 18
 # A file system without hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
 
@@ -105,7 +106,6 @@ class Draft:
     def _flush_linked(self, target: str) -> None:
         """Make the bytes and the entry of their folder durable, or take the name back."""
         try:
-            flushing.write_back(self._descriptor)
             with opened_folder(os.path.dirname(target)) as folder:
                 of_file, of_folder = flushing.flush_together((self._descriptor, folder))
             if of_file:

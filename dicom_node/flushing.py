@@ -15,7 +15,8 @@ import os
 import platform
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 AT_ONCE = 16
@@ -27,8 +28,6 @@ _CALLS = {
     "x86_64": {"setup": 206, "getevents": 208, "submit": 209},
     "aarch64": {"setup": 0, "getevents": 4, "submit": 2},
 }
-# SYNC_FILE_RANGE_WAIT_BEFORE | _WRITE | _WAIT_AFTER
-_WRITE_AND_WAIT = 7
 # A file system or a kernel that does not know the call.
 _UNKNOWN = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ESPIPE, errno.EPERM})
 
@@ -71,33 +70,33 @@ class _Queue:
         calls = _CALLS.get(platform.machine()) if sys.platform == "linux" else None
         if calls is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        self._calls = calls
-        self._system: Any = ctypes.CDLL(None, use_errno=True).syscall
-        self._system.restype = ctypes.c_long
-        self._requests = (_Request * AT_ONCE)()
-        self._addresses = (ctypes.POINTER(_Request) * AT_ONCE)(
-            *(ctypes.pointer(request) for request in self._requests)
-        )
+        array = (_Request * AT_ONCE)()
+        # Looked up once: each look into an array makes an object.
+        self._requests = list(array)
+        for index, request in enumerate(self._requests):
+            request.data, request.opcode = index, _FSYNC
+        self._addresses = (ctypes.POINTER(_Request) * AT_ONCE)(*map(ctypes.pointer, self._requests))
         self._events = (_Event * AT_ONCE)()
-        self._handle = ctypes.c_ulong(0)
-        self._call("setup", ctypes.c_long(AT_ONCE), ctypes.byref(self._handle))
+        handle = ctypes.c_ulong(0)
+        _call(_function(calls["setup"], 2), AT_ONCE, ctypes.byref(handle))
+        self._handle = handle.value
+        self._submit = _function(calls["submit"], 3)
+        self._getevents = _function(calls["getevents"], 5)
 
     def flush(self, descriptors: Sequence[int]) -> list[int]:
         """Flush at most `AT_ONCE`; for each the number of its error, or 0.
 
         OSError where none of them has been begun.
         """
-        for index, descriptor in enumerate(descriptors):
-            request = self._requests[index]
-            request.data, request.opcode, request.descriptor = index, _FSYNC, descriptor
-        begun = self._call("submit", self._handle, ctypes.c_long(len(descriptors)), self._addresses)
+        for request, descriptor in zip(self._requests, descriptors, strict=False):
+            request.descriptor = descriptor
+        begun = _call(self._submit, self._handle, len(descriptors), self._addresses)
         results = [0] * begun
         waiting = begun
         # Nobody else may use the queue, or the descriptors, before all of them have ended.
         while waiting:
             try:
-                least = ctypes.c_long(waiting)
-                ended = self._call("getevents", self._handle, least, least, self._events, None)
+                ended = _call(self._getevents, self._handle, waiting, waiting, self._events, None)
             except InterruptedError:
                 continue
             for event in self._events[:ended]:
@@ -105,12 +104,22 @@ class _Queue:
             waiting -= ended
         return results + [_flushed(each) for each in descriptors[begun:]]
 
-    def _call(self, name: str, *arguments: Any) -> int:
-        result = int(self._system(ctypes.c_long(self._calls[name]), *arguments))
-        if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return result
+
+def _function(number: int, arguments: int) -> Callable[..., int]:
+    """A system call of so many arguments, each an integer or an address."""
+    system: Any = ctypes.CDLL(None, use_errno=True).syscall
+    # Without them ctypes would pass an integer as 32 bits.
+    system.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * arguments)
+    system.restype = ctypes.c_long
+    return partial(system, number)
+
+
+def _call(function: Callable[..., int], *arguments: Any) -> int:
+    result = function(*arguments)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
 
 
 # As many as threads have flushed at once. The kernel takes them back at the end of the process:
@@ -138,33 +147,9 @@ def flush_together(descriptors: Sequence[int]) -> list[int]:
     ]
 
 
-def write_back(descriptor: int) -> None:
-    """Wait until the bytes of a file have gone to the disk, whose cache may still hold them.
-
-    The blocks of a new file are allotted then, so that a commit of the file system which begins
-    now takes them.  Raises OSError where they cannot be written: a flush would not say it again.
-    """
-    if _sync_file_range is None:
-        return
-    if _sync_file_range(descriptor, 0, 0, _WRITE_AND_WAIT):
-        number = ctypes.get_errno()
-        if number not in _UNKNOWN:
-            raise OSError(number, os.strerror(number))
-
-
 def _flushed(descriptor: int) -> int:
     try:
         os.fsync(descriptor)
     except OSError as error:
         return error.errno or errno.EIO
     return 0
-
-
-def _find_sync_file_range() -> Any:
-    found: Any = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
-    if found is not None:
-        found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    return found
-
-
-_sync_file_range: Any = _find_sync_file_range()

@@ -200,14 +200,13 @@ class Prepared:
             self._compiled[dialect.name] = self._compile(connection)
         text, places = self._compiled[dialect.name]
         given: Any = values if places is None else [values[place] for place in places]
-        cursor = connection.connection.cursor()
+        driver: Any = connection.connection.dbapi_connection
         try:
-            cursor.execute(text, given)
-            return list(cursor.fetchall())
+            # Both drivers make the cursor themselves; it goes with its rows.
+            found: list[tuple[Any, ...]] = driver.execute(text, given).fetchall()
         except dialect.loaded_dbapi.Error as error:
             raise driver_error(error) from error
-        finally:
-            cursor.close()
+        return found
 
     def _compile(self, connection: Connection) -> tuple[str, Sequence[str] | None]:
         made = self._statement

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 
 from dicom_node.ledger.tables import (
     InstanceState,
@@ -57,6 +57,13 @@ def arrivals(
     )
     with reading(engine) as connection:
         return [Arrival(*row) for row in connection.execute(query)]
+
+
+def newest(engine: Engine) -> int:
+    """Return the row of the instance that came last, of whichever series; 0 where none has."""
+    with reading(engine) as connection:
+        found: int | None = connection.scalar(select(func.max(instances.c.id)))
+        return found or 0
 
 
 def receiving(engine: Engine, series_uids: Iterable[str]) -> frozenset[str]:

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
@@ -42,16 +43,19 @@ class Writer:
             with writing(self._engine) as connection:
                 yield connection
             return
-        with self._lock, ledger_errors():
+        with self._lock:
             try:
                 if self._kept is None:
                     self._kept = _unflushed(self._engine)
-                with _transaction(self._kept):
-                    yield self._kept
+                kept = self._kept
+                _begin(kept)
+                yield kept
+                _commit(kept)
             except BaseException:
                 # Whatever has happened to it, the next transaction begins with another.
                 self._drop()
-                raise
+                with ledger_errors():
+                    raise
 
     def flush(self, *, needed: bool = True) -> None:
         """Make all commits so far durable, if *needed* now or since a flush that has failed.
@@ -84,18 +88,23 @@ class Writer:
                 kept.close()
 
 
-@contextmanager
-def _transaction(connection: Connection) -> Iterator[None]:
-    """Begin and end by the driver: SQLAlchemy takes longer over that than SQLite.
+def _begin(connection: Connection) -> None:
+    """Begin by the driver: SQLAlchemy takes longer over that than SQLite.
 
-    A statement that is given to SQLAlchemy in between begins nothing anew: `database.begin`.
+    A statement that is given to SQLAlchemy later begins nothing anew: `database.begin`.
     """
-    driver = connection.connection
+    driver: Any = connection.connection.dbapi_connection
     try:
-        driver.cursor().execute("BEGIN IMMEDIATE")
-        yield
-        connection.engine.dialect.do_commit(driver)
+        driver.execute("BEGIN IMMEDIATE")
     except connection.dialect.loaded_dbapi.Error as error:
+        raise driver_error(error) from error
+
+
+def _commit(connection: Connection) -> None:
+    dialect = connection.dialect
+    try:
+        dialect.do_commit(connection.connection)
+    except dialect.loaded_dbapi.Error as error:
         raise driver_error(error) from error
     if connection.in_transaction():
         connection.commit()

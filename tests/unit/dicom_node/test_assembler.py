@@ -154,6 +154,22 @@ def test_an_open_series_is_asked_about_again_only_where_something_has_changed(
     assert node.tick(QUIET) == 1
 
 
+def test_headers_are_read_ahead_while_little_comes_and_a_burst_is_left_for_the_end(
+    node: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembler, "_LITTLE", 3)
+    sent = make_series("CT", slices=10)
+    uid = str(sent[0].SeriesInstanceUID)
+    looks = []
+    for part in (sent[:3], sent[3:8], sent[8:]):
+        node.receive(part)
+        node.tick(0.1)
+        looks.append(len(node.assembler._ahead.of(uid)))
+    assert looks == [3, 3, 5]
+    assert node.tick() == 1
+    assert node.sources(node.job()) == uids(sent)
+
+
 def test_a_series_split_over_associations_within_the_quiet_time_is_one_job(
     node: Bench,
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node import flushing
-from dicom_node.flushing import AT_ONCE, flush_together, write_back
+from dicom_node.flushing import AT_ONCE, flush_together
 
 
 @pytest.fixture
@@ -139,27 +139,3 @@ def test_a_forked_process_flushes_too(tmp_path: Path) -> None:
     """The queue is its parent's, and its number may mean nothing, or something else."""
     command = [sys.executable, "-c", _FORKED, str(tmp_path / "file")]
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
-
-
-def test_bytes_have_gone_to_the_disk_once_they_are_written_back(opened: tuple[int, int]) -> None:
-    before = dirty(opened[0])
-    write_back(opened[0])
-    if before >= 0:
-        assert dirty(opened[0]) == 0
-
-
-def test_a_disk_that_cannot_take_them_is_told_and_an_unknown_call_is_not(
-    opened: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(*_: int) -> int:
-        ctypes.set_errno(number)
-        return -1
-
-    monkeypatch.setattr(flushing, "_sync_file_range", failing)
-    number = errno.ENOSYS
-    write_back(opened[0])
-    number = errno.EIO
-    with pytest.raises(OSError, match="Input/output error"):
-        write_back(opened[0])
-    monkeypatch.setattr(flushing, "_sync_file_range", None)
-    write_back(opened[0])

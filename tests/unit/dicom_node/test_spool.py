@@ -179,22 +179,6 @@ def test_a_name_is_not_taken_from_another_who_has_stored_the_same_bytes_meanwhil
     assert _files(spool) == [f"incoming/{HELLO[:2]}/{HELLO}.dcm"]
 
 
-def test_bytes_that_cannot_be_written_back_lose_their_name_again(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel tells of it once: the flush after it would say that all is well."""
-
-    def broken(_: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as failing:
-        failing.setattr(flushing, "write_back", broken)
-        with pytest.raises(SpoolFullError, match="Input/output error"):
-            spool.write(b"hello")
-    assert _files(spool) == []
-    assert spool.write(b"hello").sha256 == HELLO
-
-
 def test_a_folder_that_cannot_be_flushed_is_trouble(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

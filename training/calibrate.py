@@ -19,6 +19,7 @@ from restoration.fidelity import (
     Fidelity,
     InputModel,
     Measured,
+    ScanModel,
     judge,
     measure,
 )
@@ -27,7 +28,7 @@ from restoration.fidelity.measures import input_features
 from restoration.guards import support_of
 from restoration.restorer import Restorer
 from restoration.tasks import RestorationTask, intensity_scale
-from training import levels
+from training import levels, scan_models
 from training.manifest import Item
 from training.restored import Series, in_domain, restored_series
 from training.slices import PreparedSet
@@ -104,6 +105,7 @@ def calibrate(
     """
     subjects = subjects_of(restorer, sets, task)
     inputs = input_model(restorer, sets, task)
+    scan = scan_model(restorer, sets) if RestorationTask(task) is RestorationTask.MRI_SR else None
     chosen = _of_subjects(_items(restorer, sets, task), subjects.learn, items)
     table: dict[str, dict[str, list[npt.NDArray[np.float64]]]] = {}
     slices = 0
@@ -112,7 +114,7 @@ def calibrate(
         if progress is not None:
             progress(done, len(chosen), series.name)
         probed = _PROBED if probe_every and done % probe_every == 0 else 0
-        found = measured(restorer, series, inputs, every=probed)
+        found = measured(restorer, series, inputs, scan, every=probed)
         slices += len(series.lq)
         for name, column in columns(found, len(series.lq)).items():
             table.setdefault(name, {}).setdefault(series.subject, []).append(column)
@@ -135,13 +137,14 @@ def calibrate(
     }
     # Without a level of its own the distance would be a number that nothing judges.
     kept = inputs if "likeness" in learnt.levels else None
-    return Outcome(Calibration(learnt.levels, kept, basis), values)
+    return Outcome(Calibration(learnt.levels, kept, basis, scan), values)
 
 
 def measured(
     restorer: Restorer,
     series: Series,
     inputs: InputModel | None,
+    scan: ScanModel | None = None,
     *,
     every: int = 0,
     intact: bool | None = None,
@@ -160,7 +163,9 @@ def measured(
         probes=probes,
         intact=restorer.network.intact if intact is None else intact,
     )
-    return measure(series.lq, series.made.volume, series.task, evidence=evidence, inputs=inputs)
+    return measure(
+        series.lq, series.made.volume, series.task, evidence=evidence, inputs=inputs, scan=scan
+    )
 
 
 def judged(found: dict[str, Measured], series: Series, calibration: Calibration | None) -> Fidelity:
@@ -201,6 +206,21 @@ def input_model(restorer: Restorer, sets: Sequence[PreparedSet], task: str) -> I
         for name, by in moved.items()
     }
     return InputModel(_rows(coefficients), _rows(precision), directions)
+
+
+def scan_model(restorer: Restorer, sets: Sequence[PreparedSet]) -> ScanModel:
+    """What MR series of the training are like, and how motion would show; no network is involved.
+
+    Raises ValueError where too few of them can be looked at.
+    """
+    items = _items(restorer, sets, RestorationTask.MRI_SR.value)
+    chosen = [pair for pair in items if pair[1].split == "train"] or items
+    parts = [
+        part
+        for dataset, item in chosen
+        for part in scan_models.parts(np.array(dataset.pair(item)[0], np.float32))
+    ]
+    return scan_models.learn(parts)
 
 
 def _direction(

@@ -116,7 +116,14 @@ def slices_of(
 ) -> list[Slice]:
     """What the gates say of the slices that were harmed."""
     series = planted.series
-    found = measured(restorer, series, calibration.inputs, every=every, intact=planted.intact)
+    found = measured(
+        restorer,
+        series,
+        calibration.inputs,
+        calibration.scans,
+        every=every,
+        intact=planted.intact,
+    )
     return _scored(series, found, calibration, planted.slices)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from training.harm import Caught, Rate, Slice, slices_of, table
 from training.manifest import Item
 from training.network_faults import network_faults
 from training.prepare import PrepareOptions
-from training.restored import Series, in_domain, part, restored_series
+from training.rescans import rescanned
+from training.restored import Series, in_domain, part, restored, restored_series
 from training.slices import PreparedSet
 
 Progress = Callable[[int, int, str], None]
@@ -37,6 +39,7 @@ class Extent:
 
     most: int = 8  #: neighbouring slices of an item
     network_series: int = 9  #: of a task, for faults that run the network
+    scans: int = 5  #: of each series of MR: as it is, and moved between scans with new noise
     network_slices: int = 2  #: of those series
     seed: int = 0
 
@@ -99,6 +102,8 @@ def run(
         calibrations = _calibrations(restorer, task)
         chosen = test_items(restorer, sets, task.value)
         series = _distinct(restored_series(restorer, chosen, most=extent.most, cache=cache))
+        if task is RestorationTask.MRI_SR:
+            series = [scan for each in series for scan in _scans(restorer, each, extent, cache)]
         for each in series:
             everything = Planted(each, tuple(range(len(each.lq))))
             clean += slices_of(restorer, everything, calibrations[task.value])
@@ -171,13 +176,30 @@ def _distinct(series: Iterable[Series]) -> list[Series]:
     return list(found.values())
 
 
+def _scans(
+    restorer: Restorer, series: Series, extent: Extent, cache: Path | None
+) -> Iterator[Series]:
+    """A series of MR as it is, and scanned again: its degradation alone has no other seed."""
+    yield series
+    for number in range(1, extent.scans):
+        name = f"{series.name}, scan {number + 1}"
+        rng = np.random.default_rng([extent.seed, number, zlib.crc32(series.name.encode())])
+        again = partial(restored, restorer, task=series.task, cache=cache)
+        yield rescanned(series, again, rng, name)
+
+
 def _some(series: Sequence[Series], extent: Extent) -> list[Series]:
-    """The longest series of as many subjects as there may be, long ones first: their middles."""
-    by_subject: dict[str, Series] = {}
+    """As many series as there may be, of as many subjects as there are: their middles.
+
+    The longest of each subject first, then the next ones.
+    """
+    rank: dict[str, int] = {}
+    ranked = []
     for each in sorted(series, key=lambda each: -len(each.lq)):
-        by_subject.setdefault(each.subject, each)
-    chosen = list(by_subject.values())[: extent.network_series]
-    return [_middle(each, extent.network_slices) for each in chosen]
+        rank[each.subject] = rank.get(each.subject, -1) + 1
+        ranked.append((rank[each.subject], each))
+    chosen = [each for _, each in sorted(ranked, key=lambda pair: pair[0])]
+    return [_middle(each, extent.network_slices) for each in chosen[: extent.network_series]]
 
 
 def _middle(series: Series, most: int) -> Series:

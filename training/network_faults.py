@@ -22,9 +22,11 @@ from restoration.tasks import RestorationTask, normalise, spec
 from training.degrade import truncate_kspace
 from training.faults import CT, MR, PET, Fault, Planted
 from training.metrics import score
+from training.motion import breathing, restless
 from training.phantoms import body_pet, brain_t2, chest_ct
 from training.restored import Series, part, restored
-from training.texture import sharpened
+from training.shepp_logan import shepp_logan
+from training.texture import edged, sharpened
 
 Volume = npt.NDArray[np.float32]
 _PSNR_LOSS = 1.0  # dB, from which flipped bits count as harm
@@ -75,10 +77,13 @@ def network_faults(restorer: Restorer, cache: Path | None = None) -> Iterator[Fa
         )
     yield Fault("weights flipped", "exponent bit", (CT, MR, PET), _flipped(bench))
     yield Fault("other domain", "sharp kernel", (CT,), _input(bench, sharpened))
+    yield Fault("other domain", "edge-enhancing kernel", (CT,), _input(bench, edged))
     yield Fault("other domain", "already restored", (CT, MR, PET), _restored_twice(bench))
     yield Fault("other domain", "full quality", (CT, MR, PET), _full_quality(bench))
     yield Fault("other domain", "noise-free phantom", (CT, MR, PET), _phantom(bench))
+    yield Fault("other domain", "head phantom with noise", (MR,), _phantom(bench, noisy=True))
     yield Fault("other domain", "motion", (CT, MR), _motion(bench))
+    yield Fault("other domain", "motion, breathing", (MR,), _breathing(bench))
     for size in (2.0, 5.0):
         yield Fault("adversarial noise", f"{size:g} HU", (CT,), _adversarial(bench, size))
 
@@ -192,11 +197,14 @@ def _full_quality(bench: Bench) -> Callable[..., Planted | None]:
     return plant
 
 
-def _phantom(bench: Bench) -> Callable[..., Planted | None]:
+def _phantom(bench: Bench, noisy: bool = False) -> Callable[..., Planted | None]:
     def plant(series: Series, rng: np.random.Generator) -> Planted | None:
         seed, slices = int(rng.integers(1 << 31)), min(4, len(series.lq))
-        make = {CT: chest_ct, MR: brain_t2, PET: body_pet}[series.task]
-        volume = make(slices=slices, seed=seed).volume.astype(np.float32)
+        if series.task is MR and not noisy:
+            volume = shepp_logan(slices, seed=seed)
+        else:
+            make = {CT: chest_ct, MR: brain_t2, PET: body_pet}[series.task]
+            volume = make(slices=slices, seed=seed).volume.astype(np.float32)
         if series.task is MR:
             volume = truncate_kspace(volume)
         made = bench.again(series, volume)
@@ -206,16 +214,20 @@ def _phantom(bench: Bench) -> Callable[..., Planted | None]:
 
 
 def _motion(bench: Bench) -> Callable[..., Planted | None]:
-    """MR: phase errors along the rows of k-space; CT: two positions in one image."""
+    """MR: each line of k-space saw another position; CT: two positions in one image."""
 
     def plant(series: Series, rng: np.random.Generator) -> Planted | None:
         if series.task is CT:
             moved = np.roll(series.lq, (3, 4), axis=(1, 2))
             return _all(bench.again(series, ((series.lq + moved) / 2).astype(np.float32)))
-        shifts = rng.normal(0, 2.0, (len(series.lq), series.lq.shape[1], 1))
-        frequency = np.fft.fftfreq(series.lq.shape[1])[None, :, None]
-        spectrum = np.fft.fft2(series.lq) * np.exp(2j * np.pi * frequency * shifts)
-        return _all(bench.again(series, np.abs(np.fft.ifft2(spectrum)).astype(np.float32)))
+        return _all(bench.again(series, restless(series.lq, rng)))
+
+    return plant
+
+
+def _breathing(bench: Bench) -> Callable[..., Planted | None]:
+    def plant(series: Series, rng: np.random.Generator) -> Planted | None:
+        return _all(bench.again(series, breathing(series.lq, rng)))
 
     return plant
 

@@ -98,6 +98,8 @@ MEASURES: dict[str, tuple[str, str]] = {
     "sharpness": ("SHARPNESS", "Distance of the input from the training towards a sharper kernel"),
     "cleanness": ("CLEANNESS", "Distance of the input from the training towards full quality"),
     "empty_band": ("EMPTYBAND", "Measured share of k-space"),
+    "ghosting": ("GHOSTING", "Distance of the input from scans without motion"),
+    "texture": ("TEXTURE", "Distance of the texture of the input from those of the training"),
     "likeness": ("LIKENESS", "Distance of the input from those of the training"),
     "domain": ("OUTSIDEDOMAIN", "Facts of the acquisition outside the domain"),
     "routing": ("ROUTINGMARGIN", "Preference of the classifier for the task"),

@@ -14,8 +14,9 @@ GATES = (
     "hu_bias_soft", "hu_bias_bone", "whiteness", "edge_correlation", "structure",
     "residual_energy", "network_drift", "network_energy", "activity", "local_activity", "hot_suv",
     "hot_suv_small", "hot_peak", "data_consistency", "noise_level", "intensity", "units", "echo",
-    "empty_band", "likeness", "sharpness", "cleanness", "domain", "routing", "latent", "reference",
-    "continuity", "slice_order", "idempotence", "perturbation", "weights", "guard",
+    "empty_band", "ghosting", "texture", "likeness", "sharpness", "cleanness", "domain", "routing",
+    "latent", "reference", "continuity", "slice_order", "idempotence", "perturbation", "weights",
+    "guard",
 )  # fmt: skip
 
 Action = Literal["pass", "warn", "hold", "refuse"]
@@ -33,8 +34,9 @@ Actions = dict[GateName, Action]
 Identifier = Literal[
     "PatientID", "AccessionNumber", "StudyDate", "StudyDescription", "SeriesDescription",
 ]  # fmt: skip
-# What says that the input needs no restoration.
-_REFUSED: Actions = {"noise_level": "refuse", "empty_band": "refuse"}
+# What says that the input needs no restoration. A full k-space may be a scanner's interpolation too,
+# by something else than zeros: a person looks at it, whatever follows from other gates.
+_NEEDLESS: Actions = {"noise_level": "refuse", "empty_band": "hold"}
 
 
 class GateSettings(Section):
@@ -51,7 +53,7 @@ class GateSettings(Section):
         description="the bundle's limits were never learnt: pass, warn, hold or refuse",
     )
     actions: Actions = Field(
-        default=_REFUSED,
+        default=_NEEDLESS,
         description="instead of on_fail, by gate; `domain` follows policy.domain unless named here",
     )
     by_modality: dict[Modality, Actions] = Field(

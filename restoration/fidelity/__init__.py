@@ -16,7 +16,7 @@ from restoration.fidelity.assess import (
     measure,
     measure_slices,
 )
-from restoration.fidelity.calibration import Calibration, InputModel
+from restoration.fidelity.calibration import Calibration, InputModel, ScanModel
 from restoration.fidelity.catalogue import GATES, GateSpec
 from restoration.fidelity.verdicts import Bounds, Fidelity, Gate, Levels, Verdict, worst
 
@@ -33,6 +33,7 @@ __all__ = [
     "InputModel",
     "Levels",
     "Measured",
+    "ScanModel",
     "SliceMeasures",
     "Verdict",
     "assess",

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from restoration.domain import TaskDomain, outside
-from restoration.fidelity import measures, series, uptake
-from restoration.fidelity.calibration import Calibration, InputModel
+from restoration.fidelity import measures, scans, series, uptake
+from restoration.fidelity.calibration import Calibration, InputModel, ScanModel
 from restoration.fidelity.catalogue import CT, DIRECTIONS, GATES, MR, PET
 from restoration.fidelity.inputs import unlikeness
 from restoration.fidelity.verdicts import Fidelity, Gate
@@ -91,6 +91,7 @@ def assess(
         task,
         evidence=evidence,
         inputs=None if calibration is None else calibration.inputs,
+        scan=None if calibration is None else calibration.scans,
         device=device,
         progress=progress,
     )
@@ -127,6 +128,7 @@ def measure(
     *,
     evidence: Evidence | None = None,
     inputs: InputModel | None = None,
+    scan: ScanModel | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Measured]:
@@ -174,6 +176,7 @@ def measure(
         found["units"] = _injected(whole(before), evidence)
     if task is MR:
         found["empty_band"] = _empty_band(support, whole(before))
+        found |= _scan(whole(before), float(scale), support, scan)
         if support is None:
             found["data_consistency"] = Measured((), reason="no empty band of k-space was found")
     return found
@@ -351,21 +354,25 @@ def _network(evidence: Evidence, task: RestorationTask, slices: int) -> dict[str
         values = said.get(key)
         reason = missing if said else "no diagnostics of the network"
         found[gate] = Measured((), reason=reason) if values is None else _listed(values, slices)
-    found["routing"] = _routing(said, task, slices)
+    found["routing"] = _routing(said, task)
     for probe in ("idempotence", "perturbation"):
         unrun = Measured((), reason="the network was not run again")
         found[probe] = evidence.probes.get(probe, unrun)
     return found
 
 
-def _routing(said: Mapping[str, Any], task: RestorationTask, slices: int) -> Measured:
-    """By how much the classifier prefers the task of the route to the next best one."""
+def _routing(said: Mapping[str, Any], task: RestorationTask) -> Measured:
+    """By how much the classifier prefers the task of the route to the next best one.
+
+    All slices of a series came one way, so they answer together: the mean of their logits is that
+    of independent votes, in which the last slice of a head, nearly empty, has little to say.
+    """
     keys = {other: f"class_logit_{other.value}" for other in RestorationTask}
     if any(key not in said for key in keys.values()):
         reason = "this model has no task classifier" if said else "no diagnostics of the network"
         return Measured((), reason=reason)
-    others = np.max([said[key] for other, key in keys.items() if other is not task], axis=0)
-    return _listed(np.asarray(said[keys[task]]) - others, slices)
+    votes = {other: float(np.mean(said[key])) for other, key in keys.items()}
+    return Measured((votes[task] - max(v for other, v in votes.items() if other is not task),))
 
 
 def _listed(values: Sequence[float] | npt.NDArray[np.floating[Any]], slices: int) -> Measured:
@@ -391,7 +398,7 @@ def _pet(before: Volume, after: Volume, evidence: Evidence) -> dict[str, Measure
     small = [region for region in regions if region.volume_mm3 < uptake.LARGE_MM3]
     for name, changes, what in (
         ("hot_suv", [(r, r.mean_change) for r in large], "5 ml"),
-        ("hot_suv_small", [(r, r.mean_change) for r in small], "1 to 5 ml"),
+        ("hot_suv_small", [(r, r.wide_change) for r in small], "1 to 5 ml"),
         ("hot_peak", [(r, r.peak_change) for r in large], "5 ml"),
     ):
         reason = "" if changes else f"no region above {uptake.HOT_SUV:g} SUV of {what}"
@@ -406,6 +413,29 @@ def _injected(before: Volume, evidence: Evidence) -> Measured:
     if evidence.spacing_mm is None or not weight or not weight > 0:
         return Measured((), reason="the size of a voxel or the weight of the patient is not known")
     return Measured((uptake.injected_share(before, evidence.spacing_mm, float(weight)),))
+
+
+def _scan(
+    before: Volume, scale: float, support: Support | None, model: ScanModel | None
+) -> dict[str, Measured]:
+    """What an MR series says about how it was scanned."""
+    rows, columns = before.shape[1:]
+    reason = scans.why_not(support, (rows, columns))
+    if not reason and model is None:
+        reason = "the model brings no statistics of scans"
+    if reason or support is None or model is None:
+        return dict.fromkeys(("ghosting", "texture"), Measured((), reason=reason))
+    chosen = torch.from_numpy(before[scans.looked_at(len(before))]) * scale
+    planes = scans.at_acquired_matrix(chosen, support)
+    texture, moved = scans.texture(planes), scans.described(chosen, planes, support)
+    return {
+        "texture": Measured((), reason="there is nothing but air")
+        if texture is None
+        else Measured((scans.strangeness(texture, model),)),
+        "ghosting": Measured((), reason="there is no air beside the body")
+        if moved is None
+        else Measured((scans.ghosting(moved, model),)),
+    }
 
 
 def _empty_band(support: Support | None, before: Volume) -> Measured:

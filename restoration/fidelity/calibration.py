@@ -48,6 +48,42 @@ class InputModel:
         )
 
 
+@dataclass(frozen=True)
+class ScanModel:
+    """What MR series of the training are like: `scans.texture`, and `scans.apart` of both axes."""
+
+    texture: tuple[float, ...]  #: expected
+    precision: tuple[tuple[float, ...], ...]  #: inverse covariance of the texture
+    still: tuple[float, ...]  #: expected of a series without motion
+    motion: tuple[float, ...]  #: weights, which way motion moves that; the value is in SD
+
+    def __post_init__(self) -> None:
+        size = len(self.texture)
+        if any(len(row) != size for row in (self.precision, *self.precision)):
+            raise ValueError(f"precision is not of {size} features")
+        if len(self.still) != len(self.motion):
+            raise ValueError(f"{len(self.motion)} weights for {len(self.still)} features")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "texture": list(self.texture),
+            "precision": [list(row) for row in self.precision],
+            "still": list(self.still),
+            "motion": list(self.motion),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ScanModel:
+        """Inverse of `to_dict`; ValueError for sizes that do not fit."""
+        return cls(
+            _row(values["texture"]),
+            _matrix(values["precision"]),
+            _row(values["still"]),
+            _row(values["motion"]),
+        )
+
+
 def _matrix(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
     return tuple(_row(row) for row in rows)
 
@@ -63,6 +99,7 @@ class Calibration:
     levels: Mapping[str, Levels]  #: by the name of the gate; others keep the program's
     inputs: InputModel | None = None
     basis: Mapping[str, Any] = field(default_factory=dict)  #: quantiles, subjects, slices, alarms
+    scans: ScanModel | None = None  #: of MR
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -70,17 +107,19 @@ class Calibration:
             "levels": {name: levels.to_dict() for name, levels in self.levels.items()},
             "inputs": None if self.inputs is None else self.inputs.to_dict(),
             "basis": dict(self.basis),
+            **({} if self.scans is None else {"scans": self.scans.to_dict()}),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
         """Inverse of `to_dict`; ValueError names what is unknown or out of order."""
-        unknown = sorted(set(values) - {"levels", "inputs", "basis"})
+        unknown = sorted(set(values) - {"levels", "inputs", "basis", "scans"})
         if unknown:
             raise ValueError(f"unknown key in calibration: {', '.join(unknown)}")
-        inputs = values.get("inputs")
+        inputs, scans = values.get("inputs"), values.get("scans")
         return cls(
             {name: Levels.from_dict(levels) for name, levels in values["levels"].items()},
             None if inputs is None else InputModel.from_dict(inputs),
             dict(values.get("basis", {})),
+            None if scans is None else ScanModel.from_dict(scans),
         )

@@ -6,7 +6,7 @@ the largest mean over one millilitre.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ CONTOUR = 0.5  # of the region's maximum
 # The Gaussian with the second moment of a sphere of one millilitre (radius 6.2 mm): r / sqrt(5).
 _PEAK_MM = 6.2035 / np.sqrt(5)
 _DRAWN = 1.0  # voxels, smoothing of what regions are drawn on
+# Of the Gaussian under which uptake of a small region is compared: its own mean is mostly noise.
+_WIDE = 2.0  # voxels
 # Of the Gaussian over which activity is to stay where it was, in voxels, and the least uptake that
 # a change is compared with: less of it is noise.
 _NEAR, _LEAST_SUV = 4.0, 0.5
@@ -39,6 +41,7 @@ class HotRegion:
     volume_mm3: float
     mean_change: float  #: % of SUVmean within half of the maximum
     peak_change: float  #: % of SUVpeak
+    wide_change: float  #: % of the mean of the region under a Gaussian of 2 voxels
 
 
 def activity_change(before: Volume, after: Volume) -> float | None:
@@ -75,10 +78,7 @@ def hot_regions(before: Volume, after: Volume, spacing_mm: Spacing) -> list[HotR
     voxel = float(np.prod(spacing_mm))
     widths = tuple(float(_PEAK_MM / size) for size in spacing_mm)
     regions = [where for where in components(drawn > HOT_SUV) if len(where) * voxel >= LEAST_MM3]
-    if not regions:
-        return []
-    peaks = [_smoothed(volume, widths).ravel() for volume in (before, after)]
-    return [_changed(where, before, after, drawn, peaks, voxel) for where in regions]
+    return [_changed(where, (before, after), drawn, widths, voxel) for where in regions]
 
 
 def worst_by_slice(
@@ -130,30 +130,47 @@ def _neighbours(mask: npt.NDArray[np.bool_], places: Voxels) -> tuple[Voxels, Vo
 
 def _changed(
     where: Voxels,
-    before: Volume,
-    after: Volume,
+    volumes: tuple[Volume, Volume],
     drawn: Volume,
-    peaks: list[Volume],
+    peak_widths: tuple[float, ...],
     voxel_mm3: float,
 ) -> HotRegion:
     level = drawn.ravel()[where]
     inner = where[level >= CONTOUR * level.max()]
-    means = [float(volume.ravel()[inner].mean(dtype=np.float64)) for volume in (before, after)]
-    tops = [float(peak[where].max()) for peak in peaks]
-    slices = np.unique(where // (before.shape[1] * before.shape[2]))
+    places = np.unravel_index(where, drawn.shape)
+    box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in places)
+    inside = tuple(at - part.start for at, part in zip(places, box, strict=True))
+    means = [float(volume.ravel()[inner].mean(dtype=np.float64)) for volume in volumes]
+    peaks = [float(_smoothed(volume, peak_widths, box)[inside].max()) for volume in volumes]
+    wide = [float(_smoothed(volume, (_WIDE,) * 3, box)[inside].mean()) for volume in volumes]
     return HotRegion(
-        tuple(int(index) for index in slices),
+        tuple(int(index) for index in np.unique(places[0])),
         len(where) * voxel_mm3,
-        100 * (means[1] / means[0] - 1) if means[0] > 0 else float("nan"),
-        100 * (tops[1] / tops[0] - 1) if tops[0] > 0 else float("nan"),
+        *(
+            100 * (now / then - 1) if then > 0 else float("nan")
+            for then, now in (means, peaks, wide)
+        ),
     )
 
 
-def _smoothed(volume: Volume, widths: tuple[float, ...]) -> Volume:
+def _smoothed(
+    volume: Volume, widths: Sequence[float], box: tuple[slice, ...] = (slice(None),) * 3
+) -> Volume:
+    """A part of a volume smoothed by a Gaussian of these widths in voxels; mirrored at its ends."""
     through, rows, columns = (
-        torch.from_numpy(smoothing_matrix(size, width)).float()
-        for size, width in zip(volume.shape, widths, strict=True)
+        torch.from_numpy(smoothing_matrix(size, width)[part]).float()
+        for size, width, part in zip(volume.shape, widths, box, strict=True)
     )
-    planes = rows @ torch.from_numpy(np.ascontiguousarray(volume)) @ columns
-    smooth: Volume = (through @ planes.flatten(1)).reshape(volume.shape).numpy()
+    # What is further away than the kernel reaches has a weight of zero.
+    near = [_reached(matrix) for matrix in (through, rows, columns)]
+    part = torch.from_numpy(np.ascontiguousarray(volume[tuple(near)]))
+    planes = rows[:, near[1]] @ part @ columns[:, near[2]].T
+    shape = (len(through), *planes.shape[1:])
+    smooth: Volume = (through[:, near[0]] @ planes.flatten(1)).reshape(shape).numpy()
     return smooth
+
+
+def _reached(matrix: torch.Tensor) -> slice:
+    """The columns of a matrix that are not all zero."""
+    places = torch.nonzero(matrix.any(0))[:, 0]
+    return slice(int(places[0]), int(places[-1]) + 1)

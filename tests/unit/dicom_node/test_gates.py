@@ -110,8 +110,15 @@ def test_levels_that_were_never_learnt_are_said() -> None:
 
 
 def test_input_that_needs_no_restoration_is_refused_by_default() -> None:
-    for gate in ("noise_level", "empty_band"):
-        assert judged(reading(gate, Level.FAIL, 3.0)).worst is Verdict.REFUSE
+    assert judged(reading("noise_level", Level.FAIL, 3.0)).worst is Verdict.REFUSE
+
+
+def test_an_mr_series_whose_k_space_is_full_waits_for_a_person() -> None:
+    full = reading("empty_band", Level.FAIL, 1.0)
+    for given in (settings(), settings(gates={"on_fail": "warn"})):
+        assert judged(full, settings=given).worst is Verdict.HOLD
+    own = settings(gates={"by_modality": {"MR": {"empty_band": "refuse"}}})
+    assert judged(full, modality="MR", settings=own).worst is Verdict.REFUSE
 
 
 @pytest.mark.parametrize(("policy", "verdict"), [("refuse", "refuse"), ("warn", "warn")])

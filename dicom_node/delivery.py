@@ -49,6 +49,9 @@ class Link(Protocol):
     def send(self, items: Sequence[Sendable]) -> Generator[Sent]:
         """Send instances in order; an answer for each that has one."""
 
+    def enough(self) -> None:
+        """Begin nothing more of what is being sent; what is under way is answered still."""
+
     def close(self) -> None:
         """End it in good order."""
 
@@ -330,11 +333,11 @@ class DeliveryWorker:
             for sent in answers:
                 attempt.note(sent, classes[sent.sop_instance_uid])
                 is_kept = self._record(delivery, target, sent)
-                if sent.more_known:
-                    continue
                 # Out of resources: the next instance would be refused too, and waits for it.
                 if attempt.is_in_trouble or self._stop.is_set() or not is_kept:
-                    return
+                    link.enough()
+                    if not sent.more_follow:
+                        return
         finally:
             answers.close()
         if attempt.delivered + attempt.dead < len(items) and not attempt.retry_words:

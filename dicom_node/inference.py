@@ -58,8 +58,9 @@ class Kept(Protocol):
 class RestorationRequest:
     """One volume in physical units: HU, SUV or MR arbitrary units.
 
-    ``array``, whose planes are asked for where they are needed, is float32 of shape (slices, rows, columns); ``spacing`` is (z, y, x) in mm;
-    ``seeds`` holds one integer for each slice, so a slice restores alike in any company.
+    ``array`` is float32 of shape (slices, rows, columns), its planes asked for where they are
+    needed; ``spacing`` is (z, y, x) in mm; ``seeds`` holds one integer for each slice, so a slice
+    restores alike in any company.
     """
 
     array: Planes

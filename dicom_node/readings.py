@@ -28,7 +28,10 @@ class Level(enum.StrEnum):
     @property
     def severity(self) -> int:
         """The rank among the levels, from 0."""
-        return tuple(Level).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {level: rank for rank, level in enumerate(Level)}
 
 
 @dataclass(frozen=True)

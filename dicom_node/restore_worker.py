@@ -22,8 +22,9 @@ from dicom_node.dicom import derived
 from dicom_node.dicom.derived import DerivedInstance
 from dicom_node.dicom.header import Shared, text
 from dicom_node.dicom.volume import read_slice_header
-from dicom_node.early import EarlySlices
+from dicom_node.early import EarlySlices, KeptSlices
 from dicom_node.errors import (
+    NodeError,
     PermanentError,
     RefusedError,
     TransientError,
@@ -34,6 +35,7 @@ from dicom_node.gates import breaker_rule
 from dicom_node.inference import Engine
 from dicom_node.ledger import intake, queue
 from dicom_node.ledger.queue import Job, Judged, Output
+from dicom_node.ledger.states import Verdict
 from dicom_node.observability import get_logger
 from dicom_node.restoring import RestoredSeries, restore_series, result_series_uid
 from dicom_node.review import is_wanted, rendered
@@ -42,6 +44,7 @@ from dicom_node.spool import Spool
 
 _log = get_logger(__name__)
 
+_DECIDED_BY_A_PERSON = frozenset({Verdict.HOLD, Verdict.REFUSE})
 # Flushes that wait at the same time: the file system commits them together.
 _WRITERS = 4
 
@@ -143,12 +146,14 @@ class RestoreWorker:
             progress=lambda done, total: self._beat(job),
         )
         started = time.perf_counter()
+        is_awaited = made.judgement.worst in _DECIDED_BY_A_PERSON
         with ThreadPoolExecutor(1, thread_name_prefix="review") as aside:
-            report = aside.submit(self._review, job, made)
+            # Who is to decide on a result finds its report; who has it sent does not wait for one.
+            report = aside.submit(self._review, job, made) if is_awaited else None
             # A result that no destination may have is no file either.
             outputs = self._store(job, made) if made.judgement.sendable else []
             self._beat(job)
-            review = report.result()
+            review = None if report is None else report.result()
         seconds = made.seconds | {"derive": time.perf_counter() - started}
         finished = queue.finish(
             self._ledger,
@@ -165,8 +170,6 @@ class RestoreWorker:
         )
         if not finished:
             raise LeaseLostError
-        if kept is not None:
-            kept.forget()
         verdict = str(made.judgement.worst)
         _log.info(
             "job judged",
@@ -177,6 +180,25 @@ class RestoreWorker:
             early=kept.found if kept is not None else 0,
             **seconds,
         )
+        self._tidy(job, made, kept, is_reported=is_awaited)
+
+    def _tidy(
+        self, job: Job, made: RestoredSeries, kept: KeptSlices | None, *, is_reported: bool
+    ) -> None:
+        """What is left to do once the job is concluded: nothing that goes wrong here changes it."""
+        try:
+            folder = None if is_reported else self._review(job, made)
+            if folder is not None:
+                queue.note_review(self._ledger, job.id, folder)
+        except NodeError as error:
+            _log.warning(
+                "report not written", action="review_lost", job=job.id, error=error.message
+            )
+        except Exception as error:
+            where = whereabouts(error)
+            _log.error("report not written", action="review_lost", job=job.id, error=where)
+        if kept is not None:
+            kept.forget()
 
     def _judged(self, made: RestoredSeries, review: str | None) -> Judged:
         judgement = made.judgement

@@ -7,10 +7,11 @@ transfer syntax are they decoded for it, pixel values unchanged.  Nothing here k
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -39,6 +40,9 @@ _SOP_CLASS_NOT_SUPPORTED = 0x0122
 _SLOWEST_RATE = 256 * 1024  # bytes per second
 # What an instance is encoded in where the peer does not take it as it is stored.
 _PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+
+# Where the first element of the file meta information is: DICM, (0002,0000) UL of four bytes.
+_META, _META_BEGIN = b"DICM\x02\x00\x00\x00UL\x04\x00", 144
 
 # PS3.7 C.4 and C.5, PS3.4 B.2.3.  0x0111 is a duplicate: it has the instance already.
 _STORED = frozenset({0x0000, 0x0001, 0x0107, 0x0111, 0x0116})
@@ -104,8 +108,8 @@ class Sent:
     why: str
     #: The peer's Error Comment: for the ledger, never for a log or a notice.
     comment: str = ""
-    #: Further answers came with this one and are yielded at once.
-    more_known: bool = False
+    #: Another follows in any case: it came with this one, or its instance is on its way.
+    more_follow: bool = False
 
     @property
     def words(self) -> str:
@@ -141,25 +145,50 @@ class StoreLink:
         self._loan: Loan | None = None
         self._proposed: frozenset[tuple[str, str]] = frozenset()
         self._sent = 0
+        self._enough = False
         #: How many associations were opened.
         self.opened = 0
 
     def send(self, items: Sequence[Sendable]) -> Generator[Sent]:
         """Send instances in order; an answer for each.
 
-        Ends early when the association is gone: what was not answered is simply not yielded.
-        Raises DestinationError or DestinationRefusedError when no association could be opened.
+        An answer is told while the next instance is on its way, so that what is done about it costs
+        no time. Ends early when the association is gone: what was not answered is simply not
+        yielded. Raises DestinationError or DestinationRefusedError when no association could be
+        opened.
         """
+        self._enough = False
+        told: Sent | None = None
+        is_under_way = False
         try:
-            for batch in _batches(items):
-                kinds = frozenset((one.sop_class_uid, one.transfer_syntax_uid) for one in batch)
-                for item in batch:
-                    yield self._send_one(item, kinds)
-                    if self._association is None or not self._association.is_established:
-                        self.close()
+            for item, kinds in _with_kinds(items):
+                if told is not None and self._ends_with(told):
+                    yield told
+                    told = None
+                    if self._enough or not self._is_established():
                         return
+                try:
+                    begun = self._begin(item, kinds)
+                except NodeError:
+                    if told is not None:
+                        yield told
+                    raise
+                is_under_way = True
+                if told is not None:
+                    yield replace(told, more_follow=True)
+                told, is_under_way = self._answered(item, begun), False
+            if told is not None:
+                yield told
         finally:
             self._give_back()
+            if is_under_way and self._association is not None:
+                self._association.abort()  # nobody is left to read its answer
+            if not self._is_established():
+                self.close()
+
+    def enough(self) -> None:
+        """Begin no other instance; the one that is on its way is answered still."""
+        self._enough = True
 
     def close(self) -> None:
         """Release the association, where there is one."""
@@ -167,14 +196,44 @@ class StoreLink:
         self._association = None
         self._stack.close()
 
-    def _send_one(self, item: Sendable, kinds: frozenset[tuple[str, str]]) -> Sent:
+    def _ends_with(self, told: Sent) -> bool:
+        """Whether who is told decides first if another is begun."""
+        return self._enough or is_out_of_resources(told.status) or not self._is_established()
+
+    def _is_established(self) -> bool:
+        return self._association is not None and self._association.is_established
+
+    def _begin(self, item: Sendable, kinds: frozenset[tuple[str, str]]) -> StoreRequest | Sent:
+        """Send the request for one instance; an answer of our own where none can be sent."""
         association = self._ready(kinds)
         self._loan = self._loan or Loan(association)
         self._sent += 1
+        with self._unbroken(association):
+            return _requested(association, self._loan, item, message_id=self._sent % 65535 + 1)
+
+    def _answered(self, item: Sendable, begun: StoreRequest | Sent) -> Sent:
+        """The answer for one instance."""
+        if isinstance(begun, Sent):
+            return begun
+        assert self._association is not None
+        assert self._loan is not None
+        with self._unbroken(self._association):
+            answer = self._loan.answer(begun)
+        status = None if answer is None else answer.status
+        return Sent(
+            item.sop_instance_uid,
+            status,
+            classify_status(status),
+            _answer_words(status),
+            "" if answer is None else answer.comment,
+        )
+
+    @contextmanager
+    def _unbroken(self, association: Association) -> Iterator[None]:
+        """Abort where a request has begun and will not end."""
         try:
-            return _stored(association, self._loan, item, message_id=self._sent % 65535 + 1)
+            yield
         except BaseException:
-            # A request that has begun and will not end.
             self._give_back()
             association.abort()
             raise
@@ -199,6 +258,16 @@ class StoreLink:
         return association
 
 
+def _with_kinds(
+    items: Sequence[Sendable],
+) -> Iterator[tuple[Sendable, frozenset[tuple[str, str]]]]:
+    """Each instance with the kinds of all those that go over one association with it."""
+    for batch in _batches(items):
+        kinds = frozenset((one.sop_class_uid, one.transfer_syntax_uid) for one in batch)
+        for item in batch:
+            yield item, kinds
+
+
 def _batches(items: Sequence[Sendable]) -> Iterator[list[Sendable]]:
     """Split where more than 128 presentation contexts would be needed: three for each kind."""
     batch: list[Sendable] = []
@@ -214,7 +283,9 @@ def _batches(items: Sequence[Sendable]) -> Iterator[list[Sendable]]:
         yield batch
 
 
-def _stored(association: Association, loan: Loan, item: Sendable, message_id: int) -> Sent:
+def _requested(
+    association: Association, loan: Loan, item: Sendable, message_id: int
+) -> StoreRequest | Sent:
     accepted = {
         str(context.transfer_syntax[0]): int(context.context_id or 0)
         for context in association.accepted_contexts
@@ -227,19 +298,18 @@ def _stored(association: Association, loan: Loan, item: Sendable, message_id: in
         data, size, syntax = _in_accepted_syntax(item, accepted)
     except PermanentError as error:
         return Sent(item.sop_instance_uid, error.dimse_status, "dead", error.message)
-    request = StoreRequest(accepted[syntax], message_id, item.sop_class_uid, item.sop_instance_uid)
     # How long the answer may take, transfer included.
     limit = (association.dimse_timeout or 0.0) + size / _SLOWEST_RATE
-    with data:
-        answer = loan.store(request, data, size, limit)
-    status = None if answer is None else answer.status
-    return Sent(
+    request = StoreRequest(
+        accepted[syntax],
+        message_id,
+        item.sop_class_uid,
         item.sop_instance_uid,
-        status,
-        classify_status(status),
-        _answer_words(status),
-        "" if answer is None else answer.comment,
+        time.monotonic() + limit,
     )
+    with data:
+        loan.begin(request, data, size)
+    return request
 
 
 def _answer_words(status: int | None) -> str:
@@ -272,13 +342,23 @@ def _in_accepted_syntax(item: Sendable, accepted: Mapping[str, int]) -> tuple[Bi
 
 def _as_stored(item: Sendable) -> tuple[BinaryIO, int, str]:
     try:
-        with quiet_pydicom():
-            _, start = split_dataset(item.path)
         data = item.path.open("rb")
+        start = _data_set_start(data)
+        if start is None:
+            with quiet_pydicom():
+                _, start = split_dataset(item.path)
     except Exception as error:
         raise PermanentError(f"the file does not parse ({type(error).__name__})") from None
     data.seek(start)
-    return data, item.path.stat().st_size - start, item.transfer_syntax_uid
+    return data, os.fstat(data.fileno()).st_size - start, item.transfer_syntax_uid
+
+
+def _data_set_start(file: BinaryIO) -> int | None:
+    """Where the data set begins by (0002,0000) (PS3.10 7.1); None where a file has no such word."""
+    head = file.read(_META_BEGIN)
+    if len(head) < _META_BEGIN or head[128:140] != _META:
+        return None
+    return _META_BEGIN + int.from_bytes(head[140:], "little")
 
 
 def _decoded(item: Sendable) -> Dataset:

@@ -54,6 +54,7 @@ class StoreRequest:
     message_id: int
     sop_class_uid: str
     sop_instance_uid: str
+    deadline: float  #: of its answer, transfer included; monotonic seconds
 
 
 class Loan:
@@ -80,20 +81,30 @@ class Loan:
         self._connection = None
         self._association._reactor_checkpoint.set()
 
-    def store(
-        self, request: StoreRequest, data: BinaryIO, size: int, limit_s: float
-    ) -> StoreAnswer | None:
+    def begin(self, request: StoreRequest, data: BinaryIO, size: int) -> None:
         """Send one instance whose encoded data set of *size* octets is read from *data*.
 
-        None where there is no answer within *limit_s* seconds, transfer included, or where the
-        association ends: it has then ended for us too, and the loan with it.
+        What goes wrong is told by `answer`, which is to be asked for before another is sent.
+        """
+        if self._connection is None:
+            return
+        try:
+            self._write(request, data, size, request.deadline)
+        except (TimeoutError, ProtocolError):
+            self._abort()
+        except OSError:
+            self._ended(b"")
+
+    def answer(self, request: StoreRequest) -> StoreAnswer | None:
+        """The answer to the request that was sent last.
+
+        None where there is none by its deadline, or where the association ends: it has then ended
+        for us too, and the loan with it.
         """
         if self._connection is None:
             return None
-        deadline = time.monotonic() + limit_s
         try:
-            self._write(request, data, size, deadline)
-            answer = self._answer(deadline)
+            answer = self._answer(request.deadline)
         except (TimeoutError, ProtocolError):
             self._abort()
             return None

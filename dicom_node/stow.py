@@ -107,6 +107,9 @@ class WebLink:
         for batch in _batches(items, self._peer):
             yield from self._store(batch)
 
+    def enough(self) -> None:
+        """Nothing: who stops asking for answers ends it, and no request is under way then."""
+
     def close(self) -> None:
         """Close the session."""
         self._session.close()
@@ -145,7 +148,7 @@ class WebLink:
                 told = {item.sop_instance_uid: _STORED for item in items}
         for item in items:
             one = _answer(item.sop_instance_uid, told.get(item.sop_instance_uid), code)
-            yield replace(one, more_known=item is not items[-1])
+            yield replace(one, more_follow=item is not items[-1])
 
     def _post(self, datasets: Sequence[Dataset]) -> requests.Response:
         """Post one request; its answer, whatever the status."""

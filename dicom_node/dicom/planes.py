@@ -1,4 +1,4 @@
-"""Volumes that give their planes one by one: arrays, and what reads or computes a plane when asked."""
+"""Volumes that give their planes one by one: arrays, and what makes a plane when asked for it."""
 
 from __future__ import annotations
 

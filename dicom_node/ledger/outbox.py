@@ -11,14 +11,17 @@ from sqlalchemy import (
     Connection,
     Engine,
     Select,
+    bindparam,
     func,
     insert,
     literal,
+    literal_column,
     select,
     update,
 )
 
 from dicom_node.ledger import destinations, notices
+from dicom_node.ledger.database import Prepared
 from dicom_node.ledger.tables import (
     DeliveryState,
     Entity,
@@ -201,9 +204,20 @@ def record_and_keep(
     The commit is not flushed: a loss of power may take it, and an instance that the destination
     has is sent to it again.
     """
+    uid, status, outcome = answer
     with writer.writing() as connection:
-        _record(connection, delivery_id, *answer, now)
-        return _extend(connection, delivery_id, worker, now + lease_s)
+        _RECORDED.rows(
+            connection,
+            {
+                "delivery": delivery_id,
+                "uid": uid,
+                "to": str(_STATES[outcome]),
+                "status": status,
+                "now": now,
+            },
+        )
+        kept = {"delivery": delivery_id, "worker": worker, "until": now + lease_s}
+        return bool(_EXTENDED.rows(connection, kept))
 
 
 def record_sent(
@@ -227,19 +241,48 @@ def _record(
     outcome: Outcome,
     now: float,
 ) -> None:
-    state = {
-        "delivered": ItemState.DELIVERED,
-        "retry": ItemState.PENDING,
-        "dead": ItemState.DEAD,
-    }[outcome]
     connection.execute(
         update(delivery_items)
         .where(
             items_of(delivery_id, [sop_instance_uid]),
             delivery_items.c.state.in_([ItemState.PENDING, ItemState.DEAD]),
         )
-        .values(state=state, status=status, at=now)
+        .values(state=_STATES[outcome], status=status, at=now)
     )
+
+
+_STATES = {
+    "delivered": ItemState.DELIVERED,
+    "retry": ItemState.PENDING,
+    "dead": ItemState.DEAD,
+}
+# An answer for each instance: what SQLAlchemy makes of `_record` and `_extend` each time takes
+# longer than the rest of sending it.
+_RECORDED = Prepared(
+    update(delivery_items)
+    .where(
+        delivery_items.c.delivery_id == bindparam("delivery"),
+        delivery_items.c.output_id
+        == select(outputs.c.id)
+        .where(outputs.c.sop_instance_uid == bindparam("uid"))
+        .scalar_subquery(),
+        delivery_items.c.state.in_(
+            [literal_column(f"'{state}'") for state in (ItemState.PENDING, ItemState.DEAD)]
+        ),
+    )
+    .values(state=bindparam("to"), status=bindparam("status"), at=bindparam("now"))
+    .returning(delivery_items.c.output_id)
+)
+_EXTENDED = Prepared(
+    update(deliveries)
+    .where(
+        deliveries.c.id == bindparam("delivery"),
+        deliveries.c.state == literal_column(f"'{DeliveryState.SENDING}'"),
+        deliveries.c.worker == bindparam("worker"),
+    )
+    .values(lease_until=bindparam("until"))
+    .returning(deliveries.c.id)
+)
 
 
 def conclude_delivery(

@@ -52,7 +52,7 @@ from dicom_node.ledger.tables import (
 from dicom_node.ledger.tables import jobs as jobs_table
 from dicom_node.ledger.tables import outputs as outputs_table
 from dicom_node.ledger.tables import verdicts as verdicts_table
-from dicom_node.ledger.verdicts import Judged, reject, release, reset_breaker
+from dicom_node.ledger.verdicts import Judged, note_review, reject, release, reset_breaker
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -78,6 +78,7 @@ __all__ = [
     "heartbeat_delivery",
     "hold",
     "is_own_output",
+    "note_review",
     "record_sent",
     "refuse",
     "reject",

@@ -109,6 +109,14 @@ def record(connection: Connection, job_id: int, judged: Judged, now: float) -> R
     return Recorded(effective, reason)
 
 
+def note_review(engine: Engine, job_id: int, folder: str) -> None:
+    """Note where the review report of a job is that was written after its conclusion."""
+    with writing(engine) as connection:
+        connection.execute(
+            update(judgements).where(judgements.c.job_id == job_id).values(review=folder)
+        )
+
+
 def settle(connection: Connection, job_id: int, recorded: Recorded, now: float) -> None:
     """Put the result in the outbox for every destination whose recorded verdict lets it pass."""
     for destination, verdict in recorded.verdicts.items():

@@ -87,13 +87,42 @@ def test_an_association_is_lent_and_given_back_series_after_series(tmp_path: Pat
         link = StoreLink(peer)
         for start in (0, 2, 4):
             assert [one.status for one in link.send(items[start : start + 2])] == [0, 0]
-        # One that is not asked for more answers leaves nothing behind either.
+        # Of one that has had enough, what is on its way is answered, and nothing else is begun.
+        answers = link.send(items)
+        first = next(answers)
+        assert (first.status, first.more_follow) == (0, True)
+        link.enough()
+        assert [(one.status, one.more_follow) for one in answers] == [(0, False)]
+        assert [one.status for one in link.send(items)] == [0] * 6
+        assert link.opened == 1
+        # An answer that nobody reads is not taken for that of another instance.
         answers = link.send(items)
         assert next(answers).status == 0
         answers.close()
         assert [one.status for one in link.send(items)] == [0] * 6
-        assert link.opened == 1
+        assert link.opened == 2
         link.close()
+
+
+def test_an_answer_is_told_while_the_next_instance_is_on_its_way(tmp_path: Path) -> None:
+    items, came = written(tmp_path, 3), threading.Semaphore(0)
+
+    def handle(event: Event) -> int:
+        came.release()
+        return 0x0000
+
+    with archive(handle, [ExplicitVRLittleEndian], 16382) as peer:
+        answers = send_all(peer, items)
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            answer = next(answers)
+            assert answer.sop_instance_uid == item.sop_instance_uid
+            assert answer.more_follow == (following is not None)
+            if item is items[0]:
+                assert came.acquire(timeout=20)
+            if following is not None:
+                # It comes though nobody has asked for its answer yet.
+                assert came.acquire(timeout=20)
+        assert next(answers, None) is None
 
 
 def answered_by(answer: Answer, tmp_path: Path) -> list[Sent]:

@@ -7,6 +7,7 @@ computes in bf16 where it has instructions for that.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -21,6 +22,10 @@ from torch.nn import functional as F
 from restoration.bundle import RestorationError
 from restoration.diffcode import DiffCode, DiffCodeOutput
 from restoration.precision import Form, forms, lowered
+
+# Activations come and go by the 25 MB, which in pages of 2 MB costs a fiftieth of the faults.
+# PyTorch asks for the setting at its first tensor; Linux gives such pages unless told "never".
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -128,10 +133,12 @@ class Execution:
 
     def _candidates(self, model: DiffCode) -> Iterator[tuple[torch.dtype, Form]]:
         # A network of another kind computes as it says.
-        usable = forms(model, self.device) if type(model) is DiffCode else ()
+        known = type(model) is DiffCode
         if self.dtype != torch.float32:
+            usable = forms(model, self.device, self.dtype) if known else ()
             yield from ((self.dtype, form) for form in (*usable, Form.PLAIN))
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and known:
+            usable = forms(model, self.device, torch.float32)
             yield from ((torch.float32, form) for form in usable)
 
     def tensors(self) -> Iterator[Tensor]:

@@ -14,9 +14,16 @@ import enum
 import torch
 from torch import Tensor, nn
 
-from restoration import kernels, onednn
+from restoration import kernels, llvm, onednn
 from restoration.autoencoder import Decoder, Encoder
-from restoration.blocks import POOLING_CELL, NAFBlock, Pointwise, Upsample, channel_attentions
+from restoration.blocks import (
+    POOLING_CELL,
+    Downsample,
+    NAFBlock,
+    Pointwise,
+    Upsample,
+    channel_attentions,
+)
 from restoration.diffcode import Backbone, DiffCode
 from restoration.experts import TaskAdaptiveRouting
 
@@ -58,6 +65,8 @@ class Project(nn.Module):
 
 
 _FIRST = ("condition.embed", "backbone.embed")  # 3×3 convolutions of images, behind `Into`
+_LAST = ("decoder.emit", "backbone.emit")  # and to one channel, behind `OutOf`
+_LATENT = ("condition.project", "decoder.expand")  # 1×1, in fp32, into and out of the latent
 
 
 class Form(enum.Enum):
@@ -65,6 +74,7 @@ class Form(enum.Enum):
 
     PLAIN = "plain"  #: PyTorch's own operators
     KERNELS = "kernels"  #: Triton kernels, on a GPU
+    COMPILED = "compiled kernels"  #: by LLVM, on a CPU in fp32
     PRODUCTS = "products"  #: oneDNN's fused products in bands, on a CPU
 
 
@@ -90,15 +100,18 @@ def lowered(model: DiffCode, dtype: torch.dtype, form: Form = Form.PLAIN) -> Dif
         _use_kernels(model, copied, dtype)
     elif form is Form.PRODUCTS:
         _use_products(model, copied, dtype)
+    elif form is Form.COMPILED:
+        _use_compiled(model, copied)
     return copied
 
 
-def forms(model: DiffCode, device: torch.device) -> tuple[Form, ...]:
-    """The forms beside the plain one that fit the network and the device."""
+def forms(model: DiffCode, device: torch.device, dtype: torch.dtype) -> tuple[Form, ...]:
+    """The forms beside the plain one that fit the network, the device and the type, best first."""
     if model.config.gate != "task_map":
         return ()
     if onednn.available(device):
-        return (Form.PRODUCTS,)
+        compiled = dtype == torch.float32 and llvm.available(device) and llvm.fits(model.config)
+        return (Form.COMPILED, Form.PRODUCTS) if compiled else (Form.PRODUCTS,)
     fits = model.config.factor == POOLING_CELL and max(model.config.channels) <= 256
     exact = any(attention.exact for attention in channel_attentions(model))
     # Kernels know whole pooling cells, and the widths that their tiles were made for.
@@ -149,6 +162,27 @@ def _use_products(model: DiffCode, copied: DiffCode, dtype: torch.dtype) -> None
     for name, module in list(copied.named_modules()):
         if isinstance(module, Pointwise):
             _replace(copied, name, onednn.ProductPointwise(module, dtype))
+
+
+def _use_compiled(model: DiffCode, copied: DiffCode) -> None:
+    # Only here, as LLVM may be absent.
+    from restoration import compiled
+
+    for name, module in model.named_modules():
+        if isinstance(module, NAFBlock):
+            _replace(copied, name, compiled.CompiledNAFBlock(module))
+        elif isinstance(module, TaskAdaptiveRouting):
+            _replace(copied, name, compiled.compiled_routing(module))
+        elif isinstance(module, Upsample):
+            _replace(copied, name, compiled.CompiledUpsample(module))
+        elif isinstance(module, Downsample):
+            _replace(copied, name, compiled.CompiledDownsample(module))
+        elif name in _FIRST:
+            copied.get_submodule(name).layer = compiled.CompiledEmbed(module)
+        elif name in _LAST:
+            copied.get_submodule(name).layer = compiled.CompiledEmit(module)
+        elif name in _LATENT:
+            copied.get_submodule(name).layer = compiled.CompiledPointwise(module)
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

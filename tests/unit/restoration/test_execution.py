@@ -25,6 +25,10 @@ from tests.unit.restoration.conftest import small_model
 CPU = torch.device("cpu")
 
 
+# Kernels know whole vectors of channels.
+WIDTHS = {Form.COMPILED: (24, 48, 96, 96), Form.PRODUCTS: (20, 48, 96, 96)}
+
+
 @pytest.fixture
 def model() -> DiffCode:
     made = small_model()
@@ -47,11 +51,17 @@ def run(how: Execution, image: Tensor, noise: Tensor) -> execution.Pass:
         return how.run(image, noise, 1)
 
 
-def test_single_precision_on_a_cpu_runs_by_products_and_gives_the_same(
-    model: DiffCode, image: Tensor, noise: Tensor
+@pytest.mark.parametrize(
+    ("form", "channels"), [(Form.COMPILED, (8, 8, 8, 16)), (Form.PRODUCTS, (4, 6, 8, 8))]
+)
+def test_single_precision_on_a_cpu_runs_by_its_own_form_and_gives_the_same(
+    image: Tensor, form: Form, channels: tuple[int, ...]
 ) -> None:
+    model = small_model(channels=channels).requires_grad_(False)
+    model.use_local_pooling(True)
+    noise = torch.randn(model.noise_shape(image), generator=torch.Generator().manual_seed(5))
     how = Execution(model, CPU, "fp32")
-    assert (how.form, how.dtype, how.remark) == (Form.PRODUCTS, torch.float32, None)
+    assert (how.form, how.dtype, how.remark) == (form, torch.float32, None)
     with torch.inference_mode():
         expected = model(image, 1, noise)
         found = how.model(image, 1, noise)
@@ -253,13 +263,14 @@ def test_results_do_not_depend_on_the_size_of_the_batch(
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("variant", ["v2", "full"])
-def test_a_slice_has_the_same_bits_by_one_thread_or_by_all(variant: str) -> None:
-    model = small_model(variant=variant, channels=(24, 48, 96, 96))
+@pytest.mark.parametrize("form", [Form.COMPILED, Form.PRODUCTS])
+def test_a_slice_has_the_same_bits_by_one_thread_or_by_all(variant: str, form: Form) -> None:
+    model = small_model(variant=variant, channels=WIDTHS[form])
     model.use_local_pooling(True)
     image = torch.rand(3, 1, 72, 64, generator=torch.Generator().manual_seed(4))
     noise = torch.randn(model.noise_shape(image), generator=torch.Generator().manual_seed(5))
     how = Execution(model.requires_grad_(False), CPU, "fp32")
-    assert how.form is Form.PRODUCTS
+    assert how.form is form
     together = run(how, image, noise)  # by a thread for each slice
     torch.set_num_threads(1)
     single = run(how, image, noise)  # one after the other

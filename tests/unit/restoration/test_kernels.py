@@ -134,7 +134,7 @@ def test_a_fused_network_gives_what_the_plain_one_does() -> None:
     model = small_model(variant="v2")
     model.use_local_pooling(True)
     x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    assert forms(model, DEVICE) == (Form.KERNELS,)
+    assert forms(model, DEVICE, torch.bfloat16) == (Form.KERNELS,)
     with torch.inference_mode():
         theirs = model(x, 1)
         ours = lowered(model, torch.float32, Form.KERNELS).to(DEVICE)(x.to(DEVICE), 1)
@@ -150,9 +150,9 @@ def test_networks_that_the_kernels_do_not_know_are_not_fused() -> None:
 
     three_levels = small_model(channels=(4, 6, 8), blocks=(1, 1, 1))
     for model in (exact(), three_levels, small_model(gate="switch")):
-        assert forms(model, DEVICE) == ()
+        assert forms(model, DEVICE, torch.bfloat16) == ()
 
 
 def test_kernels_are_for_gpus() -> None:
     assert not kernels.available(torch.device("cpu"))
-    assert Form.KERNELS not in forms(small_model(), torch.device("cpu"))
+    assert Form.KERNELS not in forms(small_model(), torch.device("cpu"), torch.float32)

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from restoration.blocks import Downsample, NAFBlock, Pointwise, Upsample
 from restoration.experts import TaskAdaptiveRouting
 from restoration.folding import KnownRouting, Linear, expert_layers, folded, parameter, plain
-from restoration.llvm import means, naf, rows
+from restoration.llvm import means, naf, rows, search
 from restoration.llvm.library import kernel, over
 from restoration.llvm.product import Product
+from restoration.quantizer import CodebookBank, Quantised, sum_codes
 
 
 class _Packed(nn.Module):
@@ -235,6 +236,48 @@ class CompiledEmbed(nn.Module):
             shape = (line, line, (height + 2) * line, width)
             _rows(run, planes, None, target, self.product, shape)
         return out.permute(0, 3, 1, 2)
+
+
+class CompiledBank(nn.Module):
+    """The codebooks of all tasks, searched without a tokens × codes matrix."""
+
+    def __init__(self, bank: CodebookBank) -> None:
+        super().__init__()
+        self.depths, self.weight = bank.depths, parameter(bank.weight)
+        _, self.codes, self.dim = bank.weight.shape
+        product = Product(self.dim, self.codes)
+        # argmin over ½‖Z_m‖² − r·Z_m, as restoration.quantizer has it.
+        self.scores = nn.ModuleList(
+            _Packed(product, Linear(-codebook, 0.5 * codebook.square().sum(dim=1)))
+            for codebook in self.weight
+        )
+
+    def forward(self, features: Tensor, task: int) -> Quantised:
+        """(B, d, h, w), all of one task → their codes, and the sums of these."""
+        images, _, height, width = features.shape
+        tokens = _pixels(features).reshape(-1, self.dim)
+        residual, ids = tokens, []
+        for _ in range(self.depths):
+            index = self._nearest(residual.contiguous(), task)
+            residual = residual - self.weight[task][index]
+            ids.append(index)
+        codes = torch.stack(ids, dim=1)
+        values = sum_codes(codes, self.weight[task]).view(images, height, width, -1)
+        codes = codes.view(images, height, width, -1)
+        return Quantised(values.permute(0, 3, 1, 2), codes.permute(0, 3, 1, 2))
+
+    def _nearest(self, tokens: Tensor, task: int) -> Tensor:
+        found = tokens.new_empty(len(tokens))
+        packed = self.scores[task]
+        assert isinstance(packed, _Packed)
+        weight, bias = packed.both()
+        run = kernel(search.nearest, self.dim, self.codes)
+
+        def part(first: int, stop: int) -> None:
+            run(tokens, torch.empty(search.SCRATCH), weight, bias, found, first, stop)
+
+        over(len(tokens), part)
+        return found.long()
 
 
 class CompiledEmit(nn.Module):

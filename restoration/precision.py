@@ -26,6 +26,7 @@ from restoration.blocks import (
 )
 from restoration.diffcode import Backbone, DiffCode
 from restoration.experts import TaskAdaptiveRouting
+from restoration.quantizer import CodebookBank
 
 
 class Into(nn.Module):
@@ -183,6 +184,8 @@ def _use_compiled(model: DiffCode, copied: DiffCode) -> None:
             copied.get_submodule(name).layer = compiled.CompiledEmit(module)
         elif name in _LATENT:
             copied.get_submodule(name).layer = compiled.CompiledPointwise(module)
+        elif isinstance(module, CodebookBank):
+            _replace(copied, name, compiled.CompiledBank(module))
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -27,4 +27,5 @@ def available(device: torch.device) -> bool:
 
 def fits(config: DiffCodeConfig) -> bool:
     """Whether the kernels know the widths of a network: whole vectors."""
-    return all(width % 8 == 0 for width in (*config.channels, config.latent_dim))
+    widths = (*config.channels, config.latent_dim, config.codes)
+    return all(width % 8 == 0 for width in widths)

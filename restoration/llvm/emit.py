@@ -138,9 +138,30 @@ class Function:
     def total(self, vector: Value) -> Value:
         """The sum of all lanes, in all lanes."""
         for step in (4, 2, 1):
-            mask = ir.Constant(_MASK, [lane ^ step for lane in range(LANES)])
-            vector = self.plus(vector, self.builder.shuffle_vector(vector, vector, mask))
+            other = self.builder.shuffle_vector(vector, vector, _partners(step))
+            vector = self.plus(vector, other)
         return vector
+
+    def lowest(self, vector: Value) -> Value:
+        """The least of all lanes, in all lanes."""
+        for step in (4, 2, 1):
+            other = self.builder.shuffle_vector(vector, vector, _partners(step))
+            vector = self.either(self.lower(other, vector), other, vector)
+        return vector
+
+    def lower(self, a: Value, b: Value) -> Value:
+        return self.builder.fcmp_ordered("<", a, b)
+
+    def equal(self, a: Value, b: Value) -> Value:
+        return self.builder.fcmp_ordered("==", a, b)
+
+    def counted(self, number: Value) -> Value:
+        """A whole number as fp32, in all lanes."""
+        return self.splat(self.builder.sitofp(number, FLOAT))
+
+    def lanes(self, first: int) -> Value:
+        """first, first + 1, …"""
+        return ir.Constant(VECTOR, [float(first + lane) for lane in range(LANES)])
 
     def inverse_root(self, vector: Value) -> Value:
         """1/√ of the first lane, in all lanes."""
@@ -233,6 +254,11 @@ class Function:
 
     def _blocks(self, *names: str) -> list[Value]:
         return [self.ir.append_basic_block(name) for name in names]
+
+
+def _partners(step: int) -> Value:
+    """The lanes that are `step` away."""
+    return ir.Constant(_MASK, [lane ^ step for lane in range(LANES)])
 
 
 def _number(value: Number) -> Value:

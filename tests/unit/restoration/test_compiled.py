@@ -19,6 +19,7 @@ from restoration.blocks import (
     set_local_pooling,
 )
 from restoration.compiled import (
+    CompiledBank,
     CompiledDownsample,
     CompiledEmbed,
     CompiledEmit,
@@ -29,6 +30,7 @@ from restoration.compiled import (
     compiled_routing,
 )
 from restoration.experts import TaskAdaptiveRouting
+from restoration.quantizer import CodebookBank
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -180,6 +182,30 @@ def test_a_convolution_that_stands_alone_is_a_product() -> None:
     conv = stirred(Pointwise(16, 24))
     x = images(2, 16, 5, 6)
     torch.testing.assert_close(CompiledPointwise(conv)(x), conv(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_nearest_codes_are_those_of_the_plain_search() -> None:
+    bank = CodebookBank(3, 64, 16, 4).requires_grad_(False)
+    bank.weight.copy_(torch.randn(bank.weight.shape, generator=torch.Generator().manual_seed(1)))
+    bank.weight[:, 0] = 0.0
+    features = 3 * images(2, 16, 9, 13)
+    compiled = CompiledBank(bank)
+    for task in range(3):
+        expected, found = bank(features, task), compiled(features, task)
+        assert torch.equal(found.codes, expected.codes)
+        assert torch.equal(found.values, expected.values)
+
+
+def test_of_equal_codes_the_first_is_taken() -> None:
+    """In one lane, in lanes of one vector and in several vectors; where no score is a number, code 0."""
+    bank = CodebookBank(1, 64, 8, 1).requires_grad_(False)
+    bank.weight.copy_(torch.full_like(bank.weight, 100.0))
+    for code in (13, 21, 22, 47):
+        bank.weight[0, code] = 1.0
+    found = CompiledBank(bank)(torch.ones(1, 8, 3, 11), 0).codes
+    assert torch.equal(found, torch.full_like(found, 13))
+    found = CompiledBank(bank)(torch.full((1, 8, 2, 2), torch.nan), 0).codes
+    assert not found.any()
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 6, 40])

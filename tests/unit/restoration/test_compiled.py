@@ -197,7 +197,7 @@ def test_the_nearest_codes_are_those_of_the_plain_search() -> None:
 
 
 def test_of_equal_codes_the_first_is_taken() -> None:
-    """In one lane, in lanes of one vector and in several vectors; where no score is a number, code 0."""
+    """In one lane, in lanes of a vector and in several; where no score is a number, code 0."""
     bank = CodebookBank(1, 64, 8, 1).requires_grad_(False)
     bank.weight.copy_(torch.full_like(bank.weight, 100.0))
     for code in (13, 21, 22, 47):

@@ -165,12 +165,29 @@ def alone(folder: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Let every failure of the disk be a `SpoolFullError`."""
-    # Full, over quota, read-only, broken or out of descriptors: for a sender all of them mean
-    # "keep the instance and try again" (PS3.4 B.2.3, 0xA700).
-    try:
-        yield
-    except OSError as error:
-        raise SpoolFullError(f"the spool cannot store: {error.strerror}") from error
+class _StorageErrors:
+    """Without a state, so that one serves all; contextlib's would cost a generator each time."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Full, over quota, read-only, broken or out of descriptors: for a sender all of them mean
+        # "keep the instance and try again" (PS3.4 B.2.3, 0xA700).
+        if isinstance(error, OSError):
+            raise SpoolFullError(f"the spool cannot store: {error.strerror}") from error
+
+
+_storage_errors = _StorageErrors()
+
+
+def storage_errors() -> _StorageErrors:
+    """Let every failure of the disk in a with statement be a `SpoolFullError`."""
+    return _storage_errors

@@ -35,6 +35,7 @@ _COMMAND, _LAST = 0x01, 0x02
 
 _PDU_HEADER = struct.Struct(">BxL")
 _PDV_HEADER = struct.Struct(">LBB")
+_BOTH_HEADERS = struct.Struct(">BxLLBB")
 _ELEMENT = struct.Struct("<HHL")
 
 # PS3.7 6.3.1: (0000,eeee) of the elements that are looked at.
@@ -161,7 +162,7 @@ class Parser:
             elif self._pdu_left:
                 if not self._begin_pdv():
                     return None
-            else:
+            elif not self._begin_both():
                 header = self._header()
                 if header is None:
                     return None
@@ -171,6 +172,19 @@ class Parser:
                 if length > self._limits.pdu:
                     raise ProtocolError(INVALID_PARAMETER, "a PDU is larger than we allow")
                 self._pdu_left = length
+
+    def _begin_both(self) -> bool:
+        """Begin a P-DATA-TF and its PDV at once, where both are sound and all there."""
+        at = self._at
+        if self._cut or len(self._octets) - at < 12:
+            return False
+        kind, pdu, pdv, context_id, control = _BOTH_HEADERS.unpack_from(self._octets, at)
+        if kind != P_DATA_TF or not 6 <= pdv + 4 <= pdu <= self._limits.pdu or not context_id & 1:
+            return False
+        self._at = at + 12
+        self._pdu_left, self._pdv_left = pdu - 6, pdv - 2
+        self._context_id, self._control = context_id, control
+        return True
 
     def unread(self) -> bytes:
         """The octets from the last `Command` or `OtherPDU` on, as a peer might have sent them."""

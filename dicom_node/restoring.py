@@ -212,7 +212,8 @@ def _instances(
         created=said.created,
         parameters_hash=said.parameters_hash,
     )
-    values = _reported(done, readings, judgement, settings)
+    # Hundreds for each slice, for the structured report alone.
+    values = _reported(done, readings, judgement, settings) if settings.report.sr else []
     return with_reports(images, values, said, settings.identity, settings.report)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ Values = dict[str, float]
 
 # The operator of training.degrade whose inputs are zero-filled k-space.
 KSPACE_TRUNCATION = "kspace-truncation"
+# Of so many slices the measures of the gates are held, with thumbnails of 32 kB each.
+_HELD = 512
 # A band this much wider than the training's is another problem than the one that was learnt.
 _WIDE = 1.3
 
@@ -235,6 +237,39 @@ class Steps:
 
 
 Kept = Callable[[int], SliceResult | None]
+
+
+class _KeptMeasures(Mapping[int, SliceMeasures]):
+    """The measures of slices that were kept: those of so many are held, others are read again."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        self._held: dict[int, SliceMeasures | None] = {}
+
+    def note(self, index: int, result: SliceResult) -> None:
+        """Take note that they are there, if they are."""
+        if result.measures is not None:
+            self._held[index] = result.measures if len(self._held) < _HELD else None
+
+    def __getitem__(self, index: int) -> SliceMeasures:
+        held = self._held[index]
+        if held is None:
+            again = self._kept(index)
+            held = None if again is None else again.measures
+        if held is None:
+            raise KeyError(index)
+        return held
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, index: object) -> bool:
+        return index in self._held
+
+
 Batch = list[int]
 Finish = Callable[[], list[Values]]
 
@@ -255,7 +290,7 @@ class SliceLoop:
         self.x, self.y, self.job, self._remarks = x, y, job, remarks
         self._elsewhere: dict[int, SliceResult] = {}
         #: What the gates have measured of the slices that were `kept`.
-        self.measured: dict[int, SliceMeasures] = {}
+        self.measured: Mapping[int, SliceMeasures] = {}
         self.probed: dict[int, Probe] = {}
 
     def run(
@@ -268,11 +303,14 @@ class SliceLoop:
         """
         total = len(self.x)
         values: dict[int, Values] = {}
+        if kept is not None:
+            self.measured = measured = _KeptMeasures(kept)
         for index in range(total if kept is not None else 0):
             assert kept is not None
             result = kept(index)
             if result is not None and self._take(index, result):
                 values[index] = result.values
+                measured.note(index, result)
                 if progress is not None:
                     progress(len(values), total)
         for batch, found in self._batches([index for index in range(total) if index not in values]):
@@ -301,9 +339,8 @@ class SliceLoop:
     def _take(self, index: int, result: SliceResult) -> bool:
         if result.plane.shape != self.x.shape[1:]:
             return False
-        self._elsewhere[index] = result
-        if result.measures is not None:
-            self.measured[index] = result.measures
+        # Thumbnails among the measures are larger than all else that is not read later.
+        self._elsewhere[index] = replace(result, measures=None)
         if result.probe is not None:
             self.probed[index] = result.probe
         return True

@@ -238,6 +238,9 @@ def convert_all(
             element.__dict__[_STORED] = raw.value
         if shared is not None and key is not None and not isinstance(element.value, DicomSequence):
             shared[key] = element
+    if shared is not None:
+        # Each element that is shared brings its tag with it: a hundred of them are 8 kB.
+        dataset._dict = {element.tag: element for element in dataset._dict.values()}
 
 
 def _key(dataset: Dataset, raw: Any) -> ElementKey | None:

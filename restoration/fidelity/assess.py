@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,7 +146,7 @@ def measure(
     scale = evidence.diagnostics.get("intensity_scale")
     if scale is None:
         scale = 1.0 if task is CT else intensity_scale(whole(before), task)
-    found, features = _slices(
+    slices = _slices(
         before,
         after,
         task,
@@ -156,17 +157,9 @@ def measure(
         progress,
         evidence.measured,
     )
-    found |= _likeness(features, inputs, evidence.spacing_mm)
-    # What was measured ahead was finite, or it would have been no result.
-    found["finite"] = _per_slice(
-        np.array(
-            [
-                0.0 if index in evidence.measured else (~np.isfinite(after[index])).sum()
-                for index in range(len(after))
-            ],
-            float,
-        )
-    )
+    found = slices.found()
+    found |= _likeness(slices.features, inputs, evidence.spacing_mm)
+    found["finite"] = _per_slice(np.array(slices.broken))
     found["domain"] = _domain(evidence)
     found["weights"] = _weights(evidence.intact)
     found |= _network(evidence, task, len(before))
@@ -210,6 +203,52 @@ def measure_slices(
     ]
 
 
+@dataclass
+class _Slices:
+    """What is gathered slice by slice; thumbnails go as soon as their neighbours have come."""
+
+    values: list[dict[str, float]] = field(default_factory=list)
+    features: list[tuple[float, ...]] = field(default_factory=list)
+    broken: list[float] = field(default_factory=list)  #: pixels of the result that are not finite
+    _order: list[Tensor] = field(default_factory=list)
+    _continuity: list[Tensor] = field(default_factory=list)
+    _small: list[tuple[Volume, Volume]] = field(default_factory=list)
+    _first: int = 0  # the slice of the first of them
+    _compared: int = 0
+
+    def add(self, made: SliceMeasures, broken: float) -> None:
+        """Take the next slice."""
+        self.values.append(made.values)
+        self.features.append(made.features)
+        self.broken.append(broken)
+        self._small.append((made.before, made.after))
+        if len(self.values) == self._compared + _BLOCK + series.REACH:
+            self._compare(self._compared + _BLOCK)
+
+    def found(self) -> dict[str, Measured]:
+        """The values of all slices by name, with those that need their neighbours."""
+        while self._compared < len(self.values):
+            self._compare(min(self._compared + _BLOCK, len(self.values)))
+        found = {
+            name: _per_slice(np.array([each[name] for each in self.values]))
+            for name in self.values[0]
+        }
+        found["slice_order"] = _of_neighbours(torch.cat(self._order))
+        found["continuity"] = _of_neighbours(torch.cat(self._continuity))
+        return found
+
+    def _compare(self, stop: int) -> None:
+        """Compare the next slices up to *stop* with those around them."""
+        around = self._small[: stop + series.REACH - self._first]
+        x, y = (torch.from_numpy(np.stack(stack)) for stack in zip(*around, strict=True))
+        part = slice(self._compared - self._first, stop - self._first)
+        self._order.append(series.slice_order(x, y)[part])
+        self._continuity.append(series.continuity(x, y)[part])
+        first = max(0, stop - series.REACH)
+        del self._small[: first - self._first]
+        self._first, self._compared = first, stop
+
+
 def _slices(
     before: Planes,
     after: Planes,
@@ -220,39 +259,33 @@ def _slices(
     device: torch.device,
     progress: Progress | None,
     known: Mapping[int, SliceMeasures],
-) -> tuple[dict[str, Measured], list[tuple[float, ...]]]:
+) -> _Slices:
     """What each slice says, some slices at a time, what neighbours say of each other; features."""
     room = 0 if task is CT and device.type == "cpu" else _CHUNK_PIXELS.get(device.type, 0)
     size = max(1, room // (before.shape[1] * before.shape[2]))
-    every = dict(known)
-    left = [index for index in range(len(before)) if index not in every]
-    for start in range(0, len(left), size):
-        chosen = left[start : start + size]
-        x = taken(before, chosen)
-        y = np.nan_to_num(taken(after, chosen), nan=0.0, posinf=0.0, neginf=0.0)
-        found = measure_slices(
-            x, y, task, scale=scale, support=support, described=described, device=device
-        )
-        every.update(zip(chosen, found, strict=True))
-        if progress is not None:
-            progress(len(every), len(before))
-    ordered = [every[index] for index in range(len(before))]
-    return _together(ordered), [each.features for each in ordered]
-
-
-def _together(slices: Sequence[SliceMeasures]) -> dict[str, Measured]:
-    """The values of all slices by name, with those that need their neighbours."""
-    found = {
-        name: _per_slice(np.array([each.values[name] for each in slices]))
-        for name in slices[0].values
-    }
-    x, y = (
-        torch.from_numpy(np.stack(stack))
-        for stack in ([each.before for each in slices], [each.after for each in slices])
-    )
-    found["slice_order"] = _of_neighbours(_by_blocks(series.slice_order, x, y))
-    found["continuity"] = _of_neighbours(_by_blocks(series.continuity, x, y))
-    return found
+    left = deque(index for index in range(len(before)) if index not in known)
+    gathered, ahead = _Slices(), dict[int, tuple[SliceMeasures, float]]()
+    for index in range(len(before)):
+        made = None if index in ahead else known.get(index)
+        if made is not None:
+            # What was measured ahead was finite, or it would have been no result.
+            gathered.add(made, 0.0)
+            continue
+        if index not in ahead:
+            chosen = [index]
+            if left and left[0] == index:
+                chosen = [left.popleft() for _ in range(min(size, len(left)))]
+            x, y = taken(before, chosen), taken(after, chosen)
+            broken = [float((~np.isfinite(plane)).sum()) for plane in y]
+            y = np.nan_to_num(y, nan=0.0, posinf=0.0, neginf=0.0)
+            found = measure_slices(
+                x, y, task, scale=scale, support=support, described=described, device=device
+            )
+            ahead.update(zip(chosen, zip(found, broken, strict=True), strict=True))
+            if progress is not None:
+                progress(len(before) - len(left), len(before))
+        gathered.add(*ahead.pop(index))
+    return gathered
 
 
 def _likeness(
@@ -274,16 +307,6 @@ def _likeness(
         name: _per_slice(found[name]) if name in found else unknown
         for name in ("likeness", *DIRECTIONS)
     }
-
-
-def _by_blocks(compare: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """What neighbours say of each slice, some slices at a time with those around them."""
-    parts = []
-    for start in range(0, len(x), _BLOCK):
-        stop, first = min(start + _BLOCK, len(x)), max(0, start - series.REACH)
-        around = slice(first, stop + series.REACH)
-        parts.append(compare(x[around], y[around])[start - first : stop - first])
-    return torch.cat(parts)
 
 
 def _require_alike(before: Planes, after: Planes) -> None:

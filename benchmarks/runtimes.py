@@ -3,14 +3,16 @@
 Each restores as many slices as there are threads, a slice to a thread; PyTorch's own operators and
 its compiler restore one after the other by all threads, as they come. ONNX Runtime and OpenVINO are
 no dependencies of the project: one that is not installed is named and left out. So is one that does
-not give what the plain network gives.
+not give what the plain network gives, or gives no first result in time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import os
+import signal
 import statistics
 import tempfile
 import time
@@ -29,6 +31,7 @@ from training import bench
 
 _TASK = 1
 _SAME = 1e-4  # of the change: another result is another network
+_PATIENCE = 180  # seconds until a first result
 _CPU = torch.device("cpu")
 Restore = Callable[[Tensor], Tensor]
 
@@ -73,14 +76,21 @@ def compare(size: int, repeats: int, tell: Callable[[str], None]) -> str:
     x = torch.rand(slices, 1, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model(x, _TASK, None).restored
-    timings = [Timing(each, [], []) for each in _prepared(model, x, expected, tell)]
+    left_out: list[str] = []
+
+    def tell_and_keep(line: str) -> None:
+        tell(line)
+        if "left out" in line:
+            left_out.append(line)
+
+    timings = [Timing(each, [], []) for each in _prepared(model, x, expected, tell_and_keep)]
     for _ in range(repeats):
         for timing in timings:
             wall, cpu = time.perf_counter(), time.process_time()
             timing.runtime.restore(x)
             timing.wall.append((time.perf_counter() - wall) / slices)
             timing.cpu.append((time.process_time() - cpu) / slices)
-    return _table(timings, size, slices, repeats)
+    return _table(timings, size, slices, repeats) + "".join(f"\n{line}.\n" for line in left_out)
 
 
 def _prepared(
@@ -89,13 +99,17 @@ def _prepared(
     for name, prepare in _WAYS.items():
         begun = time.perf_counter()
         try:
-            restore = prepare(model, x)
-            found = restore(x)
+            with _within(_PATIENCE):
+                restore = prepare(model, x)
+                found = restore(x)
         except ImportError as error:
             tell(f"{name}: left out, {error.name} is not installed")
             continue
         except Exception as error:
-            # A compiler or a converter may raise anything.
+            # A compiler or a converter may raise anything, and wrap what ended it.
+            if time.perf_counter() - begun >= _PATIENCE:
+                tell(f"{name}: left out, no first result within {_PATIENCE} s")
+                continue
             tell(f"{name}: left out, {type(error).__name__}: {str(error)[:200]}")
             continue
         seconds = time.perf_counter() - begun
@@ -105,6 +119,22 @@ def _prepared(
             continue
         tell(f"{name}: first result after {seconds:.1f} s, {apart:.1g} apart")
         yield Runtime(name, restore, seconds, apart)
+
+
+@contextlib.contextmanager
+def _within(seconds: int) -> Iterator[None]:
+    """TimeoutError in the body after so many seconds; in the main thread alone."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _plain(model: DiffCode, x: Tensor) -> Restore:
@@ -129,6 +159,10 @@ def _node(model: DiffCode, x: Tensor) -> Restore:
 
 
 def _compiled(model: DiffCode, x: Tensor) -> Restore:
+    inductor: Any = importlib.import_module("torch._inductor.config")
+    # A compiler in this process ends with the wait for it; one in a pool would go on beside the
+    # other runtimes.
+    inductor.compile_threads = 1
     return _by_torch(torch.compile(Restored(model)))
 
 

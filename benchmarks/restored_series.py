@@ -74,7 +74,7 @@ class Series:
 def write_bundle_of(preset: str, folder: Path) -> Path:
     """A bundle of a preset that was never trained, which holds CT as the shipped one does.
 
-    The preset "small" is no preset but the least that has all parts.
+    The preset "small" is no preset but the least network, for what does not hang on its size.
     """
     import torch
 
@@ -90,7 +90,13 @@ def write_bundle_of(preset: str, folder: Path) -> Path:
         "low_frequency": {"ct_denoise": [0.0, 4.0, 4.0]},
     }
     small = DiffCodeConfig(
-        channels=(4, 6, 8, 8), blocks=(1, 1, 1, 1), latent_dim=8, codes=16, depths=2, tlc_train=32
+        channels=(4, 6, 8, 8),
+        blocks=(1, 1, 1, 1),
+        latent_dim=8,
+        codes=16,
+        depths=2,
+        tlc_train=32,
+        variant="v2",
     )
     config = small if preset == "small" else DiffCodeConfig.preset(preset)
     write_bundle(folder, DiffCode(config), fields)

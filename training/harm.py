@@ -20,11 +20,12 @@ from restoration.fidelity import Calibration, GateSpec, Levels, Measured
 from restoration.fidelity.catalogue import BY_NAME
 from restoration.restorer import Restorer
 from training.calibrate import columns, measured
-from training.faults import Fault, Planted
+from training.faults import Planted
 from training.restored import Series
 
 Scores = Mapping[str, npt.NDArray[np.float64]]
 Progress = Callable[[int, int, str], None]
+Kind = tuple[str, str]  #: name and size of a fault
 FALSE_ALARMS = 0.01
 CONFIDENCE = 0.95
 _TINY = 1e-9
@@ -127,10 +128,10 @@ def slices_of(
     return _scored(series, found, calibration, planted.slices)
 
 
-def table(clean: Sequence[Slice], faulty: Mapping[Fault, Sequence[Slice]]) -> list[Caught]:
+def table(clean: Sequence[Slice], faulty: Mapping[Kind, Sequence[Slice]]) -> list[Caught]:
     """Rates of every fault and task; `clean` sets the false alarms, task by task."""
     rows = []
-    for fault, slices in faulty.items():
+    for (name, size), slices in faulty.items():
         for task in sorted({each.task for each in slices}):
             mine = [each for each in slices if each.task == task]
             # A series on a wrong route is judged, and its alarms are counted, as of that route.
@@ -138,8 +139,8 @@ def table(clean: Sequence[Slice], faulty: Mapping[Fault, Sequence[Slice]]) -> li
             limit = threshold([each.score for each in own])
             rows.append(
                 Caught(
-                    fault.name,
-                    fault.size,
+                    name,
+                    size,
                     task,
                     _rate(each.failed for each in mine),
                     _rate(each.score > limit for each in mine),

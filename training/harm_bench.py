@@ -6,8 +6,10 @@ A fault costs a restoration only where the network takes part; those are planted
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from restoration.restorer import Restorer
 from restoration.tasks import RestorationTask
 from training.calibrate import pseudonym
 from training.faults import Fault, Planted, finished_faults
-from training.harm import Caught, Rate, Slice, slices_of, table
+from training.harm import Caught, Kind, Rate, Slice, slices_of, table
 from training.manifest import Item
 from training.network_faults import network_faults
 from training.prepare import PrepareOptions
@@ -30,6 +32,8 @@ from training.restored import Series, in_domain, part, restored, restored_series
 from training.slices import PreparedSet
 
 Progress = Callable[[int, int, str], None]
+#: Slices without a fault, and those with each.
+Found = tuple[list[Slice], dict[Kind, list[Slice]]]
 _TOLD = 0.1  # of the slices of some fault: a gate that catches less of each has no column
 
 
@@ -38,6 +42,7 @@ class Extent:
     """How much the bench looks at."""
 
     most: int = 8  #: neighbouring slices of an item
+    planted: int = 1  #: series of a subject that faults are planted into, long ones first
     network_series: int = 9  #: of a task, for faults that run the network
     scans: int = 5  #: of each series of MR: as it is, and moved between scans with new noise
     network_slices: int = 2  #: of those series
@@ -96,29 +101,77 @@ def run(
 
     Raises ValueError when the bundle has no calibration for a task with series to test.
     """
+    return _result(
+        _of_task(restorer, sets, RestorationTask(name), extent, cache, progress) for name in tasks
+    )
+
+
+def run_side_by_side(
+    bundle: str,
+    folders: Sequence[Path],
+    tasks: Sequence[str],
+    *,
+    extent: Extent,
+    cache: Path | None,
+) -> Result:
+    """The same on the CPU, each task in a process of its own with one thread."""
+    # A fork would inherit the threads of libraries, and not what they hold.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max(1, len(tasks)), mp_context=context) as pool:
+        each = partial(_alone, bundle, folders, extent, cache)
+        return _result(pool.map(each, tasks))
+
+
+def _alone(
+    bundle: str, folders: Sequence[Path], extent: Extent, cache: Path | None, task: str
+) -> Found:
+    restorer = Restorer.open(bundle, device="cpu", threads=1)
+    sets = [PreparedSet.open(folder) for folder in folders]
+    return _of_task(restorer, sets, RestorationTask(task), extent, cache, None)
+
+
+def _result(parts: Iterable[Found]) -> Result:
     clean: list[Slice] = []
-    faulty: dict[Fault, list[Slice]] = {}
-    for task in (RestorationTask(name) for name in tasks):
-        calibrations = _calibrations(restorer, task)
-        chosen = test_items(restorer, sets, task.value)
-        series = _distinct(restored_series(restorer, chosen, most=extent.most, cache=cache))
-        if task is RestorationTask.MRI_SR:
-            series = [scan for each in series for scan in _scans(restorer, each, extent, cache)]
-        for each in series:
-            everything = Planted(each, tuple(range(len(each.lq))))
-            clean += slices_of(restorer, everything, calibrations[task.value])
-        for done, fault in enumerate(finished_faults()):
-            if progress is not None:
-                progress(done, 0, f"{task.value}: {fault.name} {fault.size}")
-            if task in fault.tasks:
-                _plant(restorer, fault, series, calibrations, extent, faulty)
-        some = _some(series, extent)
-        for done, fault in enumerate(network_faults(restorer, cache)):
-            if progress is not None:
-                progress(done, 0, f"{task.value}: {fault.name} {fault.size}")
-            if task in fault.tasks:
-                _plant(restorer, fault, some, calibrations, extent, faulty)
+    faulty: dict[Kind, list[Slice]] = {}
+    for own, harmed in parts:
+        clean += own
+        for kind, slices in harmed.items():
+            faulty.setdefault(kind, []).extend(slices)
     return Result(tuple(clean), tuple(table(clean, faulty)))
+
+
+def _of_task(
+    restorer: Restorer,
+    sets: Sequence[PreparedSet],
+    task: RestorationTask,
+    extent: Extent,
+    cache: Path | None,
+    progress: Progress | None,
+) -> Found:
+    """The slices of a task without a fault, and those of its series with one."""
+    clean: list[Slice] = []
+    faulty: dict[Kind, list[Slice]] = {}
+    calibrations = _calibrations(restorer, task)
+    chosen = test_items(restorer, sets, task.value)
+    series = _distinct(restored_series(restorer, chosen, most=extent.most, cache=cache))
+    if task is RestorationTask.MRI_SR:
+        series = [scan for each in series for scan in _scans(restorer, each, extent, cache)]
+    for each in series:
+        everything = Planted(each, tuple(range(len(each.lq))))
+        clean += slices_of(restorer, everything, calibrations[task.value])
+    ranked = _ranked(series)
+    harmed = [each for rank, each in ranked if rank < extent.planted]
+    some = _some(ranked, extent)
+    faults = [
+        *((fault, harmed) for fault in finished_faults()),
+        *((fault, some) for fault in network_faults(restorer, cache)),
+    ]
+    for done, (fault, into) in enumerate(faults):
+        if progress is not None:
+            progress(done, len(faults), f"{task.value}: {fault.name} {fault.size}")
+        if task in fault.tasks:
+            _plant(restorer, fault, into, calibrations, extent, faulty)
+    return clean, faulty
 
 
 def test_items(
@@ -156,7 +209,7 @@ def _plant(
     series: Sequence[Series],
     calibrations: Mapping[str, Calibration],
     extent: Extent,
-    faulty: dict[Fault, list[Slice]],
+    faulty: dict[Kind, list[Slice]],
 ) -> None:
     for index, each in enumerate(series):
         name = f"{fault.name}|{fault.size}|{each.name}"
@@ -165,7 +218,9 @@ def _plant(
         # A series on the route of a task that is not calibrated has no levels to be judged by.
         if planted is not None and planted.series.task.value in calibrations:
             calibration = calibrations[planted.series.task.value]
-            faulty.setdefault(fault, []).extend(slices_of(restorer, planted, calibration))
+            faulty.setdefault((fault.name, fault.size), []).extend(
+                slices_of(restorer, planted, calibration)
+            )
 
 
 def _distinct(series: Iterable[Series]) -> list[Series]:
@@ -188,18 +243,20 @@ def _scans(
         yield rescanned(series, again, rng, name)
 
 
-def _some(series: Sequence[Series], extent: Extent) -> list[Series]:
-    """As many series as there may be, of as many subjects as there are: their middles.
-
-    The longest of each subject first, then the next ones.
-    """
-    rank: dict[str, int] = {}
+def _ranked(series: Sequence[Series]) -> list[tuple[int, Series]]:
+    """The longest series of each subject first, then the next one of each, with this number."""
+    taken: dict[str, int] = {}
     ranked = []
     for each in sorted(series, key=lambda each: -len(each.lq)):
-        rank[each.subject] = rank.get(each.subject, -1) + 1
-        ranked.append((rank[each.subject], each))
-    chosen = [each for _, each in sorted(ranked, key=lambda pair: pair[0])]
-    return [_middle(each, extent.network_slices) for each in chosen[: extent.network_series]]
+        rank = taken[each.subject] = taken.get(each.subject, -1) + 1
+        ranked.append((rank, each))
+    return sorted(ranked, key=lambda pair: pair[0])
+
+
+def _some(ranked: Sequence[tuple[int, Series]], extent: Extent) -> list[Series]:
+    """As many series as there may be, of as many subjects as there are: their middles."""
+    chosen = [each for _, each in ranked[: extent.network_series]]
+    return [_middle(each, extent.network_slices) for each in chosen]
 
 
 def _middle(series: Series, most: int) -> Series:

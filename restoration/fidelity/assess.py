@@ -27,7 +27,7 @@ Volume = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 LEAST_SIDE = 16  #: rows and columns below which a slice says too little about itself
 #: Of what a slice says alone: goes up where it changes, for slices that were measured earlier.
-MEASURES = 2
+MEASURES = 3
 _BLOCK = 64  # slices that are compared with their neighbours at once
 # Pixels measured at once. On a CPU a slice of CT alone: one that is measured ahead of its series
 # has to have the same sums, and in large slices company saves nothing.

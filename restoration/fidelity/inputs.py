@@ -6,6 +6,7 @@ No gate here looks at the result. `describe` measures a slice; what training inp
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ _CT, _PET = RestorationTask.CT_DENOISE, RestorationTask.PET_SYNTHESIS
 RINGS = 6  # of the spectrum that says what an input is like
 #: Times that pixels are halved for another look at the noise: PET has too few of them for more.
 _SCALES = {_CT: 2, _PET: 1, RestorationTask.MRI_SR: 1}
-_LEAST = 20  # pixels of a body at a scale
+LEAST = 20  # pixels of a body at a scale
 #: HU that most of a slice reads, whatever it shows: air and lung, and fat to muscle.
 _AIR, _SOFT = (-1100.0, -500.0), (-150.0, 150.0)
 _INTERCEPT = 1024.0  # HU: what CT values are stored above
@@ -73,7 +74,7 @@ def uptake_level(x: Tensor) -> Tensor:
     total = wide.sum(_PLANE, dtype=torch.float64)
     weighted = wide.square().sum(_PLANE, dtype=torch.float64) / total.clamp(min=1e-12)
     inside = wide > (0.15 * weighted)[:, None, None]
-    return torch.where(total > 0, images.masked_median(x, inside, _LEAST), torch.nan)
+    return torch.where(total > 0, images.masked_median(x, inside, LEAST), torch.nan)
 
 
 def echo(power: Tensor, shape: Sequence[int]) -> Tensor:
@@ -88,8 +89,7 @@ def echo(power: Tensor, shape: Sequence[int]) -> Tensor:
     height, width = shape
     reach = min(24, height // 2, width // 2)
     floor = _EMPTY * power.mean(_PLANE, keepdim=True)
-    cepstrum = torch.fft.irfft2((power + floor).clamp(min=1e-30).log(), (height, width))
-    near = torch.cat([cepstrum[:, :reach, :reach], cepstrum[:, :reach, 1 - reach :]], -1)
+    near = _cepstrum((power + floor).clamp_(min=1e-30).log_(), height, width, reach)
     down = torch.arange(reach)[:, None]
     along = torch.cat([torch.arange(reach), torch.arange(1 - reach, 0)])[None]
     lag = torch.hypot(down.float(), along.float()).to(near.device)
@@ -106,19 +106,53 @@ def echo(power: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.stack(found).amax(0).double()
 
 
+def _cepstrum(logs: Tensor, height: int, width: int, reach: int) -> Tensor:
+    """The inverse transform of half a spectrum at lags below `reach`: (slices, reach, 2 reach - 1).
+
+    Columns are lags 0, 1, … and then the negative ones. A few of the lags cost less as sums of
+    cosines than all of them by a fast transform.
+    """
+    across, down = _waves(height, width, reach, logs.device)
+    halves = logs @ across  # (slices, height, 2 (2 reach - 1)): cosine and sine of the columns
+    cosines, sines = halves.chunk(2, -1)
+    return down[0] @ cosines - down[1] @ sines
+
+
+@functools.lru_cache(maxsize=8)
+def _waves(height: int, width: int, reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    lags = torch.cat([torch.arange(reach), torch.arange(1 - reach, 0)]).double()
+    columns = torch.arange(width // 2 + 1).double()
+    # All but the first, and the last of an even width, stand for two frequencies.
+    share = torch.full_like(columns, 2.0)
+    share[0] = 1
+    if width % 2 == 0:
+        share[-1] = 1
+    angle = 2 * math.pi / width * columns[:, None] * lags
+    across = torch.cat([angle.cos(), angle.sin()], 1) * share[:, None] / (height * width)
+    angle = 2 * math.pi / height * torch.arange(reach).double()[:, None] * torch.arange(height)
+    down = torch.stack([angle.cos(), angle.sin()])
+    return across.float().to(device), down.float().to(device)
+
+
 def describe(
-    x: Tensor, power: Tensor, body: Tensor, step: int, level: Tensor, task: RestorationTask
+    x: Tensor,
+    power: Tensor,
+    body: Tensor,
+    step: int,
+    noise: Tensor,
+    level: Tensor,
+    task: RestorationTask,
 ) -> Tensor:
     """What an input is like, as natural logarithms (slices, n), and its level, the last column.
 
     The outer rings of its spectrum, its noise over the level, and by how much that falls from one
     size of pixels to the next: the texture of the noise, which a kernel or a filter changes. The
     innermost ring holds nearly all of the power: one minus the others, it tells nothing more.
-    `power` is of `images.power(x)`, `body` of `images.shrunk(x, step)`.
+    `power` is of `images.power(x)`, `body` of `images.shrunk(x, step)`, `noise` of `images.noise`.
     """
     rings = images.spectrum(power, x.shape[-2:], RINGS).double() + 1e-12
     shares = (rings / rings.sum(1, keepdim=True))[:, 1:].clamp(min=1e-9).log()
-    scales = [images.noise(x, body, step, _LEAST), *_coarser_noise(x, body, step, task)]
+    scales = [noise, *_coarser_noise(x, body, step, task)]
     falls = [_logs(a) - _logs(b) for a, b in itertools.pairwise(scales)]
     columns = [_logs(scales[0] / level), *falls, _logs(level)]
     return torch.cat([shares, torch.stack(columns, 1)], 1)
@@ -130,7 +164,8 @@ def _coarser_noise(x: Tensor, body: Tensor, step: int, task: RestorationTask) ->
         size = 2**scale
         # The body is drawn at `step` already; what is half outside is outside.
         inside = images.shrunk(drawn, size // step) > 0.5 if size > step else body
-        found.append(images.noise(images.shrunk(x, size), inside, 1, _LEAST))
+        x = images.shrunk(x, 2)
+        found.append(images.noise(x, inside, 1, LEAST))
     return found
 
 

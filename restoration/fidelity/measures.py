@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,6 +67,22 @@ class _View:
     change: Tensor
     smooth: Tensor  #: x without its noise
     body: Tensor
+    full: Tensor  #: x at all of its pixels
+
+    @cached_property
+    def edges(self) -> Tensor:
+        """The gradient of what has no noise."""
+        return images.gradient(self.smooth)
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """SD of the finest detail in the body (slices,); NaN without one."""
+        return images.noise(self.full, self.body, self.step, inputs.LEAST)
+
+    @cached_property
+    def level(self) -> Tensor:
+        """The median of the body (slices,); NaN without one."""
+        return images.masked_median(self.x, self.body, least=20)
 
     def smoothed(self, stack: Tensor, width: float) -> Tensor:
         """By a Gaussian of so many pixels of the original image."""
@@ -86,7 +103,7 @@ def slice_measures(given: Slices, described: bool = False) -> tuple[Measures, Te
         "range": _overshoot(x, y),
         **_low_frequencies(view, task),
         "whiteness": _whiteness(change),
-        "edge_correlation": images.correlation(view.change.abs(), images.gradient(view.smooth)),
+        "edge_correlation": images.correlation(view.change.abs(), view.edges),
         **_input_measures(x, view, task),
     }
     found["residual_energy"] = _energy(given, view, change, found["noise_level"])
@@ -108,8 +125,7 @@ def slice_measures(given: Slices, described: bool = False) -> tuple[Measures, Te
 
 def body_noise(x: Tensor, task: RestorationTask) -> Tensor:
     """SD of the finest detail in the body (slices,), in the units of `x`; NaN without a body."""
-    view = _view(x, x, task)
-    return images.noise(x, view.body, view.step)
+    return _view(x, x, task).noise
 
 
 def input_features(x: Tensor, task: RestorationTask) -> Tensor:
@@ -120,15 +136,15 @@ def input_features(x: Tensor, task: RestorationTask) -> Tensor:
 def _features(x: Tensor, view: _View, task: RestorationTask, power: Tensor) -> Tensor:
     level = torch.ones(len(x), dtype=torch.float64, device=x.device)
     if task is not _CT:
-        level = images.masked_median(view.x, view.body, least=20)
-    return inputs.describe(x, power, view.body, view.step, level, task)
+        level = view.level
+    return inputs.describe(x, power, view.body, view.step, view.noise, level, task)
 
 
 def _view(x: Tensor, change: Tensor, task: RestorationTask) -> _View:
     step = 2 if min(x.shape[-2:]) >= _LARGE else 1
-    x, change = (images.shrunk(stack, step) for stack in (x, change))
-    smooth = images.gaussian(x, (1.0 if task is _PET else 2.0) / step)
-    return _View(step, x, change, smooth, smooth > _BODY[task])
+    small, change = (images.shrunk(stack, step) for stack in (x, change))
+    smooth = images.gaussian(small, (1.0 if task is _PET else 2.0) / step)
+    return _View(step, small, change, smooth, smooth > _BODY[task], x)
 
 
 def _structure(view: _View, change: Tensor, task: RestorationTask) -> Tensor:
@@ -138,11 +154,11 @@ def _structure(view: _View, change: Tensor, task: RestorationTask) -> Tensor:
     slice) and by what edges of the input excuse, then by the robust SD of the result.
     """
     blobs = {width: view.smoothed(change, width) for width in (*_BLOBS[task], 4.0)}
-    fine = (change - blobs[4.0]).square()
+    fine = (change - blobs[4.0]).square_()
     spread = view.smoothed(fine, 2 * view.coarse).clamp(min=0)
-    edges = _EDGE_SHIFT / view.step * images.gradient(view.smooth)
-    excuse = (spread + edges.square()).sqrt()
-    excuse = excuse + 1e-6 * excuse.amax(_PLANE, keepdim=True) + 1e-12
+    edges = _EDGE_SHIFT / view.step * view.edges
+    excuse = edges.square_().add_(spread).sqrt_()
+    excuse += 1e-6 * excuse.amax(_PLANE, keepdim=True) + 1e-12
     least = _LEAST_PIXELS // view.step**2
     found = [_outlier(blobs[width] / excuse, view.body, least) for width in _BLOBS[task]]
     return torch.stack(found).amax(0)
@@ -162,28 +178,32 @@ def _tissue_bias(view: _View) -> Measures:
 
 def acquired(change: Tensor, support: Support) -> Tensor:
     """The part of the change inside the acquired k-space."""
-    spectrum = torch.fft.fft2(change) * support.mask(change)
-    real: Tensor = torch.fft.ifft2(spectrum).real
+    spectrum = torch.fft.rfft2(change)
+    spectrum *= _half_mask(change, support)
+    real: Tensor = torch.fft.irfft2(spectrum, change.shape[-2:])
     return real
+
+
+def _half_mask(stack: Tensor, support: Support) -> Tensor:
+    return support.mask(stack)[:, : stack.shape[-1] // 2 + 1]
 
 
 def _input_measures(x: Tensor, view: _View, task: RestorationTask) -> Measures:
     """What the input says about itself: noise, and whether its values are those of its units."""
-    noise = images.noise(x, view.body, view.step)
+    noise = view.noise
     if task is _CT:
         soft = (view.smooth >= _SOFT[0]) & (view.smooth <= _SOFT[1])
         share = images.masked_mean(soft.float(), view.body, _LEAST_PIXELS // view.step**2)
         doubt = inputs.intercept_doubt(view.smooth)
         return {"noise_level": noise, "intensity": share, "units": doubt}
-    level = images.masked_median(view.x, view.body, least=20)
+    level = view.level
     found = {"noise_level": noise / level, "intensity": level / MR_REFERENCE_INTENSITY}
     return found if task is _MR else found | {"intensity": inputs.uptake_level(view.x)}
 
 
 def _overshoot(x: Tensor, y: Tensor) -> Tensor:
-    above = y.amax(_PLANE) - x.amax(_PLANE)
-    below = x.amin(_PLANE) - y.amin(_PLANE)
-    return torch.maximum(above, below).clamp(min=0).double()
+    (lowest, highest), (low, high) = (stack.flatten(1).aminmax(dim=1) for stack in (x, y))
+    return torch.maximum(high - highest, lowest - low).clamp(min=0).double()
 
 
 def _low_frequencies(view: _View, task: RestorationTask) -> Measures:
@@ -209,9 +229,13 @@ def _energy(given: Slices, view: _View, change: Tensor, noise: Tensor) -> Tensor
 
 
 def _inconsistency(x: Tensor, local: Tensor, support: Support) -> Tensor:
-    """‖M(Fy − Fx)‖ / ‖M Fx‖, the mean left out of both (Parseval: the same in the image)."""
-    measured = acquired(x - x.mean(_PLANE, keepdim=True), support)
-    whole = images.rms(measured)
+    """‖M(Fy − Fx)‖ / ‖M Fx‖, the mean left out of both: Parseval, so the image need not be made."""
+    height, width = x.shape[-2:]
+    power = torch.fft.rfft2(x - x.mean(_PLANE, keepdim=True)).abs().square()
+    power *= _half_mask(x, support)
+    # All columns but the first, and the last of an even width, stand for two frequencies.
+    power[..., 1 : (width + 1) // 2] *= 2
+    whole = power.sum(_PLANE, dtype=torch.float64).sqrt() / (height * width)
     return torch.where(whole > 0, images.rms(local) / whole, torch.nan)
 
 
@@ -219,5 +243,5 @@ def _outlier(response: Tensor, body: Tensor, least: int) -> Tensor:
     """Largest |response| in the body over the robust SD of all of it there."""
     size = response.abs()
     typical = images.masked_median(size, body, least) / 0.6745
-    largest = torch.where(body, size, 0.0).amax(_PLANE).double()
+    largest = (size * body).amax(_PLANE).double()
     return torch.where(typical > 0, largest / typical, torch.nan)

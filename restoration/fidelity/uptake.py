@@ -6,6 +6,8 @@ the largest mean over one millilitre.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from restoration.fidelity import images
 from restoration.lowpass import smoothing_matrix
 
 Volume = npt.NDArray[np.float32]
@@ -40,8 +43,8 @@ class HotRegion:
     slices: tuple[int, ...]
     volume_mm3: float
     mean_change: float  #: % of SUVmean within half of the maximum
-    peak_change: float  #: % of SUVpeak
-    wide_change: float  #: % of the mean of the region under a Gaussian of 2 voxels
+    peak_change: float  #: % of SUVpeak, of regions of LARGE_MM3
+    wide_change: float  #: % of the mean under a Gaussian of 2 voxels, of smaller ones
 
 
 def activity_change(before: Volume, after: Volume) -> float | None:
@@ -141,15 +144,15 @@ def _changed(
     box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in places)
     inside = tuple(at - part.start for at, part in zip(places, box, strict=True))
     means = [float(volume.ravel()[inner].mean(dtype=np.float64)) for volume in volumes]
-    peaks = [float(_smoothed(volume, peak_widths, box)[inside].max()) for volume in volumes]
-    wide = [float(_smoothed(volume, (_WIDE,) * 3, box)[inside].mean()) for volume in volumes]
+    large = len(where) * voxel_mm3 >= LARGE_MM3
+    widths = peak_widths if large else (_WIDE,) * 3
+    around = [_smoothed(volume, widths, box)[inside] for volume in volumes]
+    peaks = [float(part.max()) if large else math.nan for part in around]
+    wide = [math.nan if large else float(part.mean()) for part in around]
     return HotRegion(
         tuple(int(index) for index in np.unique(places[0])),
         len(where) * voxel_mm3,
-        *(
-            100 * (now / then - 1) if then > 0 else float("nan")
-            for then, now in (means, peaks, wide)
-        ),
+        *(100 * (now / then - 1) if then > 0 else math.nan for then, now in (means, peaks, wide)),
     )
 
 
@@ -157,8 +160,12 @@ def _smoothed(
     volume: Volume, widths: Sequence[float], box: tuple[slice, ...] = (slice(None),) * 3
 ) -> Volume:
     """A part of a volume smoothed by a Gaussian of these widths in voxels; mirrored at its ends."""
+    if all(part == slice(None) for part in box) and widths[1] == widths[2]:
+        planes = images.gaussian(torch.from_numpy(np.ascontiguousarray(volume)), widths[1])
+        through = _matrix(len(volume), widths[0])
+        return (through @ planes.flatten(1)).reshape(volume.shape).numpy()
     through, rows, columns = (
-        torch.from_numpy(smoothing_matrix(size, width)[part]).float()
+        _matrix(size, float(width))[part]
         for size, width, part in zip(volume.shape, widths, box, strict=True)
     )
     # What is further away than the kernel reaches has a weight of zero.
@@ -168,6 +175,11 @@ def _smoothed(
     shape = (len(through), *planes.shape[1:])
     smooth: Volume = (through[:, near[0]] @ planes.flatten(1)).reshape(shape).numpy()
     return smooth
+
+
+@functools.lru_cache(maxsize=64)
+def _matrix(size: int, sigma: float) -> torch.Tensor:
+    return torch.from_numpy(smoothing_matrix(size, sigma)).float()
 
 
 def _reached(matrix: torch.Tensor) -> slice:

@@ -192,6 +192,7 @@ def calibrate(
 @click.option("--slices", default=8, show_default=True, type=click.IntRange(1), help="of an item")
 @click.option("--series", default=9, show_default=True, help="for faults that run the network")
 @click.option("--seed", default=0, show_default=True, help="of the faults")
+@click.option("--side-by-side", is_flag=True, help="each task in a process, on the CPU")
 @_CACHE
 @_THREADS
 @_DEVICE
@@ -204,6 +205,7 @@ def harm(
     slices: int,
     series: int,
     seed: int,
+    side_by_side: bool,
     cache: Path | None,
     threads: int | None,
     device: str,
@@ -216,20 +218,19 @@ def harm(
     \b
     diffcode harm --data prepared --data prepared-seed-1 --json harm.json > harm.md
     """
-    from restoration.restorer import Restorer
+    from restoration.restorer import Restorer, bundle_folder, read_manifest
     from training import harm_bench
 
-    restorer = Restorer.open(bundle, device=device, threads=threads)
     extent = harm_bench.Extent(most=slices, network_series=series, seed=seed)
-    with progress_bar("planting") as progress:
-        result = harm_bench.run(
-            restorer,
-            _open(folders),
-            tasks or restorer.manifest.tasks,
-            extent=extent,
-            cache=cache,
-            progress=progress,
-        )
+    wanted = tasks or read_manifest(bundle_folder(bundle)).tasks
+    if side_by_side:
+        result = harm_bench.run_side_by_side(bundle, folders, wanted, extent=extent, cache=cache)
+    else:
+        restorer = Restorer.open(bundle, device=device, threads=threads)
+        with progress_bar("planting") as progress:
+            result = harm_bench.run(
+                restorer, _open(folders), wanted, extent=extent, cache=cache, progress=progress
+            )
     values = result.to_dict()
     if json_path is not None:
         json_path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

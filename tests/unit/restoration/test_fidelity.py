@@ -238,6 +238,37 @@ def test_a_small_hot_region_is_compared_without_its_noise() -> None:
     assert colder_region.wide_change == pytest.approx(region.wide_change - 13, abs=2)
 
 
+@pytest.mark.parametrize("shape", [(2, 17, 130), (3, 192, 96)])
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 9.0])
+def test_the_gaussian_is_that_of_scipy(shape: tuple[int, ...], sigma: float) -> None:
+    stack = np.random.default_rng(0).random(shape)
+    expected = ndimage.gaussian_filter(stack, (0, sigma, sigma), mode="reflect")
+    if 4 * sigma + 0.5 < min(shape[1:]):  # beyond that scipy reflects more than once
+        found = images.gaussian(torch.from_numpy(stack).float(), sigma)
+        np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("step", [2, 3, 8])
+def test_a_shrunk_image_has_the_means_of_its_blocks(step: int) -> None:
+    stack = torch.rand(2, 33, 26, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.avg_pool2d(stack[:, None], step)[:, 0]
+    torch.testing.assert_close(images.shrunk(stack, step), expected)
+
+
+def test_a_median_is_the_lower_of_two_middles_inside_the_mask() -> None:
+    stack = torch.tensor([[[4.0, 1.0, 9.0], [3.0, 7.0, 2.0]]])
+    mask = torch.tensor([[[True, True, False], [True, False, True]]])
+    assert images.masked_median(stack, mask).tolist() == [2.0]
+    assert math.isnan(images.masked_median(stack, mask, least=5)[0])
+    assert math.isnan(images.masked_median(stack, torch.zeros_like(mask))[0])
+
+
+def test_the_deviation_does_not_lose_a_small_spread_on_a_large_mean() -> None:
+    stack = 3000 + 0.1 * torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = stack.double().std(correction=0)
+    assert images.deviation(stack).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_components_are_those_of_scipy() -> None:
     rng = np.random.default_rng(0)
     for _ in range(10):

@@ -14,6 +14,7 @@ from restoration.fidelity.images import power
 from restoration.fidelity.inputs import (
     COVARIATES,
     RINGS,
+    _cepstrum,
     covariates,
     echo,
     intercept_doubt,
@@ -148,3 +149,13 @@ def test_a_model_of_inputs_that_does_not_fit_itself_is_refused() -> None:
         InputModel(((0.0, 0.0),), ((1.0,),))
     with pytest.raises(ValueError, match="diffcode calibrate"):
         InputModel.from_dict({"mean": [0.0], "precision": [[1.0]]})
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (33, 57)])
+def test_lags_by_sums_of_cosines_are_those_of_the_fast_transform(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logs = torch.fft.rfft2(torch.rand(2, *shape, generator=generator)).abs().log()
+    whole = torch.fft.irfft2(logs, shape)
+    reach = 12
+    expected = torch.cat([whole[:, :reach, :reach], whole[:, :reach, 1 - reach :]], -1)
+    torch.testing.assert_close(_cepstrum(logs, *shape, reach), expected, atol=2e-6, rtol=0)

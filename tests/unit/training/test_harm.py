@@ -12,7 +12,7 @@ from restoration.fidelity import Bounds, Levels
 from restoration.fidelity.catalogue import BY_NAME
 from restoration.restorer import Restoration
 from restoration.tasks import RestorationTask
-from training.faults import Fault, finished_faults
+from training.faults import finished_faults
 from training.harm import Rate, Slice, exceedance, table, threshold
 from training.harm_bench import markdown
 from training.restored import Series, part
@@ -69,8 +69,7 @@ def test_the_table_counts_slices_by_fault_gate_and_subject() -> None:
     clean = [Slice("ct_denoise", "a", {"gain": i / 200, "structure": 0.1}) for i in range(200)]
     hit = [Slice("ct_denoise", "b", {"gain": 3.0, "structure": 0.1})] * 3
     missed = [Slice("ct_denoise", "c", {"gain": 0.2, "structure": math.nan})] * 2
-    fault = Fault("gain", "3 %", (CT,), lambda *_: None)
-    (row,) = table(clean, {fault: [*hit, *missed]})
+    (row,) = table(clean, {("gain", "3 %"): [*hit, *missed]})
     assert row.shipped == Rate(3, 5)
     assert row.at_false_alarms == Rate(3, 5)
     assert row.gates["gain"] == Rate(3, 5)

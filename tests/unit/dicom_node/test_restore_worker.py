@@ -14,7 +14,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 from sqlalchemy import Engine, update
 
-from dicom_node.errors import EngineMemoryError, PermanentError
+from dicom_node.errors import EngineMemoryError, PermanentError, SpoolFullError
 from dicom_node.inference import DomainVerdict, ModelIdentity
 from dicom_node.ledger import queue, reports
 from dicom_node.ledger.tables import JobState, instances, jobs, writing
@@ -245,6 +245,39 @@ def test_the_names_of_the_results_are_durable_before_the_ledger_tells_of_them(
     monkeypatch.setattr(queue, "finish", checked)
     node.worker(Gain()).run_once(node.clock())
     assert node.job()["state"] == "done"
+
+
+@pytest.mark.parametrize("level", [Level.PASS, Level.FAIL])
+def test_a_report_is_there_before_a_person_decides_and_after_a_result_that_is_sent(
+    node: Bench, monkeypatch: pytest.MonkeyPatch, level: Level
+) -> None:
+    queued(node)
+    order: list[str] = []
+    finish, write = queue.finish, node.spool.write_review
+    monkeypatch.setattr(queue, "finish", lambda *a, **k: order.append("job") or finish(*a, **k))
+    monkeypatch.setattr(node.spool, "write_review", lambda *a: order.append("report") or write(*a))
+    node.worker(Gain(readings=(reading("range", level),))).run_once(node.clock())
+    job = node.job()
+    if level is Level.FAIL:
+        assert (job["state"], order) == ("held", ["report", "job"])
+    else:
+        assert (job["state"], order) == ("done", ["job", "report"])
+    assert node.spool.resolve(f"{job['review']}/report.html").is_file()
+
+
+@pytest.mark.parametrize("error", [SpoolFullError("full"), KeyError("Doe^John")])
+def test_a_result_that_is_sent_stays_so_where_its_report_cannot_be_written(
+    node: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> str:
+        raise error
+
+    queued(node)
+    monkeypatch.setattr(node.spool, "write_review", fail)
+    assert node.worker(Gain()).run_once(node.clock())
+    job = node.job()
+    assert (job["state"], job["review"]) == ("done", None)
+    assert len(job["outputs"]) > 0
 
 
 def test_a_note_of_the_assembler_reaches_the_description(node: Bench) -> None:

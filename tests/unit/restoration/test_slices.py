@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from restoration import slices
 from restoration.fidelity import SliceMeasures
 from restoration.restorer import Restoration, Restorer, SliceResult
 from restoration.slices import encode_plane
@@ -183,7 +184,7 @@ def test_a_plane_that_is_not_of_its_shape_is_gone() -> None:
 
 
 def test_nothing_but_what_is_asked_for_is_read_of_slices_that_are_kept(
-    restorer: Restorer,
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the source's pixels nor the restored ones, for the result and its verdict."""
     restorer, x = held(restorer), chest()
@@ -208,9 +209,12 @@ def test_nothing_but_what_is_asked_for_is_read_of_slices_that_are_kept(
         for i, each in enumerate(known)
     ]
     planes = OnDemand(x.shape, read)
-    made = restorer.restore(planes, "ct_denoise", seeds=SEEDS, kept=lambda i: kept[i])
-    assert judged(restorer, planes, made, 1.0) == expected
-    assert asked == []
+    for held_at_once in (2, 512):
+        # What is measured is held of so many, and read again of the others.
+        monkeypatch.setattr(slices, "_HELD", held_at_once)
+        made = restorer.restore(planes, "ct_denoise", seeds=SEEDS, kept=lambda i: kept[i])
+        assert judged(restorer, planes, made, 1.0) == expected
+        assert asked == []
     assert np.array_equal(made.planes[1], whole.planes[1])
     assert asked == [1]
     # One that is gone meanwhile is made again.

@@ -19,7 +19,7 @@ import numpy as np
 
 from restoration.fidelity import LEAST_SIDE, Calibration
 from restoration.fidelity.catalogue import BY_NAME
-from restoration.restorer import Restorer
+from restoration.restorer import Manifest, Restorer, bundle_folder, read_manifest
 from restoration.tasks import RestorationTask
 from training.calibrate import pseudonym
 from training.faults import Fault, Planted, finished_faults
@@ -97,12 +97,14 @@ def run(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Plant every fault into the series that calibration left for testing.
+    """Plant every fault into the series of `tasks` that calibration left for testing.
 
+    Those of other tasks are looked at without a fault: a series may be planted on their route.
     Raises ValueError when the bundle has no calibration for a task with series to test.
     """
     return _result(
-        _of_task(restorer, sets, RestorationTask(name), extent, cache, progress) for name in tasks
+        _of_task(restorer, sets, RestorationTask(name), name in tasks, extent, cache, progress)
+        for name in _looked_at(restorer.manifest, tasks)
     )
 
 
@@ -117,17 +119,28 @@ def run_side_by_side(
     """The same on the CPU, each task in a process of its own with one thread."""
     # A fork would inherit the threads of libraries, and not what they hold.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(1, len(tasks)), mp_context=context) as pool:
-        each = partial(_alone, bundle, folders, extent, cache)
-        return _result(pool.map(each, tasks))
+    names = _looked_at(read_manifest(bundle_folder(bundle)), tasks)
+    with ProcessPoolExecutor(len(names), mp_context=context) as pool:
+        each = partial(_alone, bundle, folders, tasks, extent, cache)
+        return _result(pool.map(each, names))
 
 
 def _alone(
-    bundle: str, folders: Sequence[Path], extent: Extent, cache: Path | None, task: str
+    bundle: str,
+    folders: Sequence[Path],
+    tasks: Sequence[str],
+    extent: Extent,
+    cache: Path | None,
+    name: str,
 ) -> Found:
     restorer = Restorer.open(bundle, device="cpu", threads=1)
     sets = [PreparedSet.open(folder) for folder in folders]
-    return _of_task(restorer, sets, RestorationTask(task), extent, cache, None)
+    return _of_task(restorer, sets, RestorationTask(name), name in tasks, extent, cache, None)
+
+
+def _looked_at(manifest: Manifest, tasks: Sequence[str]) -> list[str]:
+    """The given tasks, and the others that have levels."""
+    return list(dict.fromkeys([*tasks, *manifest.calibration]))
 
 
 def _result(parts: Iterable[Found]) -> Result:
@@ -144,11 +157,12 @@ def _of_task(
     restorer: Restorer,
     sets: Sequence[PreparedSet],
     task: RestorationTask,
+    harm: bool,
     extent: Extent,
     cache: Path | None,
     progress: Progress | None,
 ) -> Found:
-    """The slices of a task without a fault, and those of its series with one."""
+    """The slices of a task without a fault, and those of its series with one if asked for."""
     clean: list[Slice] = []
     faulty: dict[Kind, list[Slice]] = {}
     calibrations = _calibrations(restorer, task)
@@ -159,6 +173,8 @@ def _of_task(
     for each in series:
         everything = Planted(each, tuple(range(len(each.lq))))
         clean += slices_of(restorer, everything, calibrations[task.value])
+    if not harm:
+        return clean, faulty
     ranked = _ranked(series)
     harmed = [each for rank, each in ranked if rank < extent.planted]
     some = _some(ranked, extent)

@@ -155,7 +155,7 @@ def _structure(view: _View, change: Tensor, task: RestorationTask) -> Tensor:
     """
     blobs = {width: view.smoothed(change, width) for width in (*_BLOBS[task], 4.0)}
     fine = (change - blobs[4.0]).square_()
-    spread = view.smoothed(fine, 2 * view.coarse).clamp(min=0)
+    spread = images.wide_gaussian(fine, 2 * view.coarse / view.step).clamp_(min=0)
     edges = _EDGE_SHIFT / view.step * view.edges
     excuse = edges.square_().add_(spread).sqrt_()
     excuse += 1e-6 * excuse.amax(_PLANE, keepdim=True) + 1e-12
@@ -208,12 +208,16 @@ def _overshoot(x: Tensor, y: Tensor) -> Tensor:
 
 def _low_frequencies(view: _View, task: RestorationTask) -> Measures:
     """RMS of the smoothed change (HU for CT, else % of that of the input), and its gain in %."""
-    x, change = (view.smoothed(stack, view.coarse) for stack in (view.x, view.change))
-    moved = images.rms(change)
+    width = view.coarse / view.step
+    x, change = (images.smooth_modes(stack, width) for stack in (view.x, view.change))
+    moved = images.norm(change)
     if task is not _CT:
-        whole = images.rms(x)
+        whole = images.norm(x)
         moved = torch.where(whole > 0, 100 * moved / whole, torch.nan)
-    return {"low_frequency": moved, "gain": 100 * images.slope(x, change)}
+    for modes in (x, change):
+        modes[:, 0, 0] = 0  # the mean
+    power, cross = (x * x).sum(_PLANE), (x * change).sum(_PLANE)
+    return {"low_frequency": moved, "gain": torch.where(power > 0, 100 * cross / power, torch.nan)}
 
 
 def _whiteness(change: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def restless(x: Volume, rng: np.random.Generator, pixels: float = 2.0, axis: int
 
 
 def breathing(x: Volume, rng: np.random.Generator, pixels: float = 3.0, axis: int = 1) -> Volume:
-    """To and fro with so many pixels to each side, a breath in 4 to 25 lines of each slice."""
+    """Back and forth with so many pixels to each side, a breath in 4 to 25 lines of each slice."""
     lines = np.fft.fftfreq(x.shape[axis], d=1 / x.shape[axis])
     period, start = rng.uniform(4, 25, (len(x), 1)), rng.uniform(0, 2 * np.pi, (len(x), 1))
     return moved(x, pixels * np.sin(2 * np.pi * lines / period + start), axis)

@@ -81,7 +81,7 @@ def test_a_run_measures_the_network_both_ways(tmp_path: Path) -> None:
     told: list[str] = []
     plan = Plan(("tiny",), "v2", (64,), ("fp32",), "cpu", 2, repeats=2)
     outcome = bench.run(plan, told.append)
-    assert [row.how for row in outcome.rows] == ["plain", "as the node runs it: products"]
+    assert [row.how for row in outcome.rows] == ["plain", "as the node runs it: compiled kernels"]
     assert len(told) == 2
     for row in outcome.rows:
         assert row.batch == 2

@@ -119,6 +119,7 @@ class _Volumes:
     scales: list[float] = field(default_factory=list)
     load_s: float = 0.0
     restore_s: float = 0.0
+    scratch: Scratch = field(default_factory=Scratch)
 
 
 def restore_series(
@@ -214,7 +215,15 @@ def _instances(
     )
     # Hundreds for each slice, for the structured report alone.
     values = _reported(done, readings, judgement, settings) if settings.report.sr else []
-    return with_reports(images, values, said, settings.identity, settings.report)
+    made = with_reports(images, values, said, settings.identity, settings.report)
+    return _released(made, done.scratch)
+
+
+def _released(instances: Iterator[DerivedInstance], scratch: Scratch) -> Iterator[DerivedInstance]:
+    """The same, with what each has read of mapped files let go."""
+    for each in instances:
+        yield each
+        scratch.release()
 
 
 def _labelled(settings: NodeSettings, task: str, judgement: Judgement) -> IdentitySettings:
@@ -249,9 +258,9 @@ def _restore_volumes(
     progress: Progress | None,
 ) -> _Volumes:
     """Load, restore and quantise one volume after the other: one is held in physical units."""
-    gathered, slices = _Volumes(), 0
-    started = time.perf_counter()
     scratch = Scratch(work)
+    gathered, slices = _Volumes(scratch=scratch), 0
+    started = time.perf_counter()
     later = None if kept is None else partial(_is_kept, kept, engine.model)
     for series in volume.load_volumes(paths, task, settings.policy, scratch, known, later):
         verdict = judge_domain(series.headers[0], task, engine, settings)

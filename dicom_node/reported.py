@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,13 +40,17 @@ def gate_values(
 
 
 def delivered_drift(
-    series: volume.SeriesVolume, restored: RestoredVolume, first: int = 0
+    series: volume.SeriesVolume,
+    restored: RestoredVolume,
+    first: int = 0,
+    *,
+    release: Callable[[], None] = lambda: None,
 ) -> list[GateValue]:
     """The change of each slice's mean as a reader of the stored pixels finds it.
 
     In HU for CT, else relative to the slice's own mean; nothing of a slice whose mean is zero.
     Beside it, ``mean_drift`` is what the network did before the means were held.
-    *first* as for `gate_values`.
+    *first* as for `gate_values`; *release* lets what was read of a slice go.
     """
     hounsfield = series.scale.units == "HU"
     found: list[GateValue] = []
@@ -56,6 +60,7 @@ def delivered_drift(
                 unit = _UCUM["HU"] if hounsfield else "1"
                 found.append(GateValue("delivered_drift", known, slice=first + i, unit=unit))
             continue
+        release()
         native = pixels.to_physical(frame.stored, frame.rescale) * series.scale.per_native
         mean = float(series.array[i].mean(dtype=np.float64))
         change = float(native.mean()) - mean

@@ -313,7 +313,9 @@ def _restore_volumes(
                 before,
             )
         )
-        gathered.values += delivered_drift(series, gathered.restored[-1], first=slices)
+        gathered.values += delivered_drift(
+            series, gathered.restored[-1], first=slices, release=scratch.release
+        )
         slices += len(series.array)
         ended = time.perf_counter()
         gathered.load_s += loaded - started

@@ -1,24 +1,28 @@
 """What the gates cost beside the restoration they judge, on the same device.
 
-    python -m benchmarks.bench_gates [--device auto] [--slices 32] [--threads 1]
+    python -m benchmarks.bench_gates [--device auto] [--slices 32] [--threads 1] [--write]
 
 Phantoms of each task are restored and assessed, probes and weights included; the ratio should stay
-below a tenth. On a machine with other work the ratio of CPU seconds says more than that of wall
+below a tenth. `--write` puts the table into benchmarks/RESULTS.md. On a machine with other work the ratio of CPU seconds says more than that of wall
 time.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import report
 from restoration.restorer import Restorer
 from restoration.tasks import RestorationTask
 from training.degrade import truncate_kspace
@@ -44,23 +48,38 @@ def main() -> None:
     words.add_argument("--slices", type=int, default=32)
     words.add_argument("--threads", type=int)
     words.add_argument("--task", choices=[task.value for task in RestorationTask], action="append")
+    words.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
     given = words.parse_args()
+    load = os.getloadavg()[0]
     restorer = Restorer.open(given.bundle, device=given.device, threads=given.threads)
-    print(f"{restorer.device}, {given.slices} slices\n")
-    print("| task | matrix | restoration, s | gates, s | gates over restoration | of CPU seconds |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    head = [
+        f"{restorer.device}, {given.slices} slices. Target: below a tenth.",
+        "",
+        "| task | matrix | restoration, s | gates, s | gates over restoration | of CPU seconds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    print("\n".join(head))
+    rows = []
     for name in given.task or restorer.manifest.tasks:
-        task = RestorationTask(name)
-        volume, spacing = _volume(task, given.slices)
-        restorer.restore(volume[:1], task)  # kernels are chosen at the first call
-        made, restoring = _timed(partial(restorer.restore, volume, task, spacing=spacing))
-        _, assessing = _timed(partial(restorer.assess, volume, made, task, spacing=spacing))
-        matrix = " x ".join(str(size) for size in volume.shape[1:])
-        print(
-            f"| {name} | {matrix} | {restoring.wall:.2f} | {assessing.wall:.2f} "
-            f"| {100 * assessing.wall / restoring.wall:.1f} % "
-            f"| {100 * assessing.cpu / restoring.cpu:.1f} % |"
-        )
+        rows.append(_row(restorer, RestorationTask(name), given.slices))
+        print(rows[-1], flush=True)
+    if given.write:
+        page = Path(__file__).with_name("RESULTS.md")
+        command = f"python -m benchmarks.bench_gates {' '.join(sys.argv[1:])}"
+        report.write(page, ["\n".join([*head, *rows])], command, load, report.GATES)
+
+
+def _row(restorer: Restorer, task: RestorationTask, slices: int) -> str:
+    volume, spacing = _volume(task, slices)
+    restorer.restore(volume[:1], task)  # kernels are chosen at the first call
+    made, restoring = _timed(partial(restorer.restore, volume, task, spacing=spacing))
+    _, assessing = _timed(partial(restorer.assess, volume, made, task, spacing=spacing))
+    matrix = " x ".join(str(size) for size in volume.shape[1:])
+    return (
+        f"| {task.value} | {matrix} | {restoring.wall:.2f} | {assessing.wall:.2f} "
+        f"| {100 * assessing.wall / restoring.wall:.1f} % "
+        f"| {100 * assessing.cpu / restoring.cpu:.1f} % |"
+    )
 
 
 def _volume(task: RestorationTask, slices: int) -> tuple[npt.NDArray[np.float32], Spacing]:

@@ -79,6 +79,7 @@ class Block:
 
 RECEIVE = Block("bench_receive", "C-STORE receivers")
 LEDGER = Block("bench_ledger", "The ledger")
+GATES = Block("bench_gates", "Gates beside the restoration they judge")
 END_TO_END = Block("bench_end_to_end", "From the last slice to the last result")
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.bench_gates [--device auto] [--slices 32] [--threads 1] [--write]
 
 Phantoms of each task are restored and assessed, probes and weights included; the ratio should stay
-below a tenth. `--write` puts the table into benchmarks/RESULTS.md. On a machine with other work the ratio of CPU seconds says more than that of wall
-time.
+below a tenth. `--write` puts the table into benchmarks/RESULTS.md. On a machine with other work the
+ratio of CPU seconds says more than that of wall time.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ Actions = dict[GateName, Action]
 Identifier = Literal[
     "PatientID", "AccessionNumber", "StudyDate", "StudyDescription", "SeriesDescription",
 ]  # fmt: skip
-# What says that the input needs no restoration. A full k-space may be a scanner's interpolation too,
-# by something else than zeros: a person looks at it, whatever follows from other gates.
+# What says that the input needs no restoration. A full k-space may also be an interpolation by
+# something else than zeros: a person looks at it, whatever follows from other gates.
 _NEEDLESS: Actions = {"noise_level": "refuse", "empty_band": "hold"}
 
 

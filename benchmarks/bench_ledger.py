@@ -32,7 +32,7 @@ from sqlalchemy import Engine, Integer, Table, create_engine, func, insert, make
 from benchmarks import report
 from dicom_node.breaker import Rule
 from dicom_node.cli.watch import view
-from dicom_node.ledger import intake, queue, reports, retention, tables
+from dicom_node.ledger import answers, intake, queue, reports, retention, tables
 from dicom_node.ledger.intake import ReceivedInstance
 from dicom_node.ledger.states import Verdict
 from dicom_node.ledger.tables import DeliveryState, SeriesState, open_ledger, writing
@@ -117,7 +117,7 @@ def one_series(engine: Engine, series: str, *, done: bool) -> None:
     delivery = queue.claim_delivery(engine, "bench", lease_s=60, now=NOW + 12)
     assert delivery is not None
     for item in delivery.items:
-        queue.record_sent(engine, delivery.id, item.sop_instance_uid, 0, "delivered", NOW + 13)
+        answers.record_sent(engine, delivery.id, (item.sop_instance_uid, 0, "delivered"), NOW + 13)
     queue.conclude_delivery(
         engine, delivery.id, "bench", state=DeliveryState.DELIVERED, reason=None,
         next_attempt=None, now=NOW + 14,

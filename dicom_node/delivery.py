@@ -25,7 +25,7 @@ from dicom_node.association import Peer
 from dicom_node.audit import RemoteNode
 from dicom_node.backoff import next_attempt, wait_s
 from dicom_node.errors import DestinationError, NodeError, NotFoundError, PermanentError
-from dicom_node.ledger import destinations, outbox, reports
+from dicom_node.ledger import answers, destinations, outbox, reports
 from dicom_node.ledger.tables import DeliveryState, ItemState
 from dicom_node.ledger.writer import Writer
 from dicom_node.observability import get_logger
@@ -328,9 +328,9 @@ class DeliveryWorker:
         attempt: _Attempt,
     ) -> None:
         classes = {item.sop_instance_uid: item.sop_class_uid for item in items}
-        answers = link.send(items)
+        replies = link.send(items)
         try:
-            for sent in answers:
+            for sent in replies:
                 attempt.note(sent, classes[sent.sop_instance_uid])
                 is_kept = self._record(delivery, target, sent)
                 # Out of resources: the next instance would be refused too, and waits for it.
@@ -339,7 +339,7 @@ class DeliveryWorker:
                     if not sent.more_follow:
                         return
         finally:
-            answers.close()
+            replies.close()
         if attempt.delivered + attempt.dead < len(items) and not attempt.retry_words:
             attempt.lost("the association ended early")
 
@@ -347,7 +347,7 @@ class DeliveryWorker:
         """Record an answer and keep the lease; False when another worker has the delivery."""
         if sent.status is None:
             return self._keep(delivery, target)  # no answer is no news of the instance
-        return outbox.record_and_keep(
+        return answers.record_and_keep(
             self._writer,
             delivery.id,
             self._name,

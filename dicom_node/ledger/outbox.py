@@ -1,27 +1,24 @@
-"""Deliveries of restored series: claim, per-instance status, conclusion."""
+"""Deliveries of restored series: claim, lease, conclusion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
     Select,
-    bindparam,
     func,
     insert,
     literal,
-    literal_column,
     select,
     update,
 )
 
 from dicom_node.ledger import destinations, notices
-from dicom_node.ledger.database import Prepared
 from dicom_node.ledger.tables import (
     DeliveryState,
     Entity,
@@ -35,10 +32,6 @@ from dicom_node.ledger.tables import (
     record_event,
     writing,
 )
-from dicom_node.ledger.writer import Writer
-
-#: What an answer means for an instance.
-Outcome = Literal["delivered", "retry", "dead"]
 
 _NO_LEASE: Mapping[str, Any] = {"worker": None, "lease_until": None}
 
@@ -177,112 +170,12 @@ def heartbeat_delivery(
 ) -> bool:
     """Extend the lease; False when the delivery is no longer this worker's."""
     with writing(engine) as connection:
-        return _extend(connection, delivery_id, worker, now + lease_s)
-
-
-def _extend(connection: Connection, delivery_id: int, worker: str, until: float) -> bool:
-    extended = connection.execute(
-        update(deliveries)
-        .where(deliveries.c.id == delivery_id, _held_by(worker))
-        .values(lease_until=until)
-    )
-    return extended.rowcount == 1
-
-
-def record_and_keep(
-    writer: Writer,
-    delivery_id: int,
-    worker: str,
-    answer: tuple[str, int, Outcome],
-    *,
-    lease_s: float,
-    now: float,
-) -> bool:
-    """Record the answer (SOP Instance UID, status, outcome) for one instance, and keep the lease.
-
-    False when the delivery is no longer this worker's; what was answered is recorded all the same.
-    The commit is not flushed: a loss of power may take it, and an instance that the destination
-    has is sent to it again.
-    """
-    uid, status, outcome = answer
-    with writer.writing() as connection:
-        _RECORDED.rows(
-            connection,
-            {
-                "delivery": delivery_id,
-                "uid": uid,
-                "to": str(_STATES[outcome]),
-                "status": status,
-                "now": now,
-            },
+        extended = connection.execute(
+            update(deliveries)
+            .where(deliveries.c.id == delivery_id, _held_by(worker))
+            .values(lease_until=now + lease_s)
         )
-        kept = {"delivery": delivery_id, "worker": worker, "until": now + lease_s}
-        return bool(_EXTENDED.rows(connection, kept))
-
-
-def record_sent(
-    engine: Engine,
-    delivery_id: int,
-    sop_instance_uid: str,
-    status: int,
-    outcome: Outcome,
-    now: float,
-) -> None:
-    """Record the destination's answer for one instance; what it has delivered stays so."""
-    with writing(engine) as connection:
-        _record(connection, delivery_id, sop_instance_uid, status, outcome, now)
-
-
-def _record(
-    connection: Connection,
-    delivery_id: int,
-    sop_instance_uid: str,
-    status: int,
-    outcome: Outcome,
-    now: float,
-) -> None:
-    connection.execute(
-        update(delivery_items)
-        .where(
-            items_of(delivery_id, [sop_instance_uid]),
-            delivery_items.c.state.in_([ItemState.PENDING, ItemState.DEAD]),
-        )
-        .values(state=_STATES[outcome], status=status, at=now)
-    )
-
-
-_STATES = {
-    "delivered": ItemState.DELIVERED,
-    "retry": ItemState.PENDING,
-    "dead": ItemState.DEAD,
-}
-# An answer for each instance: what SQLAlchemy makes of `_record` and `_extend` each time takes
-# longer than the rest of sending it.
-_RECORDED = Prepared(
-    update(delivery_items)
-    .where(
-        delivery_items.c.delivery_id == bindparam("delivery"),
-        delivery_items.c.output_id
-        == select(outputs.c.id)
-        .where(outputs.c.sop_instance_uid == bindparam("uid"))
-        .scalar_subquery(),
-        delivery_items.c.state.in_(
-            [literal_column(f"'{state}'") for state in (ItemState.PENDING, ItemState.DEAD)]
-        ),
-    )
-    .values(state=bindparam("to"), status=bindparam("status"), at=bindparam("now"))
-    .returning(delivery_items.c.output_id)
-)
-_EXTENDED = Prepared(
-    update(deliveries)
-    .where(
-        deliveries.c.id == bindparam("delivery"),
-        deliveries.c.state == literal_column(f"'{DeliveryState.SENDING}'"),
-        deliveries.c.worker == bindparam("worker"),
-    )
-    .values(lease_until=bindparam("until"))
-    .returning(deliveries.c.id)
-)
+        return extended.rowcount == 1
 
 
 def conclude_delivery(

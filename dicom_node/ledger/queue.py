@@ -35,7 +35,6 @@ from dicom_node.ledger.outbox import (
     conclude_delivery,
     expire_delivery_leases,
     heartbeat_delivery,
-    record_sent,
     release_delivery_leases,
     retry_delivery,
 )
@@ -79,7 +78,6 @@ __all__ = [
     "hold",
     "is_own_output",
     "note_review",
-    "record_sent",
     "refuse",
     "reject",
     "release",

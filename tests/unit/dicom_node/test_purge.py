@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from dicom_node import purge
-from dicom_node.ledger import intake, queue, reports, retention
+from dicom_node.ledger import answers, intake, queue, reports, retention
 from dicom_node.ledger.retention import Ages, Kind
 from dicom_node.ledger.tables import DeliveryState
 from dicom_node.settings import RetentionSettings
@@ -56,7 +56,7 @@ def delivered(bench_ledger: Engine, spool: Spool) -> Callable[[], list[str]]:
         assert delivery is not None
         for item in delivery.items:
             uid = item.sop_instance_uid
-            queue.record_sent(bench_ledger, delivery.id, uid, 0, "delivered", TODAY)
+            answers.record_sent(bench_ledger, delivery.id, (uid, 0, "delivered"), TODAY)
         assert queue.conclude_delivery(
             bench_ledger,
             delivery.id,

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from dicom_node.cli.main import cli
 from dicom_node.dicom.rejection import KEY_OBJECT_SELECTION
-from dicom_node.ledger import queue, reports, retention
+from dicom_node.ledger import answers, queue, reports, retention
 from dicom_node.ledger.retention import Ages
 from dicom_node.ledger.tables import DeliveryState
 from tests.conftest import ManualClock
@@ -57,7 +57,7 @@ def deliver(node: Bench, count: int = 99) -> None:
     delivery = queue.claim_delivery(node.ledger, "w", lease_s=60, now=now)
     assert delivery is not None
     for item in delivery.items[:count]:
-        queue.record_sent(node.ledger, delivery.id, item.sop_instance_uid, 0, "delivered", now)
+        answers.record_sent(node.ledger, delivery.id, (item.sop_instance_uid, 0, "delivered"), now)
     state = DeliveryState.DELIVERED if count >= len(delivery.items) else DeliveryState.WAITING
     queue.conclude_delivery(
         node.ledger, delivery.id, "w", state=state, reason=None, next_attempt=None, now=now

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from dicom_node.ledger import commitments, destinations, notices, outbox, queue, reports
+from dicom_node.ledger import answers, commitments, destinations, notices, outbox, queue, reports
 from dicom_node.ledger.tables import DeliveryState
 from tests.unit.dicom_node.ledger.examples import NOW
 
@@ -21,7 +21,7 @@ def delivered(engine: Engine, *, wants_commitment: bool = True) -> int:
     delivery = queue.claim_delivery(engine, "sender", lease_s=60, now=NOW + 5)
     assert delivery is not None
     for item in delivery.items:
-        queue.record_sent(engine, delivery.id, item.sop_instance_uid, 0, "delivered", NOW)
+        answers.record_sent(engine, delivery.id, (item.sop_instance_uid, 0, "delivered"), NOW)
     concluded, _ = outbox.conclude_and_follow(
         engine, delivery.id, "sender", state=DeliveryState.DELIVERED, reason=None,
         next_attempt=None, now=NOW + 5, wants_commitment=wants_commitment,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine
 
-from dicom_node.ledger import commitments, custody, outbox, queue
+from dicom_node.ledger import answers, commitments, custody, outbox, queue
 from dicom_node.ledger.tables import DeliveryState
 from tests.unit.dicom_node.ledger.examples import NOW, SERIES
 
@@ -165,7 +165,7 @@ def test_an_original_is_kept_until_what_was_made_of_it_has_arrived(
         delivery = queue.claim_delivery(engine, "w", lease_s=60, now=NOW + 5)
         assert delivery is not None
         for item in delivery.items:
-            queue.record_sent(engine, delivery.id, item.sop_instance_uid, 0, "delivered", NOW)
+            answers.record_sent(engine, delivery.id, (item.sop_instance_uid, 0, "delivered"), NOW)
         outbox.conclude_and_follow(
             engine, delivery.id, "w", state=DeliveryState.DELIVERED, reason=None,
             next_attempt=None, now=NOW, wants_commitment=delivery.destination == "backup",

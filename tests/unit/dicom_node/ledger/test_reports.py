@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from dicom_node.errors import NotFoundError
-from dicom_node.ledger import intake, queue, reports
+from dicom_node.ledger import answers, intake, queue, reports
 from tests.unit.dicom_node.ledger.examples import NOW, SERIES, STUDY, instance, new_job
 
 FinishJob = Callable[..., int]
@@ -78,7 +78,7 @@ def test_one_instance_tells_its_story_from_association_to_destination(
     job_id = finish_job()
     delivery = queue.claim_delivery(engine, "sender", lease_s=60, now=NOW + 9)
     assert delivery is not None
-    queue.record_sent(engine, delivery.id, "2.25.1", 0xB007, "delivered", NOW + 10)
+    answers.record_sent(engine, delivery.id, ("2.25.1", 0xB007, "delivered"), NOW + 10)
     story = reports.instance(engine, f"{SERIES}.1")
     assert [row["calling_ae"] for row in story["received"]] == ["SCANNER"]
     assert [each["to"] for each in story["history"]] == ["duplicate"]

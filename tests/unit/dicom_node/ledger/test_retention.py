@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, update
 
 from dicom_node.errors import PermanentError
-from dicom_node.ledger import custody, intake, queue, retention, tables
+from dicom_node.ledger import answers, custody, intake, queue, retention, tables
 from dicom_node.ledger.retention import Ages, Kind, Removable
 from dicom_node.ledger.states import Verdict
 from dicom_node.ledger.tables import DeliveryState, writing
@@ -34,7 +34,7 @@ def deliver(engine: Engine, *, state: DeliveryState = DeliveryState.DELIVERED) -
     assert delivery is not None
     for item in delivery.items:
         uid = item.sop_instance_uid
-        queue.record_sent(engine, delivery.id, uid, 0, "delivered", SENT)
+        answers.record_sent(engine, delivery.id, (uid, 0, "delivered"), SENT)
     assert queue.conclude_delivery(
         engine, delivery.id, "worker", state=state, reason=None, next_attempt=None, now=SENT
     )

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from dicom_node.errors import NotFoundError
-from dicom_node.ledger import commitments, intake, outbox, queue, reports, retention
+from dicom_node.ledger import answers, commitments, intake, outbox, queue, reports, retention
 from dicom_node.ledger.retention import Ages
 from dicom_node.ledger.tables import DeliveryState
 from tests.unit.dicom_node.ledger.examples import NOW, SERIES, instance
@@ -32,12 +32,12 @@ def lived(engine: Engine, finish_job: Callable[..., int]) -> Engine:
     finish_job("pacs")
     delivery = queue.claim_delivery(engine, "worker", lease_s=60, now=NOW + 10)
     assert delivery is not None
-    queue.record_sent(engine, delivery.id, "2.25.1", 0xB000, "delivered", NOW + 11)
-    queue.record_sent(engine, delivery.id, "2.25.2", 0xA700, "retry", NOW + 12)
+    answers.record_sent(engine, delivery.id, ("2.25.1", 0xB000, "delivered"), NOW + 11)
+    answers.record_sent(engine, delivery.id, ("2.25.2", 0xA700, "retry"), NOW + 12)
     conclude(engine, delivery.id, DeliveryState.WAITING, NOW + 13, "answered 0xA700")
     again = queue.claim_delivery(engine, "worker", lease_s=60, now=NOW + 20)
     assert again is not None
-    queue.record_sent(engine, again.id, "2.25.2", 0, "delivered", NOW + 21)
+    answers.record_sent(engine, again.id, ("2.25.2", 0, "delivered"), NOW + 21)
     conclude(engine, again.id, DeliveryState.DELIVERED, NOW + 22)
     commitments.request_commitment(
         engine, again.id, transaction_uid="1.9", now=NOW + 30, next_ask=None

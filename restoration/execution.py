@@ -8,11 +8,10 @@ computes in bf16 where it has instructions for that.
 from __future__ import annotations
 
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from restoration.bundle import RestorationError
 from restoration.diffcode import DiffCode, DiffCodeOutput
 from restoration.precision import Form, forms, lowered
+from restoration.workers import workers
 
 # Activations come and go by the 25 MB, which in pages of 2 MB costs a fiftieth of the faults.
 # PyTorch asks for the setting at its first tensor; Linux gives such pages unless told "never".
@@ -109,7 +109,6 @@ class Execution:
         self.model = self._tried(model)
         self._graphs = _Graphs(self._forward) if device.type == "cuda" else None
         self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
-        self._workers: _Workers | None = None
 
     def _tried(self, model: DiffCode) -> DiffCode:
         """The fastest form of `model` that gives what the plain one gives, here and now."""
@@ -221,43 +220,12 @@ class Execution:
         if len(alone) == 1 or threads == 1:
             done = _joined([self._forward(*each) for each in alone])
             return lambda: done
-        if self._workers is None or self._workers.count != threads:
-            self._workers = _Workers(threads)
-        waiting = [self._workers.submit(self._forward, *each) for each in alone]
+        waiting = [workers(threads).submit(partial(self._forward, *each)) for each in alone]
         return lambda: _joined([each.result() for each in waiting])
 
     def _forward(self, x: Tensor, noise: Tensor | None, task: int) -> Pass:
         out = self.model(x.contiguous(memory_format=torch.channels_last), task, noise)
         return Pass(out.restored, _latent_distance(out), _reference_distance(out), out.class_logits)
-
-
-class _Workers:
-    """Threads in which PyTorch computes by one thread: no operator of theirs waits for others."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        ready = threading.Barrier(count + 1)
-
-        def alone() -> None:
-            torch.set_num_threads(1)
-            ready.wait()
-
-        self._pool = ThreadPoolExecutor(count, "restore", alone)
-        for _ in range(count):
-            self._pool.submit(lambda: None)
-        ready.wait()
-        # The number is a thread's own, but for MKL and for threads to come: these as they were.
-        torch.set_num_threads(count)
-
-    def submit(
-        self,
-        forward: Callable[[Tensor, Tensor | None, int], Pass],
-        x: Tensor,
-        noise: Tensor | None,
-        task: int,
-    ) -> Future[Pass]:
-        """Do it in the next thread that is free."""
-        return self._pool.submit(torch.inference_mode()(forward), x, noise, task)
 
 
 class _Graphs:

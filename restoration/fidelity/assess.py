@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from restoration.fidelity.verdicts import Fidelity, Gate
 from restoration.kspace import Support, empty_band
 from restoration.tasks import RestorationTask, intensity_scale
 from restoration.volumes import Planes, taken, whole
+from restoration.workers import at_once
 
 Volume = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -187,9 +190,28 @@ def measure_slices(
 ) -> list[SliceMeasures]:
     """What each slice says by itself; (slices, rows, columns), finite, MR times `scale` at 1150.
 
-    `described` asks for what an input model compares.
+    `described` asks for what an input model compares. On a CPU one thread does it.
     """
-    device = torch.device(device)
+    at = torch.device(device)
+    call = partial(_measure_slices, before, after, task, scale, support, described, at)
+    return _all([call], at)[0]
+
+
+def _all(
+    calls: Sequence[Callable[[], list[SliceMeasures]]], device: torch.device
+) -> list[list[SliceMeasures]]:
+    return at_once(calls) if device.type == "cpu" else [call() for call in calls]
+
+
+def _measure_slices(
+    before: Volume,
+    after: Volume,
+    task: RestorationTask,
+    scale: float,
+    support: Support | None,
+    described: bool,
+    device: torch.device,
+) -> list[SliceMeasures]:
     x, y = (torch.from_numpy(volume).to(device) * scale for volume in (before, after))
     found, features = measures.slice_measures(measures.Slices(x, y, task, support), described)
     small = (series.thumbnail(x).cpu().numpy(), series.thumbnail(y).cpu().numpy())
@@ -263,6 +285,7 @@ def _slices(
     """What each slice says, some slices at a time, what neighbours say of each other; features."""
     room = 0 if task is CT and device.type == "cpu" else _CHUNK_PIXELS.get(device.type, 0)
     size = max(1, room // (before.shape[1] * before.shape[2]))
+    parts = torch.get_num_threads() if device.type == "cpu" else 1
     left = deque(index for index in range(len(before)) if index not in known)
     gathered, ahead = _Slices(), dict[int, tuple[SliceMeasures, float]]()
     for index in range(len(before)):
@@ -274,13 +297,17 @@ def _slices(
         if index not in ahead:
             chosen = [index]
             if left and left[0] == index:
-                chosen = [left.popleft() for _ in range(min(size, len(left)))]
-            x, y = taken(before, chosen), taken(after, chosen)
-            broken = [float((~np.isfinite(plane)).sum()) for plane in y]
-            y = np.nan_to_num(y, nan=0.0, posinf=0.0, neginf=0.0)
-            found = measure_slices(
-                x, y, task, scale=scale, support=support, described=described, device=device
-            )
+                chosen = [left.popleft() for _ in range(min(parts * size, len(left)))]
+            calls, broken = list[Callable[[], list[SliceMeasures]]](), list[float]()
+            for first in range(0, len(chosen), size):
+                part = chosen[first : first + size]
+                x, y = taken(before, part), taken(after, part)
+                broken += [float((~np.isfinite(plane)).sum()) for plane in y]
+                y = np.nan_to_num(y, nan=0.0, posinf=0.0, neginf=0.0)
+                calls.append(
+                    partial(_measure_slices, x, y, task, scale, support, described, device)
+                )
+            found = itertools.chain.from_iterable(_all(calls, device))
             ahead.update(zip(chosen, zip(found, broken, strict=True), strict=True))
             if progress is not None:
                 progress(len(before) - len(left), len(before))

@@ -18,7 +18,7 @@ from restoration.blocks import Downsample, NAFBlock, Pointwise, Upsample
 from restoration.experts import TaskAdaptiveRouting
 from restoration.folding import KnownRouting, Linear, expert_layers, folded, parameter, plain
 from restoration.llvm import means, naf, rows, search
-from restoration.llvm.library import kernel, over
+from restoration.llvm.machine import kernel, over
 from restoration.llvm.product import Product
 from restoration.quantizer import CodebookBank, Quantised, sum_codes
 

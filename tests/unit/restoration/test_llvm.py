@@ -11,7 +11,7 @@ import torch
 from restoration import llvm
 from restoration.diffcode import DiffCodeConfig
 from restoration.folding import Linear
-from restoration.llvm.library import over
+from restoration.llvm.machine import over
 from restoration.llvm.product import Product
 
 

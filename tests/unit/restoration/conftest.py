@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +104,11 @@ def heads() -> Tensor:
     texture = torch.fft.ifft2(torch.fft.fft2(white) * decay).real
     noise = 0.02 * torch.randn(slices, size, size, generator=generator)
     return 800 * (head * (1 + texture) + noise).abs()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

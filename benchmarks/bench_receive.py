@@ -57,7 +57,14 @@ _BOTH = (receivers.NODE, receivers.NODE_STOCK)
 _PLAIN = Scenario(
     targets.PLAIN,
     "CT 512×512",
-    (receivers.NODE, receivers.STORESCP, receivers.ORTHANC_PLAIN, receivers.PYNETDICOM),
+    (
+        receivers.NODE,
+        receivers.STORESCP,
+        receivers.ORTHANC_PLAIN,
+        receivers.PYNETDICOM,
+        receivers.DISCARD,
+        receivers.DURABLE,
+    ),
     120,
     storescu=True,
     no_delay=False,
@@ -65,14 +72,14 @@ _PLAIN = Scenario(
 _ONE = Scenario(
     targets.ONE,
     "CT 512×512",
-    (*_BOTH, *_PEERS, receivers.DISCARD),
+    (*_BOTH, *_PEERS, receivers.DISCARD, receivers.DURABLE),
     250,
     storescu=True,
 )
 _FOUR = Scenario(
     targets.FOUR,
     "CT 512×512",
-    (*_BOTH, *_FORKED, receivers.DISCARD),
+    (*_BOTH, *_FORKED, receivers.DISCARD, receivers.DURABLE),
     80,
     associations=4,
     storescu=True,
@@ -85,13 +92,13 @@ SCENARIOS = (
     Scenario(
         "own sender, TCP_NODELAY, 1 association",
         "CT 512×512",
-        (*_BOTH, *_PEERS, receivers.DISCARD, receivers.LIMIT),
+        (*_BOTH, *_PEERS, receivers.DISCARD, receivers.DURABLE, receivers.LIMIT),
         250,
     ),
     Scenario(
         "own sender, TCP_NODELAY, 4 associations at once",
         "CT 512×512",
-        (*_BOTH, *_FORKED, receivers.DISCARD, receivers.LIMIT),
+        (*_BOTH, *_FORKED, receivers.DISCARD, receivers.DURABLE, receivers.LIMIT),
         80,
         associations=4,
     ),

@@ -213,8 +213,12 @@ def _limit(folder: Path, port: int) -> list[str]:
     return [sys.executable, "-m", "benchmarks.limit", str(port), str(folder)]
 
 
-def _discard(folder: Path, port: int) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.discard", str(port)]
+def _bare_loop(*, keeps: bool) -> Callable[[Path, int], list[str]]:
+    def command(folder: Path, port: int) -> list[str]:
+        kept = [str(folder)] if keeps else []
+        return [sys.executable, "-m", "benchmarks.bare_loop", str(port), *kept]
+
+    return command
 
 
 _ND = {"TCP_NODELAY": "1"}
@@ -228,4 +232,7 @@ ORTHANC_PLAIN = Receiver("Orthanc", _orthanc(no_delay=False), title="ORTHANC")
 ORTHANC_ND = Receiver("Orthanc, TCP_NODELAY=1", _orthanc(no_delay=True), _ND, title="ORTHANC")
 PYNETDICOM = Receiver("pynetdicom storescp app (no flush)", _pynetdicom)
 LIMIT = Receiver("limit: raw socket to disk with the same flushes", _limit, raw=True)
-DISCARD = Receiver("the sender's limit: our loop, nothing checked or kept", _discard)
+DISCARD = Receiver("the sender's limit: our loop, nothing checked or kept", _bare_loop(keeps=False))
+DURABLE = Receiver(
+    "the limit: the same loop and flushes, nothing checked or recorded", _bare_loop(keeps=True)
+)

@@ -27,13 +27,16 @@ class Line:
     measured: str
     met: bool
     only: str  # what --only repeats it
+    limit: str = "–"  # what nobody exceeds here who flushes as the node does
 
     @property
     def row(self) -> str:
         """The line in Markdown."""
         command = f"`python -m benchmarks.bench_receive --only '{self.only}'`"
         met = "yes" if self.met else "no"
-        return f"| {self.what} | {self.target} | {self.measured} | {met} | {command} |"
+        return (
+            f"| {self.what} | {self.target} | {self.measured} | {self.limit} | {met} | {command} |"
+        )
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,16 @@ _ECHO_WITHIN_S = 0.2
 
 def rates(title: str, samples: Mapping[str, Sequence[Rated]]) -> list[Line]:
     """The lines that one scenario has something to say of."""
-    node = samples[receivers.NODE.name]
+    node, limit = samples[receivers.NODE.name], samples.get(receivers.DURABLE.name, ())
     lines = []
     for wanted in _RATES:
         if wanted.scenario == title:
-            pairs = zip(node, samples[wanted.against.name], strict=True)
-            ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
+            theirs = samples[wanted.against.name]
+            ratio, possible = _ratio(node, theirs), _ratio(limit, theirs)
             what = f"{title}, against {wanted.against.name}"
             target = f"≥ {wanted.at_least:g}×"
-            lines.append(Line(what, target, f"{ratio:.2f}×", ratio >= wanted.at_least, title))
+            met = ratio >= wanted.at_least
+            lines.append(Line(what, target, f"{ratio:.2f}×", met, title, f"{possible:.2f}×"))
     if title == ONE:
         pairs = zip(node, samples[receivers.PYNETDICOM.name], strict=True)
         ratio = statistics.median(ours.cpu_ms / theirs.cpu_ms for ours, theirs in pairs)
@@ -79,6 +83,12 @@ def rates(title: str, samples: Mapping[str, Sequence[Rated]]) -> list[Line]:
         target = f"≤ {_CPU_AT_MOST}×"
         lines.append(Line(what, target, f"{ratio:.2f}×", ratio <= _CPU_AT_MOST, title))
     return lines
+
+
+def _ratio(ours: Sequence[Rated], theirs: Sequence[Rated]) -> float:
+    """The median of the ratios within a repetition."""
+    pairs = zip(ours, theirs, strict=True)
+    return statistics.median(one.rate / other.rate for one, other in pairs)
 
 
 def memory(name: str, idle: int, peak: int) -> Line:
@@ -110,9 +120,12 @@ def table(lines: Sequence[Line]) -> str:
         [
             "### Targets",
             "",
-            "| what | target | measured | met | by |",
-            "|---|---|---|---|---|",
+            "| what | target | measured | limit here | met | by |",
+            "|---|---|---|---|---|---|",
             *(line.row for line in lines),
+            "",
+            "The limit here: what our storage loop reaches against the same peer with the same",
+            "flushes, and with nothing checked, hashed or recorded.",
             "",
         ]
     )

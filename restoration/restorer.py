@@ -115,6 +115,8 @@ __all__ = [
     "read_manifest",
 ]
 
+_PROBED_AT_ONCE = 8  # slices that nothing of their volume enters
+
 
 @dataclass(frozen=True)
 class Restoration:
@@ -390,8 +392,12 @@ class Restorer:
             job = prepared(
                 self.manifest, x, task, seeds, 1.0, True, scale_of(said), support_of(said)
             )
-            job = replace(job, seeds=[job.seeds[index] for index in left])
-            found |= dict(zip(left, self._probed(taken(x, left), job, steps), strict=True))
+            # Of a long series they are many, and each is held in several forms.
+            size = _PROBED_AT_ONCE if self.stands_alone(task) else len(left)
+            for start in range(0, len(left), size):
+                part = left[start : start + size]
+                own = replace(job, seeds=[job.seeds[index] for index in part])
+                found |= dict(zip(part, self._probed(taken(x, part), own, steps), strict=True))
         return measured(found, slices)
 
     def _probed(self, slices: Volume, job: SliceJob, steps: Steps) -> list[Probe]:
@@ -402,10 +408,11 @@ class Restorer:
         before, job = middle(slices), replace(job, support=None)
         noisy = disturbed(before, job.task, job.scale, job.seeds)
         after = self._run(self._loop(before, job), steps)[0]
-        steps.before = len(before)
+        steps.before += len(before)
         again = self._run(self._loop(after, job), steps)[0]
-        steps.before = 2 * len(before)
+        steps.before += len(before)
         disturbance = self._run(self._loop(noisy, job), steps)[0] - after
+        steps.before += len(before)
         return [
             {"idempotence": same, "perturbation": other}
             for same, other in zip(

@@ -50,13 +50,37 @@ def smoothing_matrix(size: int, sigma: float) -> Matrix:
     """
     if sigma == 0:
         return np.eye(size)
-    radius = int(_TRUNCATE * sigma + 0.5)
-    steps = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (steps / sigma) ** 2)
-    weights /= weights.sum()
+    steps, weights = _kernel(sigma)
     # Index k of the axis continued by reflection about its outer edges: d c b a | a b c d | d c b a
     places = (np.arange(size)[:, None] + steps) % (2 * size)
     mirrored = np.where(places < size, places, 2 * size - 1 - places)
     matrix = np.zeros((size, size))
     np.add.at(matrix, (np.arange(size)[:, None], mirrored), weights)
     return matrix
+
+
+def reach(sigma: float) -> int:
+    """Voxels to either side that the Gaussian of `smoothing_matrix` takes in."""
+    return int(_TRUNCATE * sigma + 0.5)
+
+
+def kept_of_modes(size: int, sigma: float) -> npt.NDArray[np.float64]:
+    """By what `smoothing_matrix` multiplies each cosine mode of an axis, (size,).
+
+    Those modes (DCT-II) are its eigenvectors: at mirrored ends a shift forth and one back, of which
+    a symmetric kernel has as much, leave of a cosine the cosine.
+    """
+    if sigma == 0:
+        return np.ones(size)
+    steps, weights = _kernel(sigma)
+    kept: npt.NDArray[np.float64] = (
+        np.cos(np.pi / size * np.arange(size)[:, None] * steps) @ weights
+    )
+    return kept
+
+
+def _kernel(sigma: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The steps of the kernel along an axis, and their weights, which sum to 1."""
+    steps = np.arange(-reach(sigma), reach(sigma) + 1)
+    weights = np.exp(-0.5 * (steps / sigma) ** 2)
+    return steps, weights / weights.sum()

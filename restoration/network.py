@@ -8,6 +8,7 @@ loaded.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -146,18 +147,13 @@ class Network:
             _mean([part.class_logits for part in parts]),
         )
 
-    def _fingerprint(self) -> tuple[int, ...]:
-        """Two sums over the words of all weights and buffers: one flipped bit changes the first."""
-        sums = torch.zeros(2, dtype=torch.int64, device=self.device)
+    def _fingerprint(self) -> bytes:
+        """SHA-256 of the octets of all weights and buffers."""
+        digest = hashlib.sha256()
         for tensor in self.weights():
-            words = tensor.detach().flatten().contiguous().view(torch.uint8)
-            whole = words[: len(words) // 4 * 4].view(torch.int32).long()
-            rest = words[len(whole) * 4 :].long()
-            for part in (each for each in (whole, rest) if len(each)):
-                place = torch.arange(1, len(part) + 1, device=self.device)
-                # Sums wrap around 2^64; a difference of one bit does not wrap to nothing.
-                sums += torch.stack([part.sum(), (part * place).sum()])
-        return tuple(sums.tolist())
+            values = tensor.detach().cpu().contiguous().flatten()
+            digest.update(values.view(torch.uint8).numpy().data)
+        return digest.digest()
 
 
 def _noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

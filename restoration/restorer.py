@@ -407,20 +407,29 @@ class Restorer:
         """
         before, job = middle(slices), replace(job, support=None)
         noisy = disturbed(before, job.task, job.scale, job.seeds)
-        after = self._run(self._loop(before, job), steps)[0]
-        steps.before += len(before)
-        again = self._run(self._loop(after, job), steps)[0]
-        steps.before += len(before)
-        disturbance = self._run(self._loop(noisy, job), steps)[0] - after
-        steps.before += len(before)
+        after, disturbance = self._passed([before, noisy], job, steps)
+        (again,) = self._passed([after], job, steps)
         return [
             {"idempotence": same, "perturbation": other}
             for same, other in zip(
                 relative(again - after, after - before),
-                relative(disturbance, noisy - before),
+                relative(disturbance - after, noisy - before),
                 strict=True,
             )
         ]
+
+    def _passed(self, volumes: Sequence[Volume], job: SliceJob, steps: Steps) -> list[Volume]:
+        """What `restore` makes of volumes of one job: their slices go through the network at once,
+        each by a thread of its own, and know nothing of each other.
+        """
+        company = np.concatenate(volumes)
+        loop = self._loop(company, replace(job, seeds=[*job.seeds] * len(volumes)))
+        loop.run(None, steps)
+        steps.before += len(company)
+        made = np.split(loop.y, len(volumes))
+        for x, y in zip(volumes, made, strict=True):
+            self._hold(x, y, job)
+        return made
 
     def _loop(
         self,
@@ -437,11 +446,15 @@ class Restorer:
     ) -> tuple[Volume, Diagnostics]:
         """Restore on the grid of the loop: the result, and what was noticed by slice."""
         values = loop.run(kept, progress)
-        x, y, job = loop.x, loop.y, loop.job
+        job = loop.job
+        self._hold(loop.x, loop.y, job)
+        return loop.y, {"intensity_scale": job.scale, **support_values(job.support), **values}
+
+    def _hold(self, x: Planes, y: Volume, job: SliceJob) -> None:
+        """Give a volume the low frequencies of its input, where its slices have not got theirs."""
         sigma = self.manifest.low_frequency.get(job.task.value)
         if sigma is not None and job.held is None:
             hold(whole(x), y, job, sigma)
-        return y, {"intensity_scale": job.scale, **support_values(job.support), **values}
 
     def _accepted(self, task: RestorationTask | str) -> RestorationTask:
         task = RestorationTask(task)

@@ -30,7 +30,7 @@ Volume = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 LEAST_SIDE = 16  #: rows and columns below which a slice says too little about itself
 #: Of what a slice says alone: goes up where it changes, for slices that were measured earlier.
-MEASURES = 3
+MEASURES = 4
 _BLOCK = 64  # slices that are compared with their neighbours at once
 # Pixels measured at once. On a CPU a slice of CT alone: one that is measured ahead of its series
 # has to have the same sums, and in large slices company saves nothing.
@@ -69,6 +69,9 @@ class Evidence:
     intact: bool | None = None  #: whether the weights in memory are those that were loaded
     #: Slices that were measured by `measure_slices` before, by their index.
     measured: Mapping[int, SliceMeasures] = field(default_factory=dict)
+
+
+_FULL = Measured((), reason="no empty band of k-space was found")
 
 
 def assess(
@@ -167,14 +170,14 @@ def measure(
     found["weights"] = _weights(evidence.intact)
     found |= _network(evidence, task, len(before))
     if task is PET:
-        known = np.nan_to_num(whole(after), nan=0.0, posinf=0.0, neginf=0.0)
+        known = _known(whole(after)) if any(slices.broken) else whole(after)
         found |= _pet(whole(before), known, evidence)
         found["units"] = _injected(whole(before), evidence)
     if task is MR:
         found["empty_band"] = _empty_band(support, whole(before))
-        found |= _scan(whole(before), float(scale), support, scan)
+        found |= _scan(whole(before), whole(after), float(scale), support, scan)
         if support is None:
-            found["data_consistency"] = Measured((), reason="no empty band of k-space was found")
+            found["data_consistency"] = _FULL
     return found
 
 
@@ -302,8 +305,9 @@ def _slices(
             for first in range(0, len(chosen), size):
                 part = chosen[first : first + size]
                 x, y = taken(before, part), taken(after, part)
-                broken += [float((~np.isfinite(plane)).sum()) for plane in y]
-                y = np.nan_to_num(y, nan=0.0, posinf=0.0, neginf=0.0)
+                broken += [_broken(plane) for plane in y]
+                if any(broken[first:]):
+                    y = _known(y)
                 calls.append(
                     partial(_measure_slices, x, y, task, scale, support, described, device)
                 )
@@ -349,12 +353,25 @@ def _require_alike(before: Planes, after: Planes) -> None:
 
 
 def _checked(before: Volume, after: Volume) -> tuple[Volume, Volume]:
-    if not all(np.isfinite(plane).all() for plane in before):
+    if any(_broken(plane) for plane in before):
         raise ValueError("the input holds values that are not finite")
     return (
         np.require(before, np.float32, ["C", "W"]),
         np.require(after, np.float32, ["C", "W"]),
     )
+
+
+def _broken(plane: Volume) -> float:
+    """How many values are not finite."""
+    # Where the sum is finite, so are its parts; of another, there is more to see.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(plane.sum(dtype=np.float32)):
+            return 0.0
+    return float((~np.isfinite(plane)).sum())
+
+
+def _known(volume: Volume) -> Volume:
+    return np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _per_slice(values: npt.NDArray[np.floating[Any]], reason: str = "") -> Measured:
@@ -466,26 +483,35 @@ def _injected(before: Volume, evidence: Evidence) -> Measured:
 
 
 def _scan(
-    before: Volume, scale: float, support: Support | None, model: ScanModel | None
+    before: Volume, after: Volume, scale: float, support: Support | None, model: ScanModel | None
 ) -> dict[str, Measured]:
-    """What an MR series says about how it was scanned."""
-    rows, columns = before.shape[1:]
-    reason = scans.why_not(support, (rows, columns))
-    if not reason and model is None:
-        reason = "the model brings no statistics of scans"
-    if reason or support is None or model is None:
-        return dict.fromkeys(("ghosting", "texture"), Measured((), reason=reason))
-    chosen = torch.from_numpy(before[scans.looked_at(len(before))]) * scale
-    planes = scans.at_acquired_matrix(chosen, support)
-    texture, moved = scans.texture(planes), scans.described(chosen, planes, support)
-    return {
-        "texture": Measured((), reason="there is nothing but air")
-        if texture is None
-        else Measured((scans.strangeness(texture, model),)),
-        "ghosting": Measured((), reason="there is no air beside the body")
-        if moved is None
-        else Measured((scans.ghosting(moved, model),)),
-    }
+    """What an MR series says about how it was scanned, and whether it was restored before."""
+    chosen = scans.looked_at(len(before))
+    x = torch.from_numpy(before[chosen]) * scale
+    spectrum = scans.spectra(x)
+    unlearnt = Measured((), reason="the model brings no statistics of scans")
+    found = {"ghosting": unlearnt, "texture": unlearnt, "restored_before": _FULL}
+    if support is not None:
+        change = torch.from_numpy(_known(after[chosen])) * scale - x
+        known = scans.detail_before(spectrum, change, support)
+        found["restored_before"] = _one(known, "nothing lies beyond the acquired k-space")
+    if model is None:
+        return found
+    lines = scans.lines(spectrum, support)
+    ghosting = None if lines is None else scans.ghosting(lines, model)
+    found["ghosting"] = _one(ghosting, "too few lines of k-space")
+    reason = scans.why_not(support, before.shape[1:])
+    if support is None or reason:
+        found["texture"] = Measured((), reason=reason)
+    else:
+        texture = scans.texture(scans.at_acquired_matrix(spectrum, support))
+        strangeness = None if texture is None else scans.strangeness(texture, model)
+        found["texture"] = _one(strangeness, "there is nothing but air")
+    return found
+
+
+def _one(value: float | None, missing: str) -> Measured:
+    return Measured((), reason=missing) if value is None else Measured((value,))
 
 
 def _empty_band(support: Support | None, before: Volume) -> Measured:

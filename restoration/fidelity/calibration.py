@@ -50,36 +50,38 @@ class InputModel:
 
 @dataclass(frozen=True)
 class ScanModel:
-    """What MR series of the training are like: `scans.texture`, and `scans.apart` of both axes."""
+    """What MR series of the training are like: `scans.texture`, and `scans.lines` of an axis."""
 
     texture: tuple[float, ...]  #: expected
     precision: tuple[tuple[float, ...], ...]  #: inverse covariance of the texture
-    still: tuple[float, ...]  #: expected of a series without motion
+    lines: tuple[float, ...]  #: expected along an axis without motion
     motion: tuple[float, ...]  #: weights, which way motion moves that; the value is in SD
 
     def __post_init__(self) -> None:
         size = len(self.texture)
         if any(len(row) != size for row in (self.precision, *self.precision)):
             raise ValueError(f"precision is not of {size} features")
-        if len(self.still) != len(self.motion):
-            raise ValueError(f"{len(self.motion)} weights for {len(self.still)} features")
+        if len(self.lines) != len(self.motion):
+            raise ValueError(f"{len(self.motion)} weights for {len(self.lines)} features")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "texture": list(self.texture),
             "precision": [list(row) for row in self.precision],
-            "still": list(self.still),
+            "lines": list(self.lines),
             "motion": list(self.motion),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ScanModel:
-        """Inverse of `to_dict`; ValueError for sizes that do not fit."""
+        """Inverse of `to_dict`; ValueError for sizes that do not fit, or of an older program."""
+        if "lines" not in values:
+            raise ValueError("scans learnt by an older program: run `diffcode calibrate` again")
         return cls(
             _row(values["texture"]),
             _matrix(values["precision"]),
-            _row(values["still"]),
+            _row(values["lines"]),
             _row(values["motion"]),
         )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from restoration.lowpass import smoothing_matrix
+from restoration.lowpass import kept_of_modes, smoothing_matrix
 
 _PLANE = (-2, -1)
 _NEARLY_NOTHING = 2e-4  # of a mode: the square of it is beyond single precision
@@ -64,6 +64,16 @@ def smooth_modes(stack: Tensor, sigma: float) -> Tensor:
     return (rows @ (stack @ columns.T)).double()
 
 
+def mean(stack: Tensor) -> Tensor:
+    """Mean, in double precision: of sums of rows in single precision, which lose no digit of it."""
+    return total(stack) / (stack.shape[-2] * stack.shape[-1])
+
+
+def total(stack: Tensor) -> Tensor:
+    """Sum, in double precision of those of rows."""
+    return stack.sum(-1).sum(-1, dtype=torch.float64)
+
+
 def norm(modes: Tensor) -> Tensor:
     """The RMS of the slices that have these modes."""
     return modes.square().sum(_PLANE).sqrt()
@@ -104,10 +114,10 @@ def extremes(stack: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def masked_mean(stack: Tensor, mask: Tensor, least: int = 1) -> Tensor:
-    """Mean inside the mask; NaN where it has fewer than `least` pixels."""
-    count = mask.sum(_PLANE)
-    total = torch.where(mask, stack, 0.0).sum(_PLANE, dtype=torch.float64)
-    return torch.where(count >= max(1, least), total / count, torch.nan)
+    """Mean of finite pixels inside the mask; NaN where it has fewer than `least` of them."""
+    inside = mask.to(stack.dtype)
+    count = total(inside)
+    return torch.where(count >= max(1, least), total(stack * inside) / count, torch.nan)
 
 
 def masked_median(stack: Tensor, mask: Tensor, least: int = 1) -> Tensor:
@@ -132,22 +142,22 @@ def _median(values: npt.NDArray[np.float32], least: int) -> float:
 
 def rms(stack: Tensor) -> Tensor:
     """Root of the mean square."""
-    return stack.square().mean(_PLANE, dtype=torch.float64).sqrt()
+    return mean(stack.square()).sqrt()
 
 
 def deviation(stack: Tensor) -> Tensor:
     """Standard deviation."""
     # About the rounded mean, and what that lacks taken off: no copy in double precision.
     apart = stack - stack.mean(_PLANE, keepdim=True)
-    left = apart.mean(_PLANE, dtype=torch.float64)
-    return (apart.square_().mean(_PLANE, dtype=torch.float64) - left.square()).clamp(min=0).sqrt()
+    left = mean(apart)
+    return (mean(apart.square_()) - left.square()).clamp(min=0).sqrt()
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's, over all pixels; NaN where one of them is flat."""
     a = a - a.mean(_PLANE, keepdim=True)
     b = b - b.mean(_PLANE, keepdim=True)
-    cross = (a * b).mean(_PLANE, dtype=torch.float64)
+    cross = mean(a * b)
     spread = rms(a) * rms(b)
     return torch.where(spread > 0, cross / spread, torch.nan)
 
@@ -159,9 +169,8 @@ def noise(stack: Tensor, mask: Tensor, step: int = 1, least: int = 50) -> Tensor
     mask is that of `shrunk(stack, step)`, and one detail of each of its pixels is looked at; NaN
     where it has fewer than `least`.
     """
-    a, b = stack[:, :-1:step, :-1:step], stack[:, 1::step, 1::step]
-    c, d = stack[:, :-1:step, 1::step], stack[:, 1::step, :-1:step]
-    detail = (a + b).sub_(c).sub_(d).abs_()
+    lines = stack[:, :-1:step] - stack[:, 1::step]
+    detail = (lines[..., :-1:step] - lines[..., 1::step]).abs_()
     rows = min(detail.shape[1], mask.shape[1])
     columns = min(detail.shape[2], mask.shape[2])
     found = masked_median(detail[:, :rows, :columns], mask[:, :rows, :columns], least)
@@ -176,8 +185,12 @@ def power(stack: Tensor) -> Tensor:
     height, width = stack.shape[-2:]
     window = _window(height, width, stack.device)
     mean = stack.mean(_PLANE, keepdim=True)
-    found: Tensor = torch.fft.rfft2((stack - mean) * window).abs().square()
-    return found
+    return squared(torch.fft.rfft2((stack - mean) * window))
+
+
+def squared(spectrum: Tensor) -> Tensor:
+    """|z|² of complex values."""
+    return spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
 
 
 def spectrum(power: Tensor, shape: Sequence[int], rings: int) -> Tensor:
@@ -214,7 +227,7 @@ def _modes(size: int, sigma: float, device: torch.device) -> Tensor:
     places, orders = np.arange(size), np.arange(size)[:, None]
     modes = np.cos(np.pi / size * (places + 0.5) * orders) * np.sqrt(2 / size)
     modes[0] /= np.sqrt(2)
-    left = np.einsum("ki,ij,kj->k", modes, smoothing_matrix(size, sigma), modes, optimize=True)
+    left = kept_of_modes(size, sigma)
     known = int(np.flatnonzero(np.abs(left) > _NEARLY_NOTHING)[-1]) + 1
     scaled = modes[:known] * left[:known, None] / np.sqrt(size)
     return torch.from_numpy(scaled).float().to(device)

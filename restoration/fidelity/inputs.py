@@ -59,7 +59,7 @@ def intercept_doubt(smooth: Tensor) -> Tensor:
 def _shares(smooth: Tensor) -> tuple[Tensor, Tensor]:
     """Of air and lung, and of soft tissue."""
     air, soft = (
-        ((smooth >= low) & (smooth <= high)).double().mean(_PLANE) for low, high in (_AIR, _SOFT)
+        images.mean(((smooth >= low) & (smooth <= high)).float()) for low, high in (_AIR, _SOFT)
     )
     return air, soft
 
@@ -71,8 +71,8 @@ def uptake_level(x: Tensor) -> Tensor:
     grows with a wrong scale, and the median in it hardly moves.
     """
     wide = images.gaussian(x, 2.0).clamp(min=0)
-    total = wide.sum(_PLANE, dtype=torch.float64)
-    weighted = wide.square().sum(_PLANE, dtype=torch.float64) / total.clamp(min=1e-12)
+    total = images.total(wide)
+    weighted = images.total(wide.square()) / total.clamp(min=1e-12)
     inside = wide > (0.15 * weighted)[:, None, None]
     return torch.where(total > 0, images.masked_median(x, inside, LEAST), torch.nan)
 
@@ -90,20 +90,30 @@ def echo(power: Tensor, shape: Sequence[int]) -> Tensor:
     reach = min(24, height // 2, width // 2)
     floor = _EMPTY * power.mean(_PLANE, keepdim=True)
     near = _cepstrum((power + floor).clamp_(min=1e-30).log_(), height, width, reach)
-    down = torch.arange(reach)[:, None]
-    along = torch.cat([torch.arange(reach), torch.arange(1 - reach, 0)])[None]
-    lag = torch.hypot(down.float(), along.float()).to(near.device)
-    slant = ((down != 0) & (along != 0)).to(near.device)
-    found = []
-    for length in range(math.floor(_LAGS[0]), min(reach, math.ceil(_LAGS[1])) + 1):
-        ring = near[:, (lag - length).abs() <= 0.5]
-        # Rows and columns have peaks of their own: a table, a matrix that was enlarged.
-        slanted = near[:, slant & ((lag - length).abs() <= 0.5) & (lag >= _LAGS[0])]
-        if slanted.shape[1]:
-            found.append(slanted.amax(1) - ring.median(1).values)
+    near = near.flatten(1)
+    found = [
+        near[:, slanted].amax(1) - near[:, ring].median(1).values
+        for ring, slanted in _lags(reach, near.device)
+    ]
     if not found:
         return torch.full((len(near),), torch.nan, dtype=torch.float64)
     return torch.stack(found).amax(0).double()
+
+
+@functools.lru_cache(maxsize=8)
+def _lags(reach: int, device: torch.device) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Of each length: the lags of it, and those that may be an echo; places in a cepstrum."""
+    down = torch.arange(reach)[:, None]
+    along = torch.cat([torch.arange(reach), torch.arange(1 - reach, 0)])[None]
+    lag = torch.hypot(down.float(), along.float())
+    # Rows and columns have peaks of their own: a table, a matrix that was enlarged.
+    slant = (down != 0) & (along != 0) & (lag >= _LAGS[0])
+    rings = [
+        (lag - length).abs() <= 0.5
+        for length in range(math.floor(_LAGS[0]), min(reach, math.ceil(_LAGS[1])) + 1)
+    ]
+    places = [[torch.nonzero(m.flatten())[:, 0].to(device) for m in (r, r & slant)] for r in rings]
+    return tuple((ring, slanted) for ring, slanted in places if len(slanted))
 
 
 def _cepstrum(logs: Tensor, height: int, width: int, reach: int) -> Tensor:

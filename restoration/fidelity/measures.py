@@ -202,7 +202,7 @@ def _input_measures(x: Tensor, view: _View, task: RestorationTask) -> Measures:
 
 
 def _overshoot(x: Tensor, y: Tensor) -> Tensor:
-    (lowest, highest), (low, high) = (stack.flatten(1).aminmax(dim=1) for stack in (x, y))
+    (lowest, highest), (low, high) = ((s.amin(_PLANE), s.amax(_PLANE)) for s in (x, y))
     return torch.maximum(high - highest, lowest - low).clamp(min=0).double()
 
 
@@ -222,8 +222,7 @@ def _low_frequencies(view: _View, task: RestorationTask) -> Measures:
 
 def _whiteness(change: Tensor) -> Tensor:
     spread = images.deviation(change)
-    mean = change.mean(_PLANE, dtype=torch.float64)
-    return torch.where(spread > 0, mean / spread, torch.nan)
+    return torch.where(spread > 0, images.mean(change) / spread, torch.nan)
 
 
 def _energy(given: Slices, view: _View, change: Tensor, noise: Tensor) -> Tensor:
@@ -235,11 +234,11 @@ def _energy(given: Slices, view: _View, change: Tensor, noise: Tensor) -> Tensor
 def _inconsistency(x: Tensor, local: Tensor, support: Support) -> Tensor:
     """‖M(Fy − Fx)‖ / ‖M Fx‖, the mean left out of both: Parseval, so the image need not be made."""
     height, width = x.shape[-2:]
-    power = torch.fft.rfft2(x - x.mean(_PLANE, keepdim=True)).abs().square()
+    power = images.squared(torch.fft.rfft2(x - x.mean(_PLANE, keepdim=True)))
     power *= _half_mask(x, support)
     # All columns but the first, and the last of an even width, stand for two frequencies.
     power[..., 1 : (width + 1) // 2] *= 2
-    whole = power.sum(_PLANE, dtype=torch.float64).sqrt() / (height * width)
+    whole = images.total(power).sqrt() / (height * width)
     return torch.where(whole > 0, images.rms(local) / whole, torch.nan)
 
 

@@ -1,21 +1,24 @@
-"""What an MR series says about its scan: whether somebody moved, and whether tissue is in it.
+"""What an MR series says about its scan: whether somebody moved, whether tissue is in it, and
+whether it was restored before.
 
-Both are looked at in some slices of the input, at the matrix that was acquired: between its pixels
-there is nothing but interpolation.
+All slices of a series come from one scan, so that some of them answer together.
 
-*Ghosting.* Who moves during a scan leaves phase errors from line to line of k-space, and with them
-ghosts along that direction: air that is rough along one axis of the image and not along the other,
-and a magnitude that spills over the edge of the acquired band along it.
+*Ghosting.* Who moves between two lines of k-space leaves lines that do not belong together. The
+displacement alone is a phase; with the magnitude it becomes a level that jumps from line to line, at
+all frequencies along the line alike. An analysis of variance finds it: the mean over a line varies
+more than the variance within lines explains. It needs no air beside the body.
 
-*Texture.* Tissue has some detail everywhere, between edges too. A digital phantom has flat parts
-with strong edges: its quiet places are far quieter than its typical ones.
+*Texture*, at the acquired matrix: between its pixels there is nothing but interpolation. Tissue has
+some detail everywhere, between edges too. A digital phantom has flat parts with strong edges: its
+quiet places are far quieter than its typical ones.
 
-How far both differ among inputs of the training is a `ScanModel`.
+*Detail that was there.* Beyond the acquired band an input has next to nothing, and what is there has
+nothing to do with what the network puts there. In one that was restored before, it has.
+
+How far the first two differ among inputs of the training is a `ScanModel`.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import numpy.typing as npt
@@ -34,22 +37,29 @@ MOST = 8  #: slices of a series that are looked at, in the middle half of it
 WIDEST = 0.36
 _BODY = 60.0  # of an intensity of 1150
 _LEAST = 60  # pixels
-_AWAY = 2  # pixels from the body, where air is air
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the pixels of a body
 _INSIDE = 0.94  # of the edge of the acquired band: the edge itself is half there
-# Rings of frequencies along an axis in shares of the acquired band: three in it, three beyond.
-_BANDS = ((0.24, 0.48), (0.48, 0.72), (0.72, 0.92), (1.12, 1.44), (1.44, 2.4), (2.4, 4.0))
-_FLOOR = 1e-4  # of the level: without it logarithms of nothing count
+_LEARNT = (
+    0.25  # of an axis, in shares of the Nyquist frequency: lines further out are not looked at
+)
+# Shares of the lines of an axis, from the centre: the innermost hold the shape of the head alone.
+_LINES = (0.2, 0.95)
+_ALONG = 0.9  # of the other axis; of it the frequencies 0 and 1 hold the borders of the image
+_FEWEST_LINES = 12
+_DEGREES = (2, 4, 6)  # of polynomials that take the fall of the power away
+_OUTSIDE = 1.12  # of the acquired band: beyond the frequency that is half there
 
 
 def looked_at(slices: int) -> list[int]:
-    """The slices of a series that tell of the scan: evenly spread over its middle half."""
-    places = np.linspace((slices - 1) / 4, 3 * (slices - 1) / 4, MOST)
+    """The slices of a series that tell of the scan: spread over its middle half, or over more of it
+    where that has fewer than there may be."""
+    reach = max((slices - 1) / 2, min(slices, MOST) - 1)
+    places = np.linspace((slices - 1 - reach) / 2, (slices - 1 + reach) / 2, MOST)
     return [int(place) for place in np.unique(places.round())]
 
 
 def why_not(support: Support | None, shape: tuple[int, int]) -> str:
-    """Why nothing can be said of a series of this k-space; empty where something can."""
+    """Why nothing can be said of the texture of a series of this k-space; empty where it can."""
     if support is None:
         return "no empty band of k-space was found"
     shares = (2 * edge / size for edge, size in zip(_edges(support), shape, strict=True))
@@ -58,46 +68,64 @@ def why_not(support: Support | None, shape: tuple[int, int]) -> str:
     return ""
 
 
-def described(x: Tensor, planes: Tensor, support: Support) -> Row | None:
-    """How rough the air is and how the power falls, along rows and columns: (2, 9), logarithms.
+def spectra(x: Tensor) -> Tensor:
+    """The k-space of (slices, rows, columns) at an intensity of 1150, uncentred and complex."""
+    spectrum: Tensor = torch.fft.fft2(x)
+    return spectrum
 
-    `x` (slices, rows, columns) is at 1150, `planes` are the same `at_acquired_matrix`. None without
-    a body and air in the slices.
+
+def lines(spectrum: Tensor, support: Support | None) -> Row | None:
+    """How much lines of k-space differ, over what chance explains: (2, 5) logarithms of F.
+
+    Along rows, then columns: of the first and second differences from line to line, and of what is
+    left of the log power beside polynomials of three degrees. Chance is the variance within lines.
+    Inside the acquired band, at most the quarter of each axis that inputs of the training have.
+    None where these are too few.
     """
-    body = planes > _BODY
-    air = ~_near(body)
-    if body.sum() < _LEAST or air.sum() < _LEAST:
-        return None
-    level = float(planes[body].median())
-    power = torch.fft.fft2(x.double()).abs().square()
+    height, width = spectrum.shape[1:]
+    edges = [min(_LEARNT * size / 2 + 0.5, edge) for size, edge in zip(
+        (height, width), (height, width) if support is None else _edges(support), strict=True
+    )]  # fmt: skip
+    power = (spectrum.abs().square() + 1).log().double().numpy()
     found = []
-    for axis in (1, 2):
-        rough = []
-        for order in (1, 2):
-            steps = torch.diff(planes, order, axis).abs()
-            inside = air.unfold(axis, order + 1, 1).all(-1)
-            if inside.sum() < _LEAST:
-                return None
-            steps = steps[inside]
-            rough += [float(steps.square().mean().sqrt()), float(steps.median())]
-        logs = [math.log(value / level + _FLOOR) for value in rough]
-        falls = _falls(power if axis == 1 else power.transpose(1, 2), _edges(support), axis)
-        found.append([*logs, *falls])
+    for axis, (along, across) in ((1, edges), (2, edges[::-1])):
+        reach, wide = int(_LINES[1] * along), int(_ALONG * across)
+        first = 1 + int(_LINES[0] * reach)
+        if reach - first < _FEWEST_LINES - 1 or wide < _FEWEST_LINES:
+            return None
+        levels = power if axis == 1 else power.transpose(0, 2, 1)
+        # Of a real image half of k-space says all: lines of positive frequency, whole.
+        near, far = (
+            levels[:, first : reach + 1, 2 : wide + 1],
+            levels[:, first : reach + 1, -wide:-1],
+        )
+        table = np.concatenate([near, far], axis=2)
+        steps = [np.diff(table, order, axis=1) for order in (1, 2)]
+        steps = [step - step.mean((1, 2), keepdims=True) for step in steps]
+        rests = [_without(table, degree) for degree in _DEGREES]
+        found.append([_over_chance(each) for each in (*steps, *rests)])
     return np.array(found, np.float64)
 
 
-def ghosting(description: Row, model: ScanModel) -> float:
+def ghosting(lines: Row, model: ScanModel) -> float:
     """How far a series lies from those without motion, along the worse axis, in SD."""
-    return max(
-        float((apart(description, axis) - np.asarray(model.still)) @ np.asarray(model.motion))
-        for axis in (0, 1)
-    )
+    away = (lines - np.asarray(model.lines)) @ np.asarray(model.motion)
+    return float(away.max())
 
 
-def apart(description: Row, axis: int) -> Row:
-    """What a description says of motion along one axis: against the other one, and of both."""
-    own, other = description[axis], description[1 - axis]
-    return np.concatenate([own - other, (own + other) / 2])
+def detail_before(spectrum: Tensor, change: Tensor, support: Support) -> float | None:
+    """The correlation of an input and of what was done to it, beyond the acquired k-space.
+
+    `spectrum` is that of the input (slices, rows, columns), `change` the image of result - input.
+    How strongly the change was blended in does not matter. None where nothing is there.
+    """
+    height, width = change.shape[1:]
+    beyond = ~_within(height, width, support)
+    half = width // 2 + 1  # the rest is the conjugate of it
+    added = torch.fft.rfft2(change)[:, beyond[:, :half]]
+    there = spectrum[..., :half][:, beyond[:, :half]]
+    size = float(added.abs().square().sum().sqrt() * there.abs().square().sum().sqrt())
+    return float((there * added.conj()).real.sum()) / size if size > 0 else None
 
 
 def texture(planes: Tensor) -> Row | None:
@@ -108,7 +136,7 @@ def texture(planes: Tensor) -> Row | None:
     the next one, its median over that SD and its RMS over its median. The median of the slices.
     """
     body = planes > _BODY
-    inner = ~_near(~body, 1)
+    inner = ~_near(~body)
     wide = planes[:, None]
     mean, square = (F.avg_pool2d(each, 3, 1, 1)[:, 0] for each in (wide, wide.square()))
     spread = (square - mean.square()).clamp(min=0).sqrt()
@@ -144,15 +172,15 @@ def strangeness(texture: Row, model: ScanModel) -> float:
     return float(np.sqrt(away @ np.asarray(model.precision) @ away / len(away)))
 
 
-def at_acquired_matrix(x: Tensor, support: Support) -> Tensor:
-    """The magnitude of (slices, rows, columns) at about the matrix that was acquired."""
-    spectrum = torch.fft.fftshift(torch.fft.fft2(x), dim=(-2, -1))
+def at_acquired_matrix(spectra: Tensor, support: Support) -> Tensor:
+    """The magnitude of the slices of these k-spaces at about the matrix that was acquired."""
+    spectrum = torch.fft.fftshift(spectra, dim=(-2, -1))
     for axis, edge in zip((1, 2), _edges(support), strict=True):
         reach = max(4, int(_INSIDE * edge))
         middle = spectrum.shape[axis] // 2
         first = max(0, middle - reach)
         spectrum = spectrum.narrow(axis, first, min(2 * reach + 1, spectrum.shape[axis] - first))
-    size = spectrum.shape[1] * spectrum.shape[2] / (x.shape[1] * x.shape[2])
+    size = spectrum.shape[1] * spectrum.shape[2] / (spectra.shape[1] * spectra.shape[2])
     image: Tensor = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).abs() * size
     return image
 
@@ -162,14 +190,37 @@ def _edges(support: Support) -> tuple[float, float]:
     return support.rows + 0.5, support.columns + 0.5
 
 
-def _near(mask: Tensor, pixels: int = _AWAY) -> Tensor:
-    """Within so many pixels of a mask, diagonals last."""
+def _within(height: int, width: int, support: Support) -> Tensor:
+    """Frequencies up to a little beyond the acquired band: (height, width), uncentred."""
+    inside = [
+        torch.fft.fftfreq(size, d=1 / size).abs() <= _OUTSIDE * edge
+        for size, edge in zip((height, width), _edges(support), strict=True)
+    ]
+    both: Tensor = inside[0][:, None] & inside[1][None]
+    return both
+
+
+def _without(table: Row, degree: int) -> Row:
+    """(slices, lines, frequencies) without the polynomial along the lines that fits best."""
+    places = np.linspace(-1, 1, table.shape[1])
+    basis = np.linalg.qr(np.vander(places, degree + 1))[0]
+    rest: Row = table - np.einsum("lk,mk,smf->slf", basis, basis, table, optimize=True)
+    return rest
+
+
+def _over_chance(table: Row) -> float:
+    """log F: the variance of the means of lines over what that within lines makes of them."""
+    means = table.mean(2)
+    within = (table - means[:, :, None]).var() / (table.shape[2] - 1)
+    return float(np.log((np.square(means).mean() + 1e-12) / (within + 1e-12)))
+
+
+def _near(mask: Tensor) -> Tensor:
+    """A mask and the four neighbours of each of its pixels."""
     near = mask.float()[:, None]
-    for _ in range(pixels):
-        along = F.max_pool2d(near, (1, 3), 1, (0, 1))
-        near = torch.maximum(along, F.max_pool2d(near, (3, 1), 1, (1, 0)))
-    inside: Tensor = near[:, 0] > 0
-    return inside
+    along = F.max_pool2d(near, (1, 3), 1, (0, 1))
+    grown: Tensor = torch.maximum(along, F.max_pool2d(near, (3, 1), 1, (1, 0)))[:, 0] > 0
+    return grown
 
 
 def _diagonal(plane: Tensor, inside: Tensor) -> Tensor:
@@ -177,21 +228,3 @@ def _diagonal(plane: Tensor, inside: Tensor) -> Tensor:
     detail = (plane[:-1, :-1] + plane[1:, 1:] - plane[:-1, 1:] - plane[1:, :-1]).abs() / 2
     values: Tensor = detail[inside[:-1, :-1] & inside[1:, 1:]]
     return values
-
-
-def _falls(power: Tensor, edges: tuple[float, float], axis: int) -> list[float]:
-    """The mean logarithm of the power (slices, rows, columns) along rows, from ring to ring.
-
-    Of low column frequencies, since columns were truncated too; relative to the innermost ring.
-    """
-    along, across = edges if axis == 1 else edges[::-1]
-    height, width = power.shape[1:]
-    low = torch.arange(1, max(2, int(0.48 * across)) + 1)
-    columns = torch.cat([low, width - low])
-    frequency = torch.fft.fftfreq(height, d=1 / height).abs() / along
-    levels = []
-    for start, stop in _BANDS:
-        rows = torch.nonzero((frequency > start) & (frequency < stop))[:, 0]
-        ring = power.index_select(1, rows).index_select(2, columns)
-        levels.append(float((ring + 1e-9).log().mean()) if len(rows) else math.nan)
-    return [level - levels[0] for level in levels[1:]]

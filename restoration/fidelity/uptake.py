@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from restoration.fidelity import images
-from restoration.lowpass import smoothing_matrix
+from restoration.lowpass import reach, smoothing_matrix
 
 Volume = npt.NDArray[np.float32]
 Voxels = npt.NDArray[np.int64]
@@ -59,9 +59,13 @@ def local_change(before: Volume, after: Volume) -> npt.NDArray[np.float64]:
     Around: under a Gaussian of 4 voxels in all three directions; uptake below 0.5 SUV counts as
     that. The total of a long scan hides a region whose activity changes, its surroundings do not.
     """
-    moved, known = (_smoothed(volume, (_NEAR,) * 3) for volume in (after - before, before))
-    share = np.abs(moved) / np.maximum(known, np.float32(_LEAST_SUV))
-    found: npt.NDArray[np.float64] = 100 * share.max(axis=(1, 2)).astype(np.float64)
+    x, y = (torch.from_numpy(np.ascontiguousarray(volume)) for volume in (before, after))
+    through = _matrix(len(before), _NEAR)
+    moved, known = (
+        torch.tensordot(through, images.gaussian(stack, _NEAR), 1) for stack in (y - x, x)
+    )
+    share = moved.abs_().div_(known.clamp_(min=_LEAST_SUV)).amax((1, 2))
+    found: npt.NDArray[np.float64] = 100 * share.double().numpy()
     return found
 
 
@@ -77,11 +81,28 @@ def injected_share(volume: Volume, spacing_mm: Spacing, weight_kg: float) -> flo
 
 def hot_regions(before: Volume, after: Volume, spacing_mm: Spacing) -> list[HotRegion]:
     """Connected regions above HOT_SUV and one millilitre of volumes (slices, rows, columns)."""
-    drawn = _smoothed((before + after) / np.float32(2), (_DRAWN,) * 3)
+    between = (before + after) / np.float32(2)
+    # A mean of its surroundings: no voxel is hot that has no hotter one within the kernel.
+    box = _around(between > HOT_SUV, reach(_DRAWN))
+    if box is None:
+        return []
+    drawn = np.zeros_like(between)
+    drawn[box] = _smoothed(between, (_DRAWN,) * 3, box)
     voxel = float(np.prod(spacing_mm))
     widths = tuple(float(_PEAK_MM / size) for size in spacing_mm)
     regions = [where for where in components(drawn > HOT_SUV) if len(where) * voxel >= LEAST_MM3]
     return [_changed(where, (before, after), drawn, widths, voxel) for where in regions]
+
+
+def _around(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, ...] | None:
+    """The smallest box around what is in a mask, with a margin; None for an empty one."""
+    box = []
+    for axis, size in enumerate(mask.shape):
+        places = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        if not len(places):
+            return None
+        box.append(slice(max(0, int(places[0]) - margin), min(size, int(places[-1]) + 1 + margin)))
+    return tuple(box)
 
 
 def worst_by_slice(
@@ -156,33 +177,23 @@ def _changed(
     )
 
 
-def _smoothed(
-    volume: Volume, widths: Sequence[float], box: tuple[slice, ...] = (slice(None),) * 3
-) -> Volume:
+def _smoothed(volume: Volume, widths: Sequence[float], box: tuple[slice, ...]) -> Volume:
     """A part of a volume smoothed by a Gaussian of these widths in voxels; mirrored at its ends."""
-    if all(part == slice(None) for part in box) and widths[1] == widths[2]:
-        planes = images.gaussian(torch.from_numpy(np.ascontiguousarray(volume)), widths[1])
-        through = _matrix(len(volume), widths[0])
-        return (through @ planes.flatten(1)).reshape(volume.shape).numpy()
     through, rows, columns = (
         _matrix(size, float(width))[part]
         for size, width, part in zip(volume.shape, widths, box, strict=True)
     )
     # What is further away than the kernel reaches has a weight of zero.
-    near = [_reached(matrix) for matrix in (through, rows, columns)]
-    part = torch.from_numpy(np.ascontiguousarray(volume[tuple(near)]))
-    planes = rows[:, near[1]] @ part @ columns[:, near[2]].T
-    shape = (len(through), *planes.shape[1:])
-    smooth: Volume = (through[:, near[0]] @ planes.flatten(1)).reshape(shape).numpy()
+    near = tuple(
+        slice(max(0, part.start - reach(width)), min(size, part.stop + reach(width)))
+        for size, width, part in zip(volume.shape, widths, box, strict=True)
+    )
+    part = torch.from_numpy(np.ascontiguousarray(volume[near]))
+    planes = rows[:, near[1]] @ (part @ columns[:, near[2]].T)
+    smooth: Volume = torch.tensordot(through[:, near[0]], planes, 1).numpy()
     return smooth
 
 
 @functools.lru_cache(maxsize=64)
 def _matrix(size: int, sigma: float) -> torch.Tensor:
     return torch.from_numpy(smoothing_matrix(size, sigma)).float()
-
-
-def _reached(matrix: torch.Tensor) -> slice:
-    """The columns of a matrix that are not all zero."""
-    places = torch.nonzero(matrix.any(0))[:, 0]
-    return slice(int(places[0]), int(places[-1]) + 1)

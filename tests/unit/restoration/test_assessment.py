@@ -48,6 +48,15 @@ def test_the_same_arguments_give_the_same_verdict(restorer: Restorer) -> None:
     assert restorer.assess(x, made, "ct_denoise") == restorer.assess(x, made, "ct_denoise")
 
 
+def test_a_slice_is_looked_at_again_alike_in_any_company(restorer: Restorer) -> None:
+    x = ct()
+    made = restorer.restore(x, "ct_denoise")
+    together = restorer.probe(x, made, "ct_denoise", [0, 3])
+    alone = [restorer.probe(x, made, "ct_denoise", [index]) for index in (0, 3)]
+    for name, measured in together.items():
+        assert measured.values == tuple(each[name].values[0] for each in alone), name
+
+
 @pytest.mark.parametrize("bit", [0, 13, 23, 30, 31])
 def test_one_flipped_bit_of_one_weight_is_found(restorer: Restorer, bit: int) -> None:
     x = ct(2)

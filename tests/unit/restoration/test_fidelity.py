@@ -225,6 +225,18 @@ def test_a_part_is_smoothed_as_all_of_its_volume_is() -> None:
     np.testing.assert_allclose(found, expected[box], rtol=1e-5)
 
 
+@pytest.mark.parametrize("corner", [(0, 0, 0), (3, 20, 9), (5, 28, 24)])
+def test_hot_regions_are_those_of_all_of_the_volume_smoothed(corner: tuple[int, ...]) -> None:
+    """Wherever in it they lie, though only what surrounds them is looked at."""
+    volume = np.random.default_rng(0).random((9, 33, 30)).astype(np.float32)
+    volume[tuple(slice(at, at + 5) for at in corner)] += 4
+    drawn = ndimage.gaussian_filter(volume.astype(float), 1.0, mode="reflect")
+    (region,) = uptake.hot_regions(volume, volume, (4.0, 4.0, 4.0))
+    assert region.volume_mm3 == 64 * (drawn > 2.5).sum()
+    assert region.slices == tuple(np.flatnonzero((drawn > 2.5).any((1, 2))))
+    assert uptake.hot_regions(volume / 2, volume / 2, (4.0, 4.0, 4.0)) == []
+
+
 def test_a_small_hot_region_is_compared_without_its_noise() -> None:
     before, after = pet_pair()
     voxels = (2.0, 2.0, 2.0)  # mm: the same ball has 4 ml

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from restoration.lowpass import low_frequency_change
+from restoration.lowpass import kept_of_modes, low_frequency_change, smoothing_matrix
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40))
 WIDTHS = st.tuples(*[st.sampled_from([0.0, 0.7, 1.5, 4.0])] * 3)
@@ -75,3 +75,13 @@ def test_widths_that_are_none_are_refused(sigma: tuple[float, ...]) -> None:
 
     with pytest.raises(ValueError, match="three widths"):
         low_frequency_change(x, y, sigma)
+
+
+@pytest.mark.parametrize("size", [1, 7, 48])
+@pytest.mark.parametrize("sigma", [0.0, 0.7, 4.0, 30.0])
+def test_cosine_modes_are_only_scaled(size: int, sigma: float) -> None:
+    modes = np.cos(np.pi / size * np.arange(size)[:, None] * (np.arange(size) + 0.5))
+
+    smoothed = modes @ smoothing_matrix(size, sigma).T
+
+    np.testing.assert_allclose(smoothed, kept_of_modes(size, sigma)[:, None] * modes, atol=1e-12)

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from dicom_node.errors import LedgerError
 from dicom_node.ledger import intake, reports
 from dicom_node.ledger.tables import InstanceState, open_ledger, reading
-from dicom_node.ledger.writer import Writer
+from dicom_node.ledger.writer import CHECKPOINT_PAGES, Writer
 from tests.unit.dicom_node.ledger.examples import NOW, instance
 
 
@@ -55,6 +55,21 @@ def test_only_the_writer_s_own_commits_are_not_flushed(engine: Engine) -> None:
         with reading(engine) as connection:
             assert connection.scalar(text("PRAGMA synchronous")) == 2
     assert _levels(writer) == (1, "wal")
+
+
+@on_sqlite
+def test_its_log_grows_to_the_limit_and_no_further(engine: Engine) -> None:
+    writer, sizes = Writer(engine), list[int]()
+    # The header, and one with each page (SQLite, "WAL File Format").
+    limit = 32 + CHECKPOINT_PAGES * (4096 + 24)
+    with writer.writing() as connection:
+        connection.execute(text("CREATE TABLE filler (octets BLOB)"))
+    for _ in range(30):
+        with writer.writing() as connection:
+            connection.execute(text("INSERT INTO filler VALUES (zeroblob(1000000))"))
+        sizes.append(os.path.getsize(f"{engine.url.database}-wal"))
+    assert limit - 2_000_000 < max(sizes) < limit + 2_000_000
+    writer.close()
 
 
 def test_everybody_sees_a_commit_at_once(engine: Engine, ledger_url: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from dicom_node.dicom.header import Shared
+from dicom_node.dicom.sharing import Shared
 from dicom_node.dicom.volume import read_slice_header
 
 # Elements that headers of a series have in common, or may yet.
@@ -15,7 +15,7 @@ _MOST_SHARED = 4000
 
 
 class HeadersAhead:
-    """The headers of series by file, so many in all; each takes some 20 kB."""
+    """The headers of series by file, so many in all; each takes some 6 kB."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -27,7 +27,7 @@ class HeadersAhead:
 
         Where there are too many, those of the series that came first are let go.
         """
-        headers, shared = self._of.setdefault(series_uid, ({}, {}))
+        headers, shared = self._of.setdefault(series_uid, ({}, Shared()))
         if path in headers:
             return headers[path]
         if len(shared) > _MOST_SHARED:
@@ -40,7 +40,7 @@ class HeadersAhead:
 
     def of(self, series_uid: str) -> Mapping[Path, Dataset]:
         """Those of a series; they are to be read, not written."""
-        return self._of.get(series_uid, ({}, {}))[0]
+        return self._of[series_uid][0] if series_uid in self._of else {}
 
     def keep_only(self, series_uids: Set[str]) -> None:
         """Let the headers of all other series go."""
@@ -49,6 +49,6 @@ class HeadersAhead:
 
     def taken(self, series_uid: str) -> Mapping[Path, Dataset]:
         """Those of a series, which are not kept any more."""
-        headers, _ = self._of.pop(series_uid, ({}, {}))
+        headers, _ = self._of.pop(series_uid, ({}, None))
         self._count -= len(headers)
         return headers

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pydicom import dcmread
-from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
@@ -29,6 +29,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, SecondaryCaptureImageStorage
 
 from dicom_node.dicom.image_classes import CLASSES
+from dicom_node.dicom.sharing import Shared, element_key
 from dicom_node.errors import UnreadableInstanceError
 
 __all__ = [
@@ -69,13 +70,6 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF  # PS3.5 7.1.1
 # PS3.5 6.1.2.3: whose values Specific Character Set speaks of.
 _TEXT = frozenset({"SH", "LO", "ST", "LT", "UC", "UT", "PN"})
 _STORED = "stored_bytes"
-# What `lossy.record` corrects in a header: Lossy Image Compression, its ratio and method.
-_CHANGED = frozenset({0x00282110, 0x00282112, 0x00282114})
-
-#: What an element was converted from: tag, VR, bytes, encoding, character set.
-ElementKey = tuple[int, str | None, bytes, bool, bool, str]
-#: Elements that headers of one series have in common.
-Shared = dict[ElementKey | None, DataElement]
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 # PS3.3 C.7.6.1.1.2 and C.8.2.1.1.1: words of Image Type that name no acquired slice.
@@ -150,8 +144,8 @@ def read_dataset(
     """Read a PS3.10 file, each element converted or left out. Errors as for `read_header`.
 
     Headers of one series that are read with the same *shared* have the elements in common whose
-    bytes are the same: a hundred kilobytes each are ten, and none is converted twice. Such headers
-    are to be read, not written.
+    bytes are the same: fifty kilobytes each are five, and none is converted twice. Such headers
+    are to be read, not written; their file meta information tells no slice from another.
 
     Raises UnreadableInstanceError too where an attribute of *decisive* would be left out: without
     it, the rest would mean something else.
@@ -219,10 +213,9 @@ def convert_all(
     """
     for tag in list(dataset.keys()):
         raw = _raw(dataset, tag)
-        key = None if shared is None else _key(dataset, raw)
-        if shared is not None and key in shared:
-            element = shared[key]
-            dataset._dict[element.tag] = element
+        key = None if shared is None else element_key(dataset, raw)
+        if shared is not None and key is not None and key in shared.elements:
+            dataset._dict[tag] = shared.elements[key]
             continue
         try:
             element = dataset[tag]
@@ -237,37 +230,10 @@ def convert_all(
                 convert_all(item, decisive)
         elif element.VR in _TEXT and isinstance(raw, RawDataElement):
             element.__dict__[_STORED] = raw.value
-        if shared is not None and key is not None and not isinstance(element.value, DicomSequence):
-            shared[key] = element
+        if shared is not None and key is not None:
+            shared.elements[key] = element
     if shared is not None:
-        # Each element that is shared brings its tag with it: a hundred of them are 8 kB.
-        dataset._dict = {element.tag: element for element in dataset._dict.values()}
-
-
-def _key(dataset: Dataset, raw: Any) -> ElementKey | None:
-    """What an element is converted from; None where other elements have a say, or it may change."""
-    if not isinstance(raw, RawDataElement) or not isinstance(raw.value, bytes):
-        return None
-    if raw.VR in (None, "UN") and (raw.tag.is_private or " or " in _dictionary_vr(raw.tag)):
-        return None
-    if raw.VR == "SQ" or raw.tag in _CHANGED:
-        return None
-    return (
-        int(raw.tag),
-        raw.VR,
-        raw.value,
-        raw.is_implicit_VR,
-        raw.is_little_endian,
-        str(dataset._character_set),
-    )
-
-
-def _dictionary_vr(tag: BaseTag) -> str:
-    """As PS3.6 gives it, "US or SS" where that hangs on another element; "or" for none."""
-    try:
-        return dictionary_VR(tag)
-    except KeyError:
-        return " or "
+        shared.lay_over(dataset)
 
 
 def as_stored(dataset: Dataset) -> None:

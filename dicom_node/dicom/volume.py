@@ -18,10 +18,11 @@ from pydicom.dataset import Dataset
 
 from dicom_node.dicom import geometry, lossy, multiframe, pixels
 from dicom_node.dicom.division import Judgement, judge
-from dicom_node.dicom.header import Shared, number, read_dataset, read_pixels, text
+from dicom_node.dicom.header import number, read_dataset, read_pixels, text
 from dicom_node.dicom.pixels import Rescale
 from dicom_node.dicom.planes import OnDemand, Planes
 from dicom_node.dicom.scratch import Scratch
+from dicom_node.dicom.sharing import Shared
 from dicom_node.dicom.suv import suv_factor
 from dicom_node.errors import RefusedError
 from dicom_node.settings import PolicySettings
@@ -119,7 +120,7 @@ def load_volumes(
     Raises RefusedError where no volume may be restored, UnreadableInstanceError where a file
     does not parse or its pixels do not decode.
     """
-    shared: Shared = {}
+    shared = Shared()
     before = known or {}
     headers = [
         before[path] if path in before else read_slice_header(path, shared) for path in paths

@@ -19,7 +19,8 @@ from pydicom.uid import (
 )
 
 from dicom_node.dicom import header
-from dicom_node.dicom.header import Shared, read_dataset
+from dicom_node.dicom.header import read_dataset
+from dicom_node.dicom.sharing import Shared
 from dicom_node.errors import UnreadableInstanceError
 from tests.factories import make_series, write_series
 
@@ -217,7 +218,7 @@ def test_spoiled_bytes_end_in_a_header_or_in_unreadable(
 
 def test_headers_of_one_series_share_what_is_the_same_and_nothing_else(tmp_path: Path) -> None:
     paths = write_series(make_series("CT", slices=4, rows=16, script="japanese"), tmp_path)
-    shared: Shared = {}
+    shared = Shared()
     together = [read_dataset(path, pixels=False, shared=shared) for path in paths]
     alone = [read_dataset(path, pixels=False) for path in paths]
     for ours, theirs in zip(together, alone, strict=True):

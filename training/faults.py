@@ -51,6 +51,8 @@ class Fault:
     size: str
     tasks: tuple[RestorationTask, ...]
     plant: Callable[[Series, np.random.Generator], Planted | None]
+    #: Tasks in which it is a matter of the scan: planted into whole series, which answer as such.
+    scans: tuple[RestorationTask, ...] = ()
 
 
 def finished_faults() -> Iterator[Fault]:

@@ -45,7 +45,7 @@ class Extent:
     planted: int = 1  #: series of a subject that faults are planted into, long ones first
     network_series: int = 9  #: of a task, for faults that run the network
     scans: int = 5  #: of each series of MR: as it is, and moved between scans with new noise
-    network_slices: int = 2  #: of those series
+    network_slices: int = 2  #: of those series, where a fault is no matter of the whole scan
     seed: int = 0
 
 
@@ -177,10 +177,14 @@ def _of_task(
         return clean, faulty
     ranked = _ranked(series)
     harmed = [each for rank, each in ranked if rank < extent.planted]
-    some = _some(ranked, extent)
+    scans = [each for _, each in ranked[: extent.network_series]]
+    some = [_middle(each, extent.network_slices) for each in scans]
     faults = [
         *((fault, harmed) for fault in finished_faults()),
-        *((fault, some) for fault in network_faults(restorer, cache)),
+        *(
+            (fault, scans if task in fault.scans else some)
+            for fault in network_faults(restorer, cache)
+        ),
     ]
     for done, (fault, into) in enumerate(faults):
         if progress is not None:
@@ -267,12 +271,6 @@ def _ranked(series: Sequence[Series]) -> list[tuple[int, Series]]:
         rank = taken[each.subject] = taken.get(each.subject, -1) + 1
         ranked.append((rank, each))
     return sorted(ranked, key=lambda pair: pair[0])
-
-
-def _some(ranked: Sequence[tuple[int, Series]], extent: Extent) -> list[Series]:
-    """As many series as there may be, of as many subjects as there are: their middles."""
-    chosen = [each for _, each in ranked[: extent.network_series]]
-    return [_middle(each, extent.network_slices) for each in chosen]
 
 
 def _middle(series: Series, most: int) -> Series:

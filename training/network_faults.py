@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import EllipsisType
 from unittest import mock
@@ -78,12 +79,15 @@ def network_faults(restorer: Restorer, cache: Path | None = None) -> Iterator[Fa
     yield Fault("weights flipped", "exponent bit", (CT, MR, PET), _flipped(bench))
     yield Fault("other domain", "sharp kernel", (CT,), _input(bench, sharpened))
     yield Fault("other domain", "edge-enhancing kernel", (CT,), _input(bench, edged))
-    yield Fault("other domain", "already restored", (CT, MR, PET), _restored_twice(bench))
-    yield Fault("other domain", "full quality", (CT, MR, PET), _full_quality(bench))
+    yield Fault("other domain", "already restored", (CT, MR, PET), _restored_twice(bench), (MR,))
+    yield Fault("other domain", "full quality", (CT, MR, PET), _full_quality(bench), (MR,))
     yield Fault("other domain", "noise-free phantom", (CT, MR, PET), _phantom(bench))
     yield Fault("other domain", "head phantom with noise", (MR,), _phantom(bench, noisy=True))
-    yield Fault("other domain", "motion", (CT, MR), _motion(bench))
-    yield Fault("other domain", "motion, breathing", (MR,), _breathing(bench))
+    yield Fault("other domain", "motion", (CT,), _double(bench))
+    for pixels in (1.0, 2.0):
+        moved = partial(restless, pixels=pixels)
+        yield Fault("other domain", f"motion, {pixels:g} px", (MR,), _moved(bench, moved), (MR,))
+    yield Fault("other domain", "motion, breathing", (MR,), _moved(bench, breathing), (MR,))
     for size in (2.0, 5.0):
         yield Fault("adversarial noise", f"{size:g} HU", (CT,), _adversarial(bench, size))
 
@@ -213,21 +217,22 @@ def _phantom(bench: Bench, noisy: bool = False) -> Callable[..., Planted | None]
     return plant
 
 
-def _motion(bench: Bench) -> Callable[..., Planted | None]:
-    """MR: each line of k-space saw another position; CT: two positions in one image."""
+def _double(bench: Bench) -> Callable[..., Planted | None]:
+    """CT: two positions in one image."""
 
-    def plant(series: Series, rng: np.random.Generator) -> Planted | None:
-        if series.task is CT:
-            moved = np.roll(series.lq, (3, 4), axis=(1, 2))
-            return _all(bench.again(series, ((series.lq + moved) / 2).astype(np.float32)))
-        return _all(bench.again(series, restless(series.lq, rng)))
+    def plant(series: Series, _: np.random.Generator) -> Planted | None:
+        moved = np.roll(series.lq, (3, 4), axis=(1, 2))
+        return _all(bench.again(series, ((series.lq + moved) / 2).astype(np.float32)))
 
     return plant
 
 
-def _breathing(bench: Bench) -> Callable[..., Planted | None]:
+def _moved(bench: Bench, motion: Callable[..., Volume]) -> Callable[..., Planted | None]:
+    """MR: each line of k-space saw another position, in every slice; the axis is drawn."""
+
     def plant(series: Series, rng: np.random.Generator) -> Planted | None:
-        return _all(bench.again(series, breathing(series.lq, rng)))
+        axis = int(rng.integers(1, 3))
+        return _all(bench.again(series, motion(series.lq, rng, axis=axis)))
 
     return plant
 

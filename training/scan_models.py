@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,9 +10,9 @@ import numpy.typing as npt
 import torch
 
 from restoration.fidelity import ScanModel, scans
-from restoration.kspace import Support, empty_band
+from restoration.kspace import empty_band
 from restoration.tasks import RestorationTask, intensity_scale
-from training.motion import restless
+from training.motion import breathing, restless
 
 Volume = npt.NDArray[np.float32]
 Row = npt.NDArray[np.float64]
@@ -37,8 +38,8 @@ def parts(x: Volume) -> Iterator[Volume]:
 def learn(series: Sequence[Volume]) -> ScanModel:
     """The model of inputs (slices, rows, columns) in the units of their own.
 
-    Motion is simulated: each line of k-space at a place of its own, along either axis. Raises
-    ValueError where fewer than 20 of them show a body with air beside it.
+    Motion is simulated along either axis: each line of k-space at a place of its own, or breathing.
+    Raises ValueError where fewer than 20 of them show a body.
     """
     rng = np.random.default_rng(_SEED)
     textures, still, shifts = [], [], []
@@ -48,11 +49,11 @@ def learn(series: Sequence[Volume]) -> ScanModel:
             continue
         texture, before = seen
         textures.append(texture)
-        still += [scans.apart(before, axis) for axis in (0, 1)]
-        for axis in (0, 1):
-            after = _seen(restless(x, rng, axis=axis + 1))
+        still += list(before)
+        for axis, move in itertools.product((0, 1), (restless, breathing)):
+            after = _lines(move(x, rng, axis=axis + 1))
             if after is not None:
-                shifts.append(scans.apart(after[1], axis) - scans.apart(before, axis))
+                shifts.append(after[axis] - before[axis])
     if len(textures) < _LEAST or not shifts:
         raise ValueError(f"{len(textures)} parts of series are too few to say what scans are like")
     precision = np.linalg.inv(_covariance(textures))
@@ -68,20 +69,25 @@ def learn(series: Sequence[Volume]) -> ScanModel:
 
 
 def _seen(x: Volume) -> tuple[Row, Row] | None:
-    """Texture and `scans.described` of a series; None where one of them cannot be had."""
+    """Texture and `scans.lines` of a series; None where one of them cannot be had."""
     support = empty_band(torch.from_numpy(x))
     rows, columns = x.shape[1:]
     if support is None or scans.why_not(support, (rows, columns)):
         return None
-    return _described(x, support)
+    spectrum = _spectrum(x)
+    texture = scans.texture(scans.at_acquired_matrix(spectrum, support))
+    lines = scans.lines(spectrum, support)
+    return None if texture is None or lines is None else (texture, lines)
 
 
-def _described(x: Volume, support: Support) -> tuple[Row, Row] | None:
+def _lines(x: Volume) -> Row | None:
+    """The same of a series with motion, whose magnitude may fill all of k-space."""
+    return scans.lines(_spectrum(x), empty_band(torch.from_numpy(x)))
+
+
+def _spectrum(x: Volume) -> torch.Tensor:
     scale = intensity_scale(x, RestorationTask.MRI_SR)
-    chosen = torch.from_numpy(x[scans.looked_at(len(x))]) * scale
-    planes = scans.at_acquired_matrix(chosen, support)
-    texture, described = scans.texture(planes), scans.described(chosen, planes, support)
-    return None if texture is None or described is None else (texture, described)
+    return scans.spectra(torch.from_numpy(x[scans.looked_at(len(x))]) * scale)
 
 
 def _covariance(rows: Sequence[Row]) -> Row:

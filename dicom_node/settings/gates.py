@@ -14,9 +14,9 @@ GATES = (
     "hu_bias_soft", "hu_bias_bone", "whiteness", "edge_correlation", "structure",
     "residual_energy", "network_drift", "network_energy", "activity", "local_activity", "hot_suv",
     "hot_suv_small", "hot_peak", "data_consistency", "noise_level", "intensity", "units", "echo",
-    "empty_band", "ghosting", "texture", "likeness", "sharpness", "cleanness", "domain", "routing",
-    "latent", "reference", "continuity", "slice_order", "idempotence", "perturbation", "weights",
-    "guard",
+    "empty_band", "ghosting", "texture", "restored_before", "likeness", "sharpness", "cleanness",
+    "domain", "routing", "latent", "reference", "continuity", "slice_order", "idempotence",
+    "perturbation", "weights", "guard",
 )  # fmt: skip
 
 Action = Literal["pass", "warn", "hold", "refuse"]

@@ -4,16 +4,16 @@ whether it was restored before.
 All slices of a series come from one scan, so that some of them answer together.
 
 *Ghosting.* Who moves between two lines of k-space leaves lines that do not belong together. The
-displacement alone is a phase; with the magnitude it becomes a level that jumps from line to line, at
-all frequencies along the line alike. An analysis of variance finds it: the mean over a line varies
-more than the variance within lines explains. It needs no air beside the body.
+displacement alone is a phase; with the magnitude it becomes a level that jumps from line to line,
+at all frequencies along the line alike. An analysis of variance finds it: the mean over a line
+varies more than the variance within lines explains. It needs no air beside the body.
 
 *Texture*, at the acquired matrix: between its pixels there is nothing but interpolation. Tissue has
 some detail everywhere, between edges too. A digital phantom has flat parts with strong edges: its
 quiet places are far quieter than its typical ones.
 
-*Detail that was there.* Beyond the acquired band an input has next to nothing, and what is there has
-nothing to do with what the network puts there. In one that was restored before, it has.
+*Detail that was there.* Beyond the acquired band an input has next to nothing, and what is there
+has nothing to do with what the network puts there. In one that was restored before, it has.
 
 How far the first two differ among inputs of the training is a `ScanModel`.
 """

@@ -115,7 +115,7 @@ __all__ = [
     "read_manifest",
 ]
 
-_PROBED_AT_ONCE = 8  # slices that nothing of their volume enters
+_PROBED_AT_ONCE = 4  # slices that nothing of their volume enters
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -232,9 +233,11 @@ def _measure_slices(
 class _Slices:
     """What is gathered slice by slice; thumbnails go as soon as their neighbours have come."""
 
-    values: list[dict[str, float]] = field(default_factory=list)
+    #: By name; plain numbers, where a dictionary of objects for each slice takes ten times as much.
+    values: dict[str, array[float]] = field(default_factory=dict)
     features: list[tuple[float, ...]] = field(default_factory=list)
-    broken: list[float] = field(default_factory=list)  #: pixels of the result that are not finite
+    #: Pixels of the result that are not finite.
+    broken: array[float] = field(default_factory=lambda: array("d"))
     _order: list[Tensor] = field(default_factory=list)
     _continuity: list[Tensor] = field(default_factory=list)
     _small: list[tuple[Volume, Volume]] = field(default_factory=list)
@@ -243,21 +246,21 @@ class _Slices:
 
     def add(self, made: SliceMeasures, broken: float) -> None:
         """Take the next slice."""
-        self.values.append(made.values)
+        if not self.values:
+            self.values = {name: array("d") for name in made.values}
+        for name, column in self.values.items():
+            column.append(made.values[name])
         self.features.append(made.features)
         self.broken.append(broken)
         self._small.append((made.before, made.after))
-        if len(self.values) == self._compared + _BLOCK + series.REACH:
+        if len(self.broken) == self._compared + _BLOCK + series.REACH:
             self._compare(self._compared + _BLOCK)
 
     def found(self) -> dict[str, Measured]:
         """The values of all slices by name, with those that need their neighbours."""
-        while self._compared < len(self.values):
-            self._compare(min(self._compared + _BLOCK, len(self.values)))
-        found = {
-            name: _per_slice(np.array([each[name] for each in self.values]))
-            for name in self.values[0]
-        }
+        while self._compared < len(self.broken):
+            self._compare(min(self._compared + _BLOCK, len(self.broken)))
+        found = {name: _per_slice(np.array(column)) for name, column in self.values.items()}
         found["slice_order"] = _of_neighbours(torch.cat(self._order))
         found["continuity"] = _of_neighbours(torch.cat(self._continuity))
         return found

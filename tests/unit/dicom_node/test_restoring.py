@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from dataclasses import replace
+import tracemalloc
+from dataclasses import dataclass, replace
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -13,8 +15,10 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from benchmarks.restored_series import write_bundle_of
 from dicom_node.dicom.derived import quantise
 from dicom_node.dicom.reports import GateValue
+from dicom_node.dicom.scratch import Scratch
 from dicom_node.dicom.volume import load_volumes
 from dicom_node.errors import RefusedError
 from dicom_node.inference import (
@@ -174,6 +178,65 @@ def test_the_scale_of_each_volume_of_an_mr_image_is_kept_and_gives_its_pixels_ag
         assert again.diagnostics["intensity_scale"] == pytest.approx(scale)
         for mine, theirs in zip(quantise(series, again.array).frames, restored.frames, strict=True):
             np.testing.assert_array_equal(mine.stored, theirs.stored)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_slice_more_takes_a_few_kilobytes_and_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every array in a file, as those of long series are.
+    monkeypatch.setitem(Scratch.__init__.__kwdefaults__, "large", 1)
+    engine = LocalEngine.open(str(write_bundle_of("small", tmp_path / "bundle")), device="cpu")
+    paths = write_series(make_series("CT", slices=56, rows=96), tmp_path)
+    held_by(paths[:2], engine, tmp_path)  # what is loaded or made at the first use
+    few, many = (held_by(paths[:count], engine, tmp_path) for count in (16, 56))
+    assert (many.python - few.python) / 40 < 10_000
+    assert (many.python_at_most - few.python_at_most) / 40 < 20_000
+    # A slice is 92 kB in physical units, restored and delivered; a page may be one of 2 MB.
+    assert many.mapped_at_most - few.mapped_at_most < 2 * 2**20
+
+
+@dataclass(frozen=True)
+class Held:
+    """Octets that a job holds when its first instance is made, and at most while it is restored."""
+
+    python: int
+    python_at_most: int
+    mapped_at_most: int
+
+
+def held_by(paths: list[Path], engine: LocalEngine, work: Path) -> Held:
+    """What the restoration of these files takes, counted each time that pages are let go."""
+    mapped, release = [0], Scratch.release
+
+    def counted(scratch: Scratch) -> None:
+        mapped.append(resident_mapped())
+        release(scratch)
+
+    gc.collect()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Scratch, "release", counted)
+        tracemalloc.start()
+        try:
+            settings = NodeSettings.model_validate({"policy": {"domain": "warn"}})
+            made = restore_series(paths, "ct_denoise", engine, settings, work=work, created=NOW)
+            next(made.instances)
+            _, at_most = tracemalloc.get_traced_memory()
+            gc.collect()
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        for instance in made.instances:
+            del instance
+    return Held(held, at_most, max(mapped))
+
+
+def resident_mapped() -> int:
+    """Octets of files without a name that are in the memory of this process."""
+    parts = re.split(r"(?m)^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text())
+    nameless = (part for part in parts if "(deleted)" in part.split("\n", 1)[0])
+    return sum(1024 * int(part.split("\nRss:")[1].split()[0]) for part in nameless)
 
 
 def test_frames_of_one_image_have_seeds_of_their_own() -> None:

@@ -32,8 +32,9 @@ from dicom_node.spool import Spool
 
 # A source that did not answer holds up every series at each look; it is left alone for so long.
 _NOT_ASKED_AGAIN_S = 60.0
-# Headers that are read ahead in one look, and that are kept; more than that is not little.
-_LITTLE = 40
+# So many instances between two looks are little; so many headers are read ahead in one look, and
+# so many are kept.
+_LITTLE, _AT_ONCE = 40, 100
 _MOST_HEADERS = 1000
 
 Ask = Callable[[SourceQuery, str, str], SourceCount]
@@ -152,7 +153,7 @@ class Assembler:
         # What was left open as it stood, and until when nothing but a change of it matters.
         self._left_open: dict[str, tuple[SeriesProgress, float]] = {}
         self._silent_until: dict[str, float] = {}
-        self._ahead, self._read_to = HeadersAhead(_MOST_HEADERS), 0
+        self._ahead, self._read_to, self._newest = HeadersAhead(_MOST_HEADERS), 0, 0
 
     def tick(self, now: float) -> int:
         """Conclude every series that is complete; returns how many."""
@@ -173,16 +174,18 @@ class Assembler:
         return min((until - now for until in times if until > now), default=float("inf"))
 
     def _read_ahead(self) -> None:
-        """Read headers of what has come to open series while little comes.
+        """Read headers of what has come to open series, where little has come since the last look.
 
         All of a series at once would be 5 ms for each slice between its completeness and its job.
         """
         try:
-            arrived = open_series.arrivals(self._ledger, after=self._read_to, limit=_LITTLE + 1)
-            if len(arrived) > _LITTLE:
-                # Receiving comes first: they are read at the end.
-                self._read_to = open_series.newest(self._ledger)
-                return
+            newest = open_series.newest(self._ledger)
+            came, self._newest = newest - self._newest, newest
+            if newest == self._read_to or came > _LITTLE:
+                return  # receiving comes first: a burst is read when it is over
+            arrived = open_series.arrivals(self._ledger, after=self._read_to, limit=_AT_ONCE)
+            if not arrived:
+                self._read_to = newest  # of series that are not open any more
         except TransientError:
             return
         for each in arrived:

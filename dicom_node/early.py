@@ -7,9 +7,8 @@ wrong has wasted work, and its results are thrown away.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
+import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -21,7 +20,6 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from sqlalchemy import Engine as Ledger
 
-from dicom_node import __version__
 from dicom_node.dicom import derived, geometry, multiframe
 from dicom_node.dicom.header import text
 from dicom_node.dicom.volume import SeriesVolume, load
@@ -29,27 +27,28 @@ from dicom_node.early_results import Claim, EarlyResults
 from dicom_node.errors import NodeError, RefusedError, TransientError, UnreadableInstanceError
 from dicom_node.headers_ahead import HeadersAhead
 from dicom_node.inference import Engine, SliceRequest
+from dicom_node.kept_slices import IMAGE, PLANE, STORED, TWICE, KeptSlices, key_of
 from dicom_node.ledger import intake, open_series
 from dicom_node.ledger.open_series import Arrival
 from dicom_node.ledger.queue import Job, NewJob
 from dicom_node.ledger.tables import JobState
 from dicom_node.observability import get_logger
 from dicom_node.planning import plan, titles_of, why_sent_back
+from dicom_node.rehearsal import Rehearsal, Subject, rehearsed
 from dicom_node.reported import delivered_drift
-from dicom_node.restoring import judge_domain, parameters_hash, seeds
+from dicom_node.restoring import RestoredVolumes, judge_domain, parameters_hash, seeds
 from dicom_node.routing import Routes
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool
 
 #: MR needs the scale and the k-space of its volume, PET is quantified as a set.
 MODALITY = "CT"
-# Behind the key of a result: the same facts with those of a second look, the restored pixels, and
-# of the image that is derived of them all but the pixels, and those.
-_TWICE = "-twice"
-PLANE, IMAGE, STORED = BESIDE = ("-plane", "-image", "-stored")
-# A series that was silent for so long may be all there: then the slices that the gates look at
-# twice are taken to be those of now.
-_CALM_S = 2.0
+# A series that was silent for so long, or so many times as long as between slices of late, may be
+# all there: then the slices that the gates look at twice are taken to be those of now.
+_CALM_S, _CALM_PACES, _MOST_CALM_S = 1.3, 1.5, 5.0
+_PACE_KEPT = 0.8
+# While it is tried as a whole, the queue of jobs is looked at so often, in seconds.
+_DISTURBED_S = 0.25
 # So many headers are looked at before the queue of jobs is asked again.
 _HEADERS_AT_ONCE = 20
 
@@ -58,81 +57,14 @@ _MOST_HEADERS = 4000
 
 _log = get_logger(__name__)
 
-KeyOf = Callable[[str, int], str]
 
+@dataclass(frozen=True)
+class MadeEarly:
+    """What a job finds of its series."""
 
-def key_of(engine: Engine, task: str, strength: float) -> KeyOf | None:
-    """Name the result of a slice by (digest of its file, seed); None where none is made early.
-
-    Everything else that its bits rest on is in the name too: weights, parameters, the way that this
-    machine computes, and the program.
-    """
-    basis = engine.basis(task)
-    if basis is None:
-        return None
-    rest = {
-        "task": task,
-        "model": engine.model.sha256,
-        "parameters": parameters_hash(task, engine.parameters(task), strength),
-        "basis": basis,
-        "node": __version__,
-    }
-
-    def key(sha256: str, seed: int) -> str:
-        named = json.dumps({**rest, "file": sha256, "seed": seed}, sort_keys=True)
-        return hashlib.sha256(named.encode()).hexdigest()
-
-    return key
-
-
-class KeptSlices:
-    """The early results that a job may use, by SOP Instance UID and seed."""
-
-    def __init__(
-        self, results: EarlyResults, job: Job, key: KeyOf, headers: Mapping[Path, Dataset]
-    ) -> None:
-        self.headers = headers
-        self._results = results
-        self._series = job.series_instance_uid
-        self._key = key
-        # A received file is named by the digest of its bytes: `Spool.write`.
-        self._files = {uid: path.rpartition("/")[2].partition(".")[0] for uid, path in job.paths}
-        self._asked: set[str] = set()
-        self.found = 0
-
-    def has(self, sop_instance_uid: str, seed: int) -> bool:
-        """Whether something was made of the instance, damaged or not."""
-        return self._results.has(self._series, self._key(self._files[sop_instance_uid], seed))
-
-    def facts(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """Of what the engine made of it."""
-        key = self._key(self._files[sop_instance_uid], seed)
-        self._asked |= {key, key + _TWICE, *(key + end for end in BESIDE)}
-        octets = self._results.read(self._series, key + _TWICE)
-        if octets is None:
-            octets = self._results.read(self._series, key)
-        self.found += octets is not None
-        return octets
-
-    def plane(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """Of the same, its pixels."""
-        return self._read(sop_instance_uid, seed, PLANE)
-
-    def image(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """Of its derived image."""
-        return self._read(sop_instance_uid, seed, IMAGE)
-
-    def stored(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """Of the same, its pixels."""
-        return self._read(sop_instance_uid, seed, STORED)
-
-    def _read(self, sop_instance_uid: str, seed: int, end: str) -> bytes | None:
-        key = self._key(self._files[sop_instance_uid], seed)
-        return self._results.read(self._series, key + end)
-
-    def forget(self) -> None:
-        """Remove what the job has asked for: it has ended."""
-        self._results.remove(self._series, self._asked)
+    headers: Mapping[Path, Dataset]  #: some, by file
+    kept: KeptSlices | None = None
+    volumes: RestoredVolumes | None = None  #: of all its files, without a given scale
 
 
 @dataclass(frozen=True)
@@ -152,10 +84,13 @@ class _Series:
 
     uid: str
     waiting: deque[Arrival] = field(default_factory=deque)  #: not looked at yet
+    looked_at: int = 0
     next: _Slice | None = None
     served: int = 0
     slices: list[_Slice] = field(default_factory=list)  #: that would be restored, in order of place
     changed: float = 0.0  #: when the last of them came
+    pace: float = 0.0  #: seconds between them of late
+    rehearsed: int = 0  #: of how many all was tried ahead
     probed: set[str] = field(default_factory=set)  #: keys that were looked at twice
     #: Keys at the places of a second look, now and before the last slice came.
     looks: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
@@ -165,12 +100,18 @@ class _Series:
         insort(self.slices, found, key=lambda each: each.place)
         places = at(len(self.slices))
         self.looks = frozenset(self.slices[i].key for i in places), self.looks[0]
+        if self.changed:
+            self.pace = max(now - self.changed, self.pace * _PACE_KEPT)
         self.changed = now
+
+    def is_calm(self, now: float) -> bool:
+        """Whether it was silent for longer than it uses to be: it may be all there."""
+        return now - self.changed >= max(_CALM_S, min(_CALM_PACES * self.pace, _MOST_CALM_S))
 
     def second_look(self, now: float) -> _Slice | None:
         """A slice at which the gates will look twice, as far as can be known, and have not yet."""
         settled, before = self.looks
-        if now - self.changed < _CALM_S:
+        if not self.is_calm(now):
             settled &= before
         wanted = settled - self.probed
         return next((each for each in self.slices if each.key in wanted), None)
@@ -198,22 +139,42 @@ class EarlySlices:
         self._last = 0
         self._turns = itertools.count(1)
         self._not_before = 0.0
+        self._rehearsal: Rehearsal[KeptSlices] | None = None
 
-    def kept(self, job: Job) -> KeptSlices | None:
-        """What was made early for a job; None where nothing is."""
-        key = key_of(self._engine, job.task, job.strength)
+    def made(self, job: Job) -> MadeEarly:
+        """What was made early for a job; it is taken along."""
         headers = self._headers.taken(job.series_instance_uid)
-        return None if key is None else KeptSlices(self.results, job, key, headers)
+        subject = Subject(
+            job.series_instance_uid,
+            frozenset(self._spool.resolve(path) for _, path in job.paths),
+            job.task,
+            job.strength,
+        )
+        rehearsal, self._rehearsal = self._rehearsal, None
+        if rehearsal is not None and rehearsal.subject == subject:
+            return MadeEarly(headers, rehearsal.kept, rehearsal.volumes)
+        # A received file is named by the digest of its bytes: `Spool.write`.
+        files = {uid: path.rpartition("/")[2].partition(".")[0] for uid, path in job.paths}
+        return MadeEarly(headers, self._kept(job.series_instance_uid, job, files))
 
-    def turn(self, now: float) -> bool:
-        """Restore one slice; False where none is to be restored."""
+    def _kept(
+        self, series_uid: str, job: Job | NewJob, files: Mapping[str, str]
+    ) -> KeptSlices | None:
+        key = key_of(self._engine, job.task, job.strength)
+        return None if key is None else KeptSlices(self.results, series_uid, key, files)
+
+    def turn(self, now: float, is_stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Restore one slice; False where none is to be restored.
+
+        Where none is left, a series that is calm is tried as a whole, until *is_stopped*.
+        """
         if now < self._not_before:
             return False
         self._look()
         looked = self._choose(now)
         ready = [series for series in self._series.values() if series.next is not None]
         if not ready:
-            return looked or self._probe(now)
+            return looked or self._probe(now) or self._rehearse(now, is_stopped)
         chosen = min(ready, key=_urgency)
         wanted, chosen.next, chosen.served = chosen.next, None, next(self._turns)
         assert wanted is not None
@@ -253,7 +214,7 @@ class EarlySlices:
                 continue
             series.probed.add(wanted.key)
             series.served = next(self._turns)
-            with self._making(wanted, wanted.key + _TWICE, now) as claim:
+            with self._making(wanted, wanted.key + TWICE, now) as claim:
                 made = self.results.read(series.uid, wanted.key) if claim is not None else None
                 if claim is not None and made is not None:
                     request = _request(wanted, self._volume(wanted))
@@ -261,6 +222,59 @@ class EarlySlices:
                         claim.keep(probed)
             return True
         return False
+
+    def _rehearse(self, now: float, is_stopped: Callable[[], bool]) -> bool:
+        """Try a series as a whole of which all was restored; False where there is none."""
+        for series in self._series.values():
+            if series.rehearsed == len(series.slices) or not series.is_calm(now):
+                continue
+            series.rehearsed = len(series.slices)
+            if self._is_whole(series):
+                with self._left_to_its_job(now):
+                    self._rehearsal = None  # memory for one
+                    self._rehearsal = self._tried(series, is_stopped)
+                return True
+        return False
+
+    def _is_whole(self, series: _Series) -> bool:
+        """Whether one job would have all that came, and each slice of it is restored."""
+        jobs = {(each.job.task, each.job.strength) for each in series.slices}
+        return (
+            series.looked_at == len(series.slices)
+            and len(jobs) == 1
+            and all(self.results.has(series.uid, each.key) for each in series.slices)
+        )
+
+    def _tried(
+        self, series: _Series, is_stopped: Callable[[], bool]
+    ) -> Rehearsal[KeptSlices] | None:
+        arrivals, job = [each.arrival for each in series.slices], series.slices[0].job
+        files = {each.sop_instance_uid: each.sha256 for each in arrivals}
+        kept = self._kept(series.uid, job, files)
+        room = self.results.has_room(16 * sum(each.size for each in arrivals))
+        if kept is None or not room:
+            return None
+        paths = frozenset(self._spool.resolve(each.path) for each in arrivals)
+        asked_at = time.monotonic()
+
+        def is_disturbed() -> bool:
+            nonlocal asked_at
+            if is_stopped():
+                return True
+            if time.monotonic() - asked_at < _DISTURBED_S:
+                return False
+            asked_at = time.monotonic()
+            return open_series.others_wait(self._ledger, series.uid)
+
+        return rehearsed(
+            Subject(series.uid, paths, job.task, job.strength),
+            kept,
+            self._headers.of(series.uid),
+            self._engine,
+            self._settings,
+            self._spool.root / "temporary",
+            is_disturbed,
+        )
 
     def _look(self) -> None:
         """Take note of what has come, and forget series that are not open any more."""
@@ -275,6 +289,9 @@ class EarlySlices:
                 self._ledger, self._series.keys()
             ):
                 del self._series[uid]
+        rehearsal = self._rehearsal
+        if rehearsal is not None and rehearsal.subject.series_instance_uid not in self._series:
+            self._rehearsal = None
 
     def _choose(self, now: float) -> bool:
         """Find the next slice of each series; whether there is more to look at."""
@@ -284,6 +301,7 @@ class EarlySlices:
                 if left == 0:
                     return True
                 left -= 1
+                series.looked_at += 1
                 found = self._wanted(series.waiting.popleft(), now)
                 if found is None:
                     continue
@@ -333,13 +351,21 @@ class EarlySlices:
 
     @contextmanager
     def _making(self, wanted: _Slice, key: str, now: float) -> Generator[Claim | None]:
-        """Claim a result of a slice; what goes wrong within is left for the job to find."""
+        """Claim a result of a slice."""
         arrival = wanted.arrival
+        with (
+            self._left_to_its_job(now),
+            self.results.claimed(arrival.series_instance_uid, key) as claim,
+        ):
+            # In single precision, with thumbnails and words beside it.
+            room = claim is not None and self.results.has_room(16 * arrival.size)
+            yield claim if room else None
+
+    @contextmanager
+    def _left_to_its_job(self, now: float) -> Generator[None]:
+        """Leave what goes wrong within for the job to find."""
         try:
-            with self.results.claimed(arrival.series_instance_uid, key) as claim:
-                # In single precision, with thumbnails and words beside it.
-                room = claim is not None and self.results.has_room(16 * arrival.size)
-                yield claim if room else None
+            yield
         except TransientError as error:
             self._not_before = now + self._settings.engine.retry_s
             _log.warning("early slices wait", action="early_waits", error=error.message)

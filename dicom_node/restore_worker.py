@@ -7,11 +7,13 @@ the same files.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,9 +22,10 @@ from sqlalchemy import Engine as Ledger
 
 from dicom_node.dicom import derived
 from dicom_node.dicom.derived import DerivedInstance
-from dicom_node.dicom.header import Shared, text
+from dicom_node.dicom.header import text
+from dicom_node.dicom.sharing import Shared
 from dicom_node.dicom.volume import read_slice_header
-from dicom_node.early import EarlySlices, KeptSlices
+from dicom_node.early import EarlySlices, MadeEarly
 from dicom_node.errors import (
     NodeError,
     PermanentError,
@@ -33,6 +36,7 @@ from dicom_node.errors import (
 )
 from dicom_node.gates import breaker_rule
 from dicom_node.inference import Engine
+from dicom_node.kept_slices import KeptSlices
 from dicom_node.ledger import intake, queue
 from dicom_node.ledger.queue import Job, Judged, Output
 from dicom_node.ledger.states import Verdict
@@ -47,6 +51,8 @@ _log = get_logger(__name__)
 _DECIDED_BY_A_PERSON = frozenset({Verdict.HOLD, Verdict.REFUSE})
 # Flushes that wait at the same time: the file system commits them together.
 _WRITERS = 4
+# The nice value of what nobody waits for: the delivery begins at the same time.
+_UNHURRIED = 10
 
 Clock = Callable[[], float]
 
@@ -98,7 +104,7 @@ class RestoreWorker:
         lease_s = self._settings.engine.lease_s
         job = queue.claim(self._ledger, self._name, lease_s=lease_s, now=now)
         if job is None:
-            return self._early is not None and self._early.turn(now)
+            return self._early is not None and self._early.turn(now, self._stop.is_set)
         self._next_heartbeat = now + lease_s / 4
         _log.info("job started", action="job_started", job=job.id, task=job.task)
         self._work(job)
@@ -128,8 +134,10 @@ class RestoreWorker:
 
     def _restore(self, job: Job) -> None:
         earlier = queue.earlier_quantities(self._ledger, job, self._engine.model.sha256)
-        kept = self._early.kept(job) if self._early is not None else None
-        headers = self._fresh(job, kept.headers if kept is not None else {})
+        early = self._early.made(job) if self._early is not None else MadeEarly({})
+        kept, headers = early.kept, self._fresh(job, early.headers)
+        scale = earlier.get("intensity_scale")
+        is_all_there = scale is None and len(headers) == len(job.paths)
         made = restore_series(
             list(headers),
             job.task,
@@ -138,12 +146,13 @@ class RestoreWorker:
             created=datetime.fromtimestamp(job.created, UTC),
             destinations=job.destinations,
             note=job.note,
-            scale=earlier.get("intensity_scale"),
+            scale=scale,
             strength=job.strength,
             kept=kept,
             known=headers,
             work=self._spool.root / "temporary",
             progress=lambda done, total: self._beat(job),
+            ahead=early.volumes if is_all_there else None,
         )
         started = time.perf_counter()
         is_awaited = made.judgement.worst in _DECIDED_BY_A_PERSON
@@ -180,10 +189,14 @@ class RestoreWorker:
             early=kept.found if kept is not None else 0,
             **seconds,
         )
-        self._tidy(job, made, kept, is_reported=is_awaited)
+        tidying = threading.Thread(
+            target=_unhurried, args=(self._tidy, job, made, kept, is_awaited), name="tidy"
+        )
+        tidying.start()
+        tidying.join()
 
     def _tidy(
-        self, job: Job, made: RestoredSeries, kept: KeptSlices | None, *, is_reported: bool
+        self, job: Job, made: RestoredSeries, kept: KeptSlices | None, is_reported: bool
     ) -> None:
         """What is left to do once the job is concluded: nothing that goes wrong here changes it."""
         try:
@@ -227,7 +240,7 @@ class RestoreWorker:
         set of instances is part of what it becomes, is a new series as a whole.
         """
         files = [self._spool.resolve(path) for _, path in job.paths]
-        shared: Shared = {}
+        shared = Shared()
         headers = [
             known[file] if file in known else read_slice_header(file, shared) for file in files
         ]
@@ -315,3 +328,11 @@ class RestoreWorker:
             self._ledger, uid, path=kept.path, reason=error.message, now=now
         ):
             self._spool.delete(path)
+
+
+def _unhurried(work: Callable[..., None], *arguments: object) -> None:
+    """Do what nobody waits for while others compute, who do: the thread that calls is to end."""
+    with suppress(OSError, AttributeError):
+        # Linux: of this thread alone. What is taken away is not given back.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _UNHURRIED)
+    work(*arguments)

@@ -106,8 +106,8 @@ class RestoredSeries:
 
 
 @dataclass
-class _Volumes:
-    """What is gathered volume by volume."""
+class RestoredVolumes:
+    """The images of a job restored and measured, volume by volume; nothing is decided on them."""
 
     restored: list[RestoredVolume] = field(default_factory=list)
     upsample: int | None = None
@@ -137,6 +137,7 @@ def restore_series(
     known: Mapping[Path, Dataset] | None = None,
     work: Path | None = None,
     progress: Progress | None = None,
+    ahead: RestoredVolumes | None = None,
 ) -> RestoredSeries:
     """Restore and judge the images of one job; for the worker and for ``dicom-node restore``.
 
@@ -146,17 +147,25 @@ def restore_series(
     of the change is applied: source + strength · (restored - source), 0 < strength ≤ 1. What the
     engine has *kept* of slices is taken as it is. Headers that are *known*, from
     `volume.read_slice_header`, are not read again. In the folder *work* a large volume lies in
-    files without a name; None: in memory.
+    files without a name; None: in memory. What `restore_volumes` gave *ahead*, of the same files,
+    task, scale and strength, is taken as it is.
 
     Raises:
         RefusedError: outside what may be restored, by policy or by the bundle's domain.
         UnreadableInstanceError: pixel data that do not decode.
         PermanentError, TransientError: as the engine says.
     """
-    if task not in engine.tasks:
-        raise RefusedError(f"the model {engine.model.name} cannot do {task}")
-    done = _restore_volumes(
-        paths, task, engine, settings, scale, strength, kept, known, work, progress
+    done = ahead or restore_volumes(
+        paths,
+        task,
+        engine,
+        settings,
+        scale=scale,
+        strength=strength,
+        kept=kept,
+        known=known,
+        work=work,
+        progress=progress,
     )
     readings = tuple(each.placed(_place(done)) for each in done.readings)
     frames = [frame for each in done.restored for frame in each.frames]
@@ -178,7 +187,9 @@ def restore_series(
         tuple(done.restored),
         series_uid,
         warnings,
-        {"load": done.load_s, "restore": done.restore_s},
+        {"load": 0.0, "restore": 0.0}
+        if ahead is not None
+        else {"load": done.load_s, "restore": done.restore_s},
         _quantities(done),
         judgement,
         readings,
@@ -196,7 +207,7 @@ def restore_series(
 
 
 def _instances(
-    done: _Volumes,
+    done: RestoredVolumes,
     said: Restoration,
     readings: Sequence[GateReading],
     judgement: Judgement,
@@ -236,7 +247,7 @@ def _labelled(settings: NodeSettings, task: str, judgement: Judgement) -> Identi
     return identity.model_copy(update={"description_suffixes": suffixes})
 
 
-def _quantities(done: _Volumes) -> dict[str, Any]:
+def _quantities(done: RestoredVolumes) -> dict[str, Any]:
     quantities: dict[str, Any] = {"clamped": sum(each.clamped for each in done.restored)}
     if len(done.scales) == 1:
         quantities["intensity_scale"] = done.scales[0]
@@ -245,21 +256,27 @@ def _quantities(done: _Volumes) -> dict[str, Any]:
     return quantities
 
 
-def _restore_volumes(
+def restore_volumes(
     paths: Sequence[Path],
     task: str,
     engine: Engine,
     settings: NodeSettings,
-    scale: float | None,
-    strength: float,
-    kept: KeptSlices | None,
-    known: Mapping[Path, Dataset] | None,
-    work: Path | None,
-    progress: Progress | None,
-) -> _Volumes:
-    """Load, restore and quantise one volume after the other: one is held in physical units."""
+    *,
+    scale: float | None = None,
+    strength: float = FULL_STRENGTH,
+    kept: KeptSlices | None = None,
+    known: Mapping[Path, Dataset] | None = None,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> RestoredVolumes:
+    """Load, restore, measure and quantise one volume after the other; see `restore_series`.
+
+    One volume is held in physical units.
+    """
+    if task not in engine.tasks:
+        raise RefusedError(f"the model {engine.model.name} cannot do {task}")
     scratch = Scratch(work)
-    gathered, slices = _Volumes(scratch=scratch), 0
+    gathered, slices = RestoredVolumes(scratch=scratch), 0
     started = time.perf_counter()
     later = None if kept is None else partial(_is_kept, kept, engine.model)
     for series in volume.load_volumes(paths, task, settings.policy, scratch, known, later):
@@ -330,7 +347,7 @@ def _is_kept(kept: KeptSlices, model: ModelIdentity, header: Dataset) -> bool:
     return kept.has(text(header, "SOPInstanceUID"), seed)
 
 
-def _place(done: _Volumes) -> list[int]:
+def _place(done: RestoredVolumes) -> list[int]:
     """The place in the result of each slice.
 
     A multi-frame result has its frames in the order of the source's, not in that of space.
@@ -355,7 +372,7 @@ def _onwards(progress: Progress | None, before: int, scratch: Scratch) -> Progre
 
 
 def _reported(
-    done: _Volumes,
+    done: RestoredVolumes,
     readings: Sequence[GateReading],
     judgement: Judgement,
     settings: NodeSettings,

@@ -86,3 +86,12 @@ def in_hand(engine: Engine, series_uids: Iterable[str]) -> frozenset[str]:
     with reading(engine) as connection:
         found = frozenset(connection.scalars(busy))
     return found | receiving(engine, wanted)
+
+
+def others_wait(engine: Engine, series_uid: str) -> bool:
+    """Whether a job of another series is in the queue."""
+    query = select(jobs.c.id).where(
+        jobs.c.state == JobState.QUEUED, jobs.c.series_instance_uid != series_uid
+    )
+    with reading(engine) as connection:
+        return connection.execute(query.limit(1)).first() is not None

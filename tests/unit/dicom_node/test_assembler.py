@@ -154,18 +154,19 @@ def test_an_open_series_is_asked_about_again_only_where_something_has_changed(
     assert node.tick(QUIET) == 1
 
 
-def test_headers_are_read_ahead_while_little_comes_and_a_burst_is_left_for_the_end(
+def test_headers_are_read_ahead_while_little_comes_and_those_of_a_burst_when_it_is_over(
     node: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assembler, "_LITTLE", 3)
     sent = make_series("CT", slices=10)
     uid = str(sent[0].SeriesInstanceUID)
     looks = []
-    for part in (sent[:3], sent[3:8], sent[8:]):
+    monkeypatch.setattr(assembler, "_AT_ONCE", 4)
+    for part in (sent[:3], sent[3:8], [], sent[8:], []):
         node.receive(part)
         node.tick(0.1)
         looks.append(len(node.assembler._ahead.of(uid)))
-    assert looks == [3, 3, 5]
+    assert looks == [3, 3, 7, 10, 10]
     assert node.tick() == 1
     assert node.sources(node.job()) == uids(sent)
 

@@ -15,10 +15,11 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from sqlalchemy import Engine, delete, update
 
+from dicom_node import early
 from dicom_node.dicom import volume
 from dicom_node.dicom.planes import OnDemand
 from dicom_node.disk import Disk, Marks, Space
-from dicom_node.early import BESIDE, EarlySlices, key_of
+from dicom_node.early import EarlySlices
 from dicom_node.errors import EngineMemoryError, PermanentError
 from dicom_node.inference import (
     DomainVerdict,
@@ -27,6 +28,7 @@ from dicom_node.inference import (
     RestorationResult,
 )
 from dicom_node.janitor import Janitor
+from dicom_node.kept_slices import BESIDE, key_of
 from dicom_node.ledger import intake, queue
 from dicom_node.ledger.tables import (
     JobState,
@@ -550,3 +552,102 @@ def test_against_the_order_of_space_the_gates_look_twice_when_it_is_calm(node: B
     node.clock.advance(2.0)
     turn_until_idle(restore, node)
     assert [request.seed for request in engine.probes] == list(seeds(sent[-1:], engine.model))
+
+
+def tried(node: Bench, engine: Gain, restore: RestoreWorker) -> int:
+    """Let a series be calm; of how many slices it was restored and judged as a whole."""
+    before = len(engine.requests)
+    node.clock.advance(3.0)
+    turn_until_idle(restore, node)
+    made = engine.requests[before:]
+    return len(made[0].array) if made else 0
+
+
+def test_a_series_that_is_calm_is_restored_and_judged_before_its_job(node: Bench) -> None:
+    engine = Gain()
+    restore = worker(node, engine)
+    node.receive(ct())
+    assert turn_until_idle(restore, node) == SLICES
+    assert engine.requests == []
+    assert tried(node, engine, restore) == SLICES
+    node.tick()
+    assert turn_until_idle(restore, node) == 1
+    assert (len(engine.requests), engine.passes) == (1, 0)
+    judged, files = node.job(), outgoing(node)
+    assert judged["state"] == "done"
+    assert len(files) == SLICES
+    assert early_files(node) == []
+
+    _run_again(node, judged["id"])
+    node.worker(Gain()).run_once(node.clock())
+    assert outgoing(node) == files
+    told = ("state", "note", "quantities", "derived_series_instance_uid")
+    assert [node.job()[name] for name in told] == [judged[name] for name in told]
+
+
+def test_what_was_judged_of_fewer_slices_is_not_used(node: Bench) -> None:
+    engine, sent = Gain(), ct()
+    restore = worker(node, engine)
+    node.receive(sent[:3])
+    turn_until_idle(restore, node)
+    assert tried(node, engine, restore) == 3
+    node.receive(sent[3:])
+    node.tick()
+    turn_until_idle(restore, node)
+    assert [len(request.array) for request in engine.requests] == [3, SLICES]
+    assert len(outgoing(node)) == SLICES
+
+
+def test_what_was_judged_is_let_go_with_its_series(node: Bench) -> None:
+    engine = Gain()
+    restore = worker(node, engine)
+    sent = ct()
+    node.receive(sent)
+    turn_until_idle(restore, node)
+    assert tried(node, engine, restore) == SLICES
+    assert restore._early is not None
+    assert restore._early._rehearsal is not None
+    uid = str(sent[0].SeriesInstanceUID)
+    intake.ignore_series(node.ledger, uid, "not wanted", node.clock(), instances_seen=SLICES)
+    turn_until_idle(restore, node)
+    assert restore._early._rehearsal is None
+
+
+def test_a_series_of_which_a_slice_is_not_restored_is_not_judged_ahead(node: Bench) -> None:
+    def refuse(number: int) -> None:
+        if number == 2:
+            raise PermanentError("not this one")
+
+    engine = Gain(before_ahead=refuse)
+    restore = worker(node, engine)
+    node.receive(ct())
+    turn_until_idle(restore, node)
+    assert tried(node, engine, restore) == 0
+
+
+def test_a_job_of_another_series_is_not_kept_waiting(
+    node: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Gain):
+        """Tells of its progress with kept slices too, and is disturbed after the second."""
+
+        def restore(self, request: Any, progress: Any = None) -> RestorationResult:
+            for number in range(len(request.array) if not due else 0):
+                progress(number + 1, len(request.array))
+                if number == 1:
+                    due.append(number)
+                    node.receive(ct(study="b", series="due", seed=7))
+                    node.tick()
+            return super().restore(request, progress)
+
+    monkeypatch.setattr(early, "_DISTURBED_S", 0.0)
+    due: list[int] = []
+    engine = Slow()
+    restore = worker(node, engine)
+    node.receive(ct(study="a", series="calm"))
+    turn_until_idle(restore, node)
+    node.clock.advance(3.0)
+    assert restore.run_once(node.clock())
+    assert (due, engine.requests) == ([1], [])
+    assert restore.run_once(node.clock())
+    assert len(engine.requests) == 1

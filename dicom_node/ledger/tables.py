@@ -19,7 +19,6 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     String,
     Table,
     UniqueConstraint,
@@ -31,7 +30,14 @@ from sqlalchemy import (
 )
 
 from dicom_node import observability
+from dicom_node.ledger.custody_tables import (
+    archived_originals,
+    custody_inquiries,
+    custody_items,
+    custody_requests,
+)
 from dicom_node.ledger.database import insert_or_nothing, open_ledger, reading, writing
+from dicom_node.ledger.schema import metadata
 from dicom_node.ledger.states import (
     TRANSITIONS,
     DeliveryState,
@@ -50,22 +56,18 @@ __all__ = [
     "ItemState",
     "JobState",
     "SeriesState",
+    "archived_originals",
+    "custody_inquiries",
+    "custody_items",
+    "custody_requests",
     "insert_or_nothing",
+    "metadata",
     "move",
     "open_ledger",
     "reading",
     "record_event",
     "writing",
 ]
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
 
 # Times are seconds since 1970 UTC.
 associations = Table(
@@ -288,56 +290,6 @@ notices = Table(
     Column("finished_at", Double),
     Column("outcome", String),
     Index(None, "finished_at", "not_before"),
-)
-
-# Storage Commitment as SCP: what peers have asked us to answer for (PS3.4 J.3.2).
-custody_requests = Table(
-    "custody_requests",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("transaction_uid", String(64), nullable=False),
-    Column("requestor", String(64), nullable=False),  # its AE title
-    Column("received_at", Double, nullable=False),
-    Column("not_before", Double, nullable=False),
-    Column("asks", Integer, nullable=False),  # of the archives
-    Column("concluded_at", Double),  # the verdict on each instance is final
-    Column("report_attempts", Integer, nullable=False),
-    Column("reported_at", Double),  # the requestor has taken the report
-    Column("given_up_at", Double),  # … or never did
-    UniqueConstraint("transaction_uid", "requestor"),
-    Index(None, "reported_at", "given_up_at", "not_before"),
-)
-
-custody_items = Table(
-    "custody_items",
-    metadata,
-    Column("request_id", Integer, ForeignKey("custody_requests.id"), primary_key=True),
-    Column("sop_instance_uid", String(64), primary_key=True),
-    Column("sop_class_uid", String(64), nullable=False),
-    Column("committed", Boolean, nullable=False),
-    Column("failure", Integer),  # Failure Reason (PS3.3 C.14.1.1), once it is final
-    Index(None, "sop_instance_uid"),
-)
-
-# The originals that an archive has committed to keep.
-archived_originals = Table(
-    "archived_originals",
-    metadata,
-    Column("sop_instance_uid", String(64), primary_key=True),
-    Column("archive", String, primary_key=True),
-    Column("committed_at", Double, nullable=False),
-)
-
-# Our requests to archives about originals.
-custody_inquiries = Table(
-    "custody_inquiries",
-    metadata,
-    Column("transaction_uid", String(64), primary_key=True),
-    Column("request_id", Integer, ForeignKey("custody_requests.id"), nullable=False),
-    Column("archive", String, nullable=False),
-    Column("asked_at", Double, nullable=False),
-    Column("reported_at", Double),
-    Index(None, "request_id"),
 )
 
 events = Table(

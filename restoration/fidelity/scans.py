@@ -86,20 +86,16 @@ def lines(spectrum: Tensor, support: Support | None) -> Row | None:
     edges = [min(_LEARNT * size / 2 + 0.5, edge) for size, edge in zip(
         (height, width), (height, width) if support is None else _edges(support), strict=True
     )]  # fmt: skip
-    power = (spectrum.abs().square() + 1).log().double().numpy()
     found = []
     for axis, (along, across) in ((1, edges), (2, edges[::-1])):
         reach, wide = int(_LINES[1] * along), int(_ALONG * across)
         first = 1 + int(_LINES[0] * reach)
         if reach - first < _FEWEST_LINES - 1 or wide < _FEWEST_LINES:
             return None
-        levels = power if axis == 1 else power.transpose(0, 2, 1)
         # Of a real image half of k-space says all: lines of positive frequency, whole.
-        near, far = (
-            levels[:, first : reach + 1, 2 : wide + 1],
-            levels[:, first : reach + 1, -wide:-1],
-        )
-        table = np.concatenate([near, far], axis=2)
+        chosen = (spectrum if axis == 1 else spectrum.transpose(1, 2))[:, first : reach + 1]
+        inside = torch.cat([chosen[..., 2 : wide + 1], chosen[..., -wide:-1]], 2)
+        table = (inside.abs().square() + 1).log().double().numpy()
         steps = [np.diff(table, order, axis=1) for order in (1, 2)]
         steps = [step - step.mean((1, 2), keepdims=True) for step in steps]
         rests = [_without(table, degree) for degree in _DEGREES]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from restoration.blocks import Downsample, NAFBlock, Pointwise, Upsample
 from restoration.experts import TaskAdaptiveRouting
 from restoration.folding import KnownRouting, Linear, expert_layers, folded, parameter, plain
 from restoration.llvm import means, naf, rows, search
-from restoration.llvm.machine import kernel, over
+from restoration.llvm.machine import Kernel, kernel, over
 from restoration.llvm.product import Product
 from restoration.quantizer import CodebookBank, Quantised, sum_codes
 
@@ -50,6 +49,9 @@ class CompiledNAFBlock(nn.Module):
         self.taps_bias = parameter(block.conv2.bias)
         self.attention = copy.deepcopy(block.attention)
         self.attention.project = CompiledPointwise(block.attention.project)  # type: ignore[assignment]
+        self.first = kernel(naf.gate, self.channels, self.eps)
+        self.rest = kernel(naf.feed, self.channels, self.eps)
+        self.means = kernel(means.box, self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = _pixels(x)
@@ -66,12 +68,11 @@ class CompiledNAFBlock(nn.Module):
         cells = gates
         if cell > 1:
             cells = image.new_empty(-(-height // cell), -(-width // cell), channels)
-        run = kernel(naf.gate, channels, self.eps)
         weights = (*self.into.both(), self.taps, self.taps_bias)
 
         def part(first: int, stop: int) -> None:
             scratch = torch.empty(naf.gate_scratch(channels, width))
-            run(image, gates, cells, scratch, *weights, height, width, cell, first, stop)
+            self.first(image, gates, cells, scratch, *weights, height, width, cell, first, stop)
 
         over(height, part, whole=cell)
         return cells
@@ -87,7 +88,7 @@ class CompiledNAFBlock(nn.Module):
             return factors[0].permute(1, 2, 0)
         if attention.cell > 1:
             cells.div_(_counts(height, width, attention.cell))
-        local = _box_means(cells, max(1, window // attention.cell))
+        local = _box_means(cells, self.means, max(1, window // attention.cell))
         grid: Tensor = attention.project(local.permute(2, 0, 1)[None])
         return grid[0].permute(1, 2, 0)
 
@@ -99,11 +100,10 @@ class CompiledNAFBlock(nn.Module):
         grid = grid.contiguous()
         tables = (*_between(height, grid.shape[0], cell), *_between(width, cells, cell))
         weights = (*self.project.both(), *self.feed.both(), *self.last.both())
-        run = kernel(naf.feed, channels, self.eps)
 
         def part(first: int, stop: int) -> None:
             scratch = torch.empty(naf.feed_scratch(channels, cells))
-            run(image, gates, scratch, grid, *tables, *weights, width, cells, first, stop)
+            self.rest(image, gates, scratch, grid, *tables, *weights, width, cells, first, stop)
 
         over(height, part)
 
@@ -120,16 +120,16 @@ class _CompiledExpert(nn.Module):
         self.wide, self.channels = inner.weight.shape
         self.inner = _Packed(Product(self.channels, self.wide), inner)
         self.outer = _Packed(Product(self.wide, self.channels), outer)
+        self.run = kernel(rows.expert, self.channels, self.wide)
 
     def forward(self, x: Tensor) -> Tensor:
         """Adds to `x` what the expert makes of it."""
         pixels = _pixels(x)
-        run = kernel(rows.expert, self.channels, self.wide)
         weights = (*self.inner.both(), *self.outer.both())
 
         def part(first: int, stop: int) -> None:
             scratch = torch.empty(rows.expert_scratch(self.channels, self.wide))
-            run(pixels, scratch, *weights, first, stop)
+            self.run(pixels, scratch, *weights, first, stop)
 
         over(pixels.numel() // self.channels, part)
         return pixels.permute(0, 3, 1, 2)
@@ -147,15 +147,15 @@ class CompiledDownsample(nn.Module):
         linear = Linear(weight.flatten(1), conv.bias.detach().float())
         self.product = _Packed(Product(4 * channels, outputs), linear)
         self.outputs = outputs
+        self.run = kernel(rows.convolve, self.patch, outputs, 1, False)
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = _pixels(x)
         images, height, width, channels = pixels.shape
         out = pixels.new_empty(images, height // 2, width // 2, self.outputs)
-        run = kernel(rows.convolve, self.patch, self.outputs, 1, False)
         line = width * channels
         for image, target in zip(pixels, out, strict=True):
-            _rows(run, image, None, target, self.product, (2 * line, line, 0, width // 2))
+            _rows(self.run, image, None, target, self.product, (2 * line, line, 0, width // 2))
         return out.permute(0, 3, 1, 2)
 
 
@@ -201,14 +201,14 @@ class CompiledPointwise(nn.Module):
         self.outputs, inputs = linear.weight.shape
         self.patch = rows.Patch(planes=1, lines=1, width=inputs, step=inputs)
         self.product = _Packed(Product(inputs, self.outputs), linear)
+        self.run = kernel(rows.convolve, self.patch, self.outputs, 1, False)
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = _pixels(x)
         images, height, width, channels = pixels.shape
         out = pixels.new_empty(images, height, width, self.outputs)
-        run = kernel(rows.convolve, self.patch, self.outputs, 1, False)
         for image, target in zip(pixels, out, strict=True):
-            _rows(run, image, None, target, self.product, (width * channels, 0, 0, width))
+            _rows(self.run, image, None, target, self.product, (width * channels, 0, 0, width))
         return out.permute(0, 3, 1, 2)
 
 
@@ -224,17 +224,17 @@ class CompiledEmbed(nn.Module):
         self.outputs = len(weight)
         linear = Linear(weight.flatten(1), conv.bias.detach().float())
         self.product = _Packed(Product(self.patch.inputs, self.outputs), linear)
+        self.run = kernel(rows.convolve, self.patch, self.outputs, 1, False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1 or 2, H, W) → (B, C, H, W)."""
         images, _, height, width = x.shape
         padded = F.pad(x, (1, 1, 1, 1)).contiguous()
         out = x.new_empty(images, height, width, self.outputs)
-        run = kernel(rows.convolve, self.patch, self.outputs, 1, False)
         line = width + 2
         for planes, target in zip(padded, out, strict=True):
             shape = (line, line, (height + 2) * line, width)
-            _rows(run, planes, None, target, self.product, shape)
+            _rows(self.run, planes, None, target, self.product, shape)
         return out.permute(0, 3, 1, 2)
 
 
@@ -251,6 +251,7 @@ class CompiledBank(nn.Module):
             _Packed(product, Linear(-codebook, 0.5 * codebook.square().sum(dim=1)))
             for codebook in self.weight
         )
+        self.search = kernel(search.nearest, self.dim, self.codes)
 
     def forward(self, features: Tensor, task: int) -> Quantised:
         """(B, d, h, w), all of one task → their codes, and the sums of these."""
@@ -271,10 +272,9 @@ class CompiledBank(nn.Module):
         packed = self.scores[task]
         assert isinstance(packed, _Packed)
         weight, bias = packed.both()
-        run = kernel(search.nearest, self.dim, self.codes)
 
         def part(first: int, stop: int) -> None:
-            run(tokens, torch.empty(search.SCRATCH), weight, bias, found, first, stop)
+            self.search(tokens, torch.empty(search.SCRATCH), weight, bias, found, first, stop)
 
         over(len(tokens), part)
         return found.long()
@@ -289,6 +289,7 @@ class CompiledEmit(nn.Module):
         assert conv.bias is not None
         self.weight = parameter(conv.weight[0].permute(1, 2, 0))  # (3, 3, C)
         self.bias = parameter(conv.bias)
+        self.run = kernel(rows.emit, conv.in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, 1, H, W), W ≥ 2."""
@@ -296,10 +297,10 @@ class CompiledEmit(nn.Module):
         images, height, width, channels = pixels.shape
         out = pixels.new_empty(images, 1, height, width)
         nothing = pixels.new_zeros(width * channels)
-        run = kernel(rows.emit, channels)
         for image, target in zip(pixels, out, strict=True):
 
             def part(first: int, stop: int, image: Tensor = image, target: Tensor = target) -> None:
+                run = self.run
                 run(image, nothing, target, self.weight, self.bias, height, width, first, stop)
 
             over(height, part)
@@ -307,7 +308,7 @@ class CompiledEmit(nn.Module):
 
 
 def _rows(
-    run: Callable[..., None],
+    run: Kernel,
     source: Tensor,
     skip: Tensor | None,
     target: Tensor,
@@ -336,13 +337,13 @@ def _pixels(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _box_means(cells: Tensor, window: int) -> Tensor:
+def _box_means(cells: Tensor, run: Kernel, window: int) -> Tensor:
     """Means over `window`×`window` cells, which slide inwards at the border: (h, w, C)."""
-    height, width, channels = cells.shape
+    height, width = cells.shape[:2]
     tall, wide = min(window, height), min(window, width)
     across, out = torch.empty_like(cells), torch.empty_like(cells)
     share = cells.new_full((1,), 1 / (tall * wide))
-    kernel(means.box, channels)(cells, across, out, share, height, width, tall, wide)
+    run(cells, across, out, share, height, width, tall, wide)
     return out
 
 

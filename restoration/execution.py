@@ -33,6 +33,8 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 # More slices at once are no faster, and a shape has a graph of its own.
 _MOST_PIXELS = 8 * 512 * 512
+# Pixels of a slice that two threads are hardly faster over than one, and cost twice as much.
+_SMALL = 192 * 192
 _SHARE = 0.8  # of the free memory that a batch may take
 _GRAPHS = 4
 # The activations alive at once, in tensors of the first level's channels, as measured.
@@ -211,13 +213,14 @@ class Execution:
         return wait
 
     def _queued(self, x: Tensor, noise: Tensor | None, task: int) -> Callable[[], Pass]:
-        """Slices on the CPU: one by all threads, here and now, or several by a thread each."""
+        """Slices on the CPU: a large one by all threads, here and now, others by a thread each."""
         # Alone in the network, so that a slice has the same bits in any company.
         alone = [
             (x[i : i + 1], None if noise is None else noise[i : i + 1], task) for i in range(len(x))
         ]
         threads = torch.get_num_threads()
-        if len(alone) == 1 or threads == 1:
+        small = x.shape[-2] * x.shape[-1] <= _SMALL
+        if threads == 1 or (len(alone) == 1 and not small):
             done = _joined([self._forward(*each) for each in alone])
             return lambda: done
         waiting = [workers(threads).submit(partial(self._forward, *each)) for each in alone]

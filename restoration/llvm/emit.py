@@ -2,130 +2,175 @@
 
 All arrays are of fp32, by pointer and offset in values; vectors are of eight values, which LLVM
 maps to what the processor has. A kernel says itself what is a register and in which order sums
-run, so its bits depend on no tile, no thread and no company.
+run, so its bits depend on no tile, no thread and no company. The text is written as it goes, in
+one pass: a tree of objects for every instruction takes longer to make than the machine code.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
-
-from llvmlite import ir
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 LANES = 8  # values of a vector: the registers of AVX2; two of NEON's
 
-FLOAT = ir.FloatType()
-VECTOR = ir.VectorType(FLOAT, LANES)
-_INT = ir.IntType(64)
-_LANE = ir.IntType(32)
-_POINTER = ir.PointerType()
-_MASK = ir.VectorType(_LANE, LANES)
+_FLOAT, _INT, _BOOL, _POINTER = "float", "i64", "i1", "ptr"
+_VECTOR, _BOOLS = f"<{LANES} x float>", f"<{LANES} x i1>"
 
-Value = Any  # of llvmlite, which has no types
-Number = Any  # the same, or an int
+
+class Value(NamedTuple):
+    """What an instruction made, or a constant."""
+
+    name: str
+    kind: str  #: its type
+
+
+Number = Value | int
+
+
+class Module:
+    """Functions that become machine code together."""
+
+    def __init__(self) -> None:
+        self.functions: list[Function] = []
+        self.intrinsics: set[str] = set()
+
+    def __str__(self) -> str:
+        return "\n".join([*sorted(self.intrinsics), *map(str, self.functions)])
 
 
 class Function:
     """A function that is being written: void(pointers, then 64-bit integers)."""
 
     def __init__(
-        self, module: ir.Module, name: str, arrays: Sequence[str], numbers: Sequence[str]
+        self, module: Module, name: str, arrays: Sequence[str], numbers: Sequence[str]
     ) -> None:
-        self.module = module
-        kinds = [_POINTER] * len(arrays) + [_INT] * len(numbers)
-        self.ir = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
-        self.builder = ir.IRBuilder(self.ir.append_basic_block("entry"))
-        self._named = dict(zip([*arrays, *numbers], self.ir.args, strict=True))
-        for array in self.ir.args[: len(arrays)]:
-            array.add_attribute("noalias")
+        self.module, self.name = module, name
+        self.arrays, self.numbers = tuple(arrays), tuple(numbers)
+        self._named = {each: Value(f"%{each}", _POINTER) for each in arrays}
+        self._named |= {each: Value(f"%{each}", _INT) for each in numbers}
+        self._lines, self._count, self._block = ["entry:"], 0, "entry"
+        module.functions.append(self)
+
+    def __str__(self) -> str:
+        given = [f"ptr noalias %{each}" for each in self.arrays]
+        given += [f"i64 %{each}" for each in self.numbers]
+        body = "\n".join(self._lines)
+        return f"define void @{self.name}({', '.join(given)}) {{\n{body}\n}}"
 
     def __getitem__(self, name: str) -> Value:
         return self._named[name]
 
     def end(self) -> None:
-        self.builder.ret_void()
+        self._lines.append("ret void")
 
     # Whole numbers
 
-    def add(self, a: Number, b: Number) -> Value:
-        return self.builder.add(_number(a), _number(b), flags=("nsw",))
+    def add(self, a: Number, b: Number) -> Number:
+        if isinstance(a, int):
+            a, b = b, a
+        if isinstance(b, int):
+            if isinstance(a, int):
+                return a + b
+            if b == 0:
+                return a
+        return self._new(_INT, f"add nsw i64 {_number(a)}, {_number(b)}")
 
-    def sub(self, a: Number, b: Number) -> Value:
-        return self.builder.sub(_number(a), _number(b), flags=("nsw",))
+    def sub(self, a: Number, b: Number) -> Number:
+        if isinstance(a, int) and isinstance(b, int):
+            return a - b
+        return self._new(_INT, f"sub nsw i64 {_number(a)}, {_number(b)}")
 
-    def mul(self, a: Number, b: Number) -> Value:
-        return self.builder.mul(_number(a), _number(b), flags=("nsw",))
+    def mul(self, a: Number, b: Number) -> Number:
+        if isinstance(a, int):
+            a, b = b, a
+        if isinstance(b, int):
+            if isinstance(a, int):
+                return a * b
+            if b in (0, 1):
+                return a if b else 0
+        return self._new(_INT, f"mul nsw i64 {_number(a)}, {_number(b)}")
 
     def least(self, a: Number, b: Number) -> Value:
-        a, b = _number(a), _number(b)
-        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+        return self.either(self.below(a, b), _value(a), _value(b))
 
     def most(self, a: Number, b: Number) -> Value:
-        a, b = _number(a), _number(b)
-        return self.builder.select(self.builder.icmp_signed("<", a, b), b, a)
+        return self.either(self.below(a, b), _value(b), _value(a))
 
-    def halved(self, a: Value) -> Value:
-        return self.builder.ashr(a, _number(1))
+    def halved(self, a: Number) -> Value:
+        return self._new(_INT, f"ashr i64 {_number(a)}, 1")
 
     def divided(self, a: Number, b: Number) -> Value:
         """a // b of numbers that are not negative."""
-        return self.builder.sdiv(_number(a), _number(b))
+        return self._new(_INT, f"sdiv i64 {_number(a)}, {_number(b)}")
 
     def rest(self, a: Number, b: Number) -> Value:
-        return self.builder.srem(_number(a), _number(b))
+        return self._new(_INT, f"srem i64 {_number(a)}, {_number(b)}")
 
     def below(self, a: Number, b: Number) -> Value:
-        return self.builder.icmp_signed("<", _number(a), _number(b))
+        return self._new(_BOOL, f"icmp slt i64 {_number(a)}, {_number(b)}")
+
+    def within(self, a: Number, size: Number) -> Value:
+        """0 ≤ a < size."""
+        # As a number without a sign, one below zero is larger than any size.
+        return self._new(_BOOL, f"icmp ult i64 {_number(a)}, {_number(size)}")
 
     # Memory
 
     def at(self, array: Value, offset: Number) -> Value:
         """The part of an array of fp32 from an offset on."""
-        return self.builder.gep(array, [_number(offset)], inbounds=True, source_etype=FLOAT)
+        if offset == 0:
+            return array
+        place = f"getelementptr inbounds float, ptr {array.name}, i64 {_number(offset)}"
+        return self._new(_POINTER, place)
 
     def load(self, array: Value, offset: Number = 0) -> Value:
-        vector = self.builder.load(self.at(array, offset), typ=VECTOR)
-        vector.align = 4
-        return vector
+        return self._new(_VECTOR, f"load {_VECTOR}, ptr {self.at(array, offset).name}, align 4")
 
     def store(self, vector: Value, array: Value, offset: Number = 0) -> None:
-        self.builder.store(vector, self.at(array, offset)).align = 4
+        place = self.at(array, offset).name
+        self._lines.append(f"store {vector.kind} {vector.name}, ptr {place}, align 4")
 
     def store_one(self, vector: Value, array: Value, offset: Number) -> None:
         """The first lane alone."""
-        first = self.builder.extract_element(vector, ir.Constant(_LANE, 0))
-        self.builder.store(first, self.at(array, offset)).align = 4
+        self.store(self._first(vector), array, offset)
 
     def everywhere(self, array: Value, offset: Number = 0) -> Value:
         """One value of an array in all lanes."""
-        return self.splat(self.builder.load(self.at(array, offset), typ=FLOAT))
+        place = self.at(array, offset).name
+        return self.splat(self._new(_FLOAT, f"load float, ptr {place}, align 4"))
 
     def index(self, table: Value, offset: Number) -> Value:
         """A whole number of a table of 64-bit ones."""
-        place = self.builder.gep(table, [_number(offset)], inbounds=True, source_etype=_INT)
-        return self.builder.load(place, typ=_INT)
+        place = f"getelementptr inbounds i64, ptr {table.name}, i64 {_number(offset)}"
+        return self._new(_INT, f"load i64, ptr {self._new(_POINTER, place).name}, align 8")
 
     # Vectors
 
     def either(self, condition: Value, a: Value, b: Value) -> Value:
-        return self.builder.select(condition, a, b)
+        """`a` where the condition holds, in each lane of it: vectors, pointers or numbers."""
+        chosen = f"select {condition.kind} {condition.name}, {a.kind} {a.name}, {b.kind} {b.name}"
+        return self._new(a.kind, chosen)
 
-    def splat(self, value: Value) -> Value:
+    def splat(self, value: Value | float) -> Value:
         if isinstance(value, float):
-            return ir.Constant(VECTOR, [value] * LANES)
-        nothing = ir.Constant(VECTOR, ir.Undefined)
-        first = self.builder.insert_element(nothing, value, ir.Constant(_LANE, 0))
-        return self.builder.shuffle_vector(first, nothing, ir.Constant(_MASK, [0] * LANES))
+            return _constant([value] * LANES)
+        first = f"insertelement {_VECTOR} poison, float {value.name}, i32 0"
+        return self._shuffled(self._new(_VECTOR, first), [0] * LANES)
 
     def plus(self, a: Value, b: Value) -> Value:
-        return self.builder.fadd(a, b)
+        return self._both("fadd", a, b)
 
     def minus(self, a: Value, b: Value) -> Value:
-        return self.builder.fsub(a, b)
+        return self._both("fsub", a, b)
 
     def times(self, a: Value, b: Value) -> Value:
-        return self.builder.fmul(a, b)
+        return self._both("fmul", a, b)
+
+    def quotient(self, a: Value, b: Value) -> Value:
+        return self._both("fdiv", a, b)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a·b + c, rounded once."""
@@ -138,73 +183,94 @@ class Function:
     def total(self, vector: Value) -> Value:
         """The sum of all lanes, in all lanes."""
         for step in (4, 2, 1):
-            other = self.builder.shuffle_vector(vector, vector, _partners(step))
-            vector = self.plus(vector, other)
+            vector = self.plus(vector, self._shuffled(vector, _partners(step)))
         return vector
 
     def lowest(self, vector: Value) -> Value:
         """The least of all lanes, in all lanes."""
         for step in (4, 2, 1):
-            other = self.builder.shuffle_vector(vector, vector, _partners(step))
+            other = self._shuffled(vector, _partners(step))
             vector = self.either(self.lower(other, vector), other, vector)
         return vector
 
     def lower(self, a: Value, b: Value) -> Value:
-        return self.builder.fcmp_ordered("<", a, b)
+        return self._new(_BOOLS, f"fcmp olt {_VECTOR} {a.name}, {b.name}")
 
     def equal(self, a: Value, b: Value) -> Value:
-        return self.builder.fcmp_ordered("==", a, b)
+        return self._new(_BOOLS, f"fcmp oeq {_VECTOR} {a.name}, {b.name}")
 
-    def counted(self, number: Value) -> Value:
+    def counted(self, number: Number) -> Value:
         """A whole number as fp32, in all lanes."""
-        return self.splat(self.builder.sitofp(number, FLOAT))
+        return self.splat(self._new(_FLOAT, f"sitofp i64 {_number(number)} to float"))
 
     def lanes(self, first: int) -> Value:
         """first, first + 1, …"""
-        return ir.Constant(VECTOR, [float(first + lane) for lane in range(LANES)])
+        return _constant([float(first + lane) for lane in range(LANES)])
 
     def inverse_root(self, vector: Value) -> Value:
         """1/√ of the first lane, in all lanes."""
-        first = self.builder.extract_element(vector, ir.Constant(_LANE, 0))
-        root = self._intrinsic("llvm.sqrt", first)
-        return self.splat(self.builder.fdiv(ir.Constant(FLOAT, 1.0), root))
+        root = self._intrinsic("llvm.sqrt", self._first(vector))
+        return self.splat(self.quotient(Value("1.0", _FLOAT), root))
 
     def clamp(self, vector: Value, limit: float) -> Value:
         low = self._intrinsic("llvm.maxnum", vector, self.splat(-limit))
         return self._intrinsic("llvm.minnum", low, self.splat(limit))
 
-    def quotient(self, a: Value, b: Value) -> Value:
-        return self.builder.fdiv(a, b)
+    def _first(self, vector: Value) -> Value:
+        return self._new(_FLOAT, f"extractelement {_VECTOR} {vector.name}, i32 0")
+
+    def _shuffled(self, vector: Value, order: Sequence[int]) -> Value:
+        lanes = ", ".join(f"i32 {lane}" for lane in order)
+        given = f"{_VECTOR} {vector.name}, {_VECTOR} poison, <{LANES} x i32> <{lanes}>"
+        return self._new(_VECTOR, f"shufflevector {given}")
+
+    def _both(self, name: str, a: Value, b: Value) -> Value:
+        return self._new(a.kind, f"{name} {a.kind} {a.name}, {b.name}")
 
     def _intrinsic(self, name: str, *given: Value) -> Value:
-        kind = given[0].type
-        name += ".v8f32" if kind == VECTOR else ".f32"
-        function = self.module.globals.get(name)
-        if function is None:
-            function = ir.Function(self.module, ir.FunctionType(kind, [kind] * len(given)), name)
-        return self.builder.call(function, given)
+        kind = given[0].kind
+        name += ".v8f32" if kind == _VECTOR else ".f32"
+        self.module.intrinsics.add(f"declare {kind} @{name}({', '.join([kind] * len(given))})")
+        return self._new(kind, f"call {kind} @{name}({_given(given)})")
 
     # Control
 
     def call(self, function: Function, given: Sequence[Number]) -> None:
-        self.builder.call(function.ir, [_number(each) for each in given])
+        self._lines.append(f"call void @{function.name}({_given(map(_value, given))})")
+
+    @contextlib.contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """The body where the condition holds."""
+        body, after = self._label(), self._label()
+        self._branch(condition, body, after)
+        with self._part(body, after):
+            yield
+        self._begin(after)
+
+    @contextlib.contextmanager
+    def branches(
+        self, condition: Value
+    ) -> Iterator[tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+        """A body for where the condition holds, and one for where it does not."""
+        holds, fails, after = self._label(), self._label(), self._label()
+        self._branch(condition, holds, fails)
+        yield self._part(holds, after), self._part(fails, after)
+        self._begin(after)
 
     @contextlib.contextmanager
     def loop(self, start: Number, stop: Number, step: int = 1) -> Iterator[Value]:
         """The body for start, start + step, … below stop, which may be none."""
-        builder = self.builder
-        start, stop = _number(start), _number(stop)
-        before = builder.block
-        body, after = self._blocks("body", "after")
-        builder.cbranch(builder.icmp_signed("<", start, stop), body, after)
-        builder.position_at_end(body)
-        index = builder.phi(_INT)
-        index.add_incoming(start, before)
+        body, after, before = self._label(), self._label(), self._block
+        self._branch(self.below(start, stop), body, after)
+        self._begin(body)
+        index, place = self._phi(_INT)
         yield index
         following = self.add(index, step)
-        index.add_incoming(following, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following, stop), body, after)
-        builder.position_at_end(after)
+        self._lines[place] += (
+            f"[{_number(start)}, %{before}], [{_number(following)}, %{self._block}]"
+        )
+        self._branch(self.below(following, stop), body, after)
+        self._begin(after)
 
     def fold(
         self,
@@ -214,26 +280,22 @@ class Function:
         body: Callable[[Value, Sequence[Value]], Sequence[Value]],
     ) -> list[Value]:
         """values = body(index, values) for index 0, step, … below count > 0, kept in registers."""
-        builder = self.builder
-        before = builder.block
-        inner, after = self._blocks("fold", "folded")
-        builder.branch(inner)
-        builder.position_at_end(inner)
-        index = builder.phi(_INT)
-        index.add_incoming(_number(0), before)
-        kept = [builder.phi(value.type) for value in values]
-        for phi, value in zip(kept, values, strict=True):
-            phi.add_incoming(value, before)
-        made = list(body(index, kept))
+        inner, after, before = self._label(), self._label(), self._block
+        self._lines.append(f"br label %{inner}")
+        self._begin(inner)
+        index, place = self._phi(_INT)
+        kept = [self._phi(value.kind) for value in values]
+        made = list(body(index, [phi for phi, _ in kept]))
         following = self.add(index, step)
-        index.add_incoming(following, builder.block)
-        for phi, value in zip(kept, made, strict=True):
-            phi.add_incoming(value, builder.block)
-        builder.cbranch(self.below(following, count), inner, after)
-        builder.position_at_end(after)
+        end = self._block
+        self._lines[place] += f"[0, %{before}], [{_number(following)}, %{end}]"
+        for (_, line), value, new in zip(kept, values, made, strict=True):
+            self._lines[line] += f"[{value.name}, %{before}], [{new.name}, %{end}]"
+        self._branch(self.below(following, count), inner, after)
+        self._begin(after)
         return made
 
-    def tiles(self, count: Value, size: int, body: Callable[[Value, int], None]) -> None:
+    def tiles(self, count: Number, size: int, body: Callable[[Number, int], None]) -> None:
         """body(first, how many) over `count` pixels, in tiles of `size`.
 
         The last tile reaches back over pixels that are done already, which a body has to bear;
@@ -243,8 +305,7 @@ class Function:
             with self.loop(0, count) as first:
                 body(first, 1)
             return
-        whole = self.builder.icmp_signed(">=", count, _number(size))
-        with self.builder.if_else(whole) as (tiled, single):
+        with self.branches(self.below(count, size)) as (single, tiled):
             with tiled:
                 last = self.sub(count, size)
                 with self.loop(0, count, size) as start:
@@ -252,14 +313,53 @@ class Function:
             with single, self.loop(0, count) as first:
                 body(first, 1)
 
-    def _blocks(self, *names: str) -> list[Value]:
-        return [self.ir.append_basic_block(name) for name in names]
+    def _new(self, kind: str, instruction: str) -> Value:
+        self._count += 1
+        name = f"%.{self._count}"
+        self._lines.append(f"{name} = {instruction}")
+        return Value(name, kind)
+
+    def _phi(self, kind: str) -> tuple[Value, int]:
+        """A value whose sources are not known yet, and the line that is to name them."""
+        return self._new(kind, f"phi {kind} "), len(self._lines) - 1
+
+    def _label(self) -> str:
+        self._count += 1
+        return f"block.{self._count}"
+
+    def _begin(self, label: str) -> None:
+        self._lines.append(f"{label}:")
+        self._block = label
+
+    def _branch(self, condition: Value, holds: str, fails: str) -> None:
+        self._lines.append(f"br i1 {condition.name}, label %{holds}, label %{fails}")
+
+    @contextlib.contextmanager
+    def _part(self, label: str, after: str) -> Iterator[None]:
+        self._begin(label)
+        yield
+        self._lines.append(f"br label %{after}")
 
 
-def _partners(step: int) -> Value:
+def _partners(step: int) -> list[int]:
     """The lanes that are `step` away."""
-    return ir.Constant(_MASK, [lane ^ step for lane in range(LANES)])
+    return [lane ^ step for lane in range(LANES)]
 
 
-def _number(value: Number) -> Value:
-    return ir.Constant(_INT, value) if isinstance(value, int) else value
+def _number(number: Number) -> str:
+    return number.name if isinstance(number, Value) else str(number)
+
+
+def _value(number: Number) -> Value:
+    return number if isinstance(number, Value) else Value(str(number), _INT)
+
+
+def _given(values: Iterable[Value]) -> str:
+    return ", ".join(f"{each.kind} {each.name}" for each in values)
+
+
+def _constant(values: Sequence[float]) -> Value:
+    """A vector; LLVM takes a value of fp32 by the octets of the double that it is equal to."""
+    single = struct.unpack(f"<{LANES}f", struct.pack(f"<{LANES}f", *values))
+    octets = (struct.pack(">d", value).hex().upper() for value in single)
+    return Value(f"<{', '.join(f'float 0x{each}' for each in octets)}>", _VECTOR)

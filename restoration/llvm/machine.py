@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import llvmlite.binding as llvm
 import torch
-from llvmlite import ir
 from torch import Tensor
 
-from restoration.llvm.emit import Function
+from restoration.llvm.emit import Function, Module
 
 Kernel = Callable[..., None]
 Shape = TypeVar("Shape", bound=Hashable)
 
-_LOCK = threading.Lock()
+_LLVM = 22  # the version whose options are known
 _ENGINES: list[Any] = []  # own the code that kernels run
 
 
@@ -27,27 +25,38 @@ _ENGINES: list[Any] = []  # own the code that kernels run
 def kernel(write: Callable[..., Function], *shape: Any) -> Kernel:
     """The kernel that `write(module, *shape)` writes, to be called with tensors, then numbers.
 
-    Whoever calls sees to it that tensors are contiguous, of fp32 (tables: int64), and large enough.
-    The call lets other threads of Python go on.
+    A thread makes the machine code, which LLVM does beside Python: the first call waits for it,
+    and raises what went wrong. Whoever calls sees to it that tensors are contiguous, of fp32
+    (tables: int64), and large enough. The call lets other threads of Python go on.
     """
-    with _LOCK:
-        module = ir.Module()
-        written = write(module, *shape)
-        # No passes over it: loops, vectors and registers are as the kernel says.
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), _machine())
-        engine.finalize_object()
-        _ENGINES.append(engine)
-        address = engine.get_function_address(written.ir.name)
-    kinds = [
-        ctypes.c_void_p if isinstance(each.type, ir.PointerType) else ctypes.c_int64
-        for each in written.ir.args
-    ]
-    run = ctypes.CFUNCTYPE(None, *kinds)(address)
+    module = Module()
+    written = write(module, *shape)
+    kinds = [ctypes.c_void_p] * len(written.arrays) + [ctypes.c_int64] * len(written.numbers)
+    made = _compiler().submit(_compiled, str(module), written.name)
+
+    @functools.cache
+    def code() -> Any:
+        return ctypes.CFUNCTYPE(None, *kinds)(made.result())
 
     def call(*given: Tensor | int) -> None:
-        run(*(each if isinstance(each, int) else each.data_ptr() for each in given))
+        code()(*(each if isinstance(each, int) else each.data_ptr() for each in given))
 
     return call
+
+
+def _compiled(text: str, name: str) -> int:
+    """The address of a function of a module."""
+    # No passes over it: loops, vectors and registers are as the kernel says.
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(text), _machine())
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    return int(engine.get_function_address(name))
+
+
+@functools.lru_cache(maxsize=1)
+def _compiler() -> ThreadPoolExecutor:
+    # One: LLVM does one thing at a time for llvmlite.
+    return ThreadPoolExecutor(1, "kernels")
 
 
 def over(count: int, run: Callable[[int, int], None], whole: int = 1) -> None:
@@ -70,12 +79,18 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 @functools.lru_cache(maxsize=1)
-def _target() -> Any:
+def _processor() -> tuple[Any, str, str]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    return llvm.Target.from_default_triple()
+    if llvm.llvm_version_info[0] == _LLVM:
+        # A third of the time, for nothing: addresses are as a kernel says. LLVM ends a process
+        # that asks it for an option it does not know.
+        llvm.set_option("", "-disable-lsr")
+    features = llvm.get_host_cpu_features().flatten()
+    return llvm.Target.from_default_triple(), llvm.get_host_cpu_name(), features
 
 
 def _machine() -> Any:
-    name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    return _target().create_target_machine(cpu=name, features=features)
+    # An engine takes its machine over: each has its own.
+    target, name, features = _processor()
+    return target.create_target_machine(cpu=name, features=features)

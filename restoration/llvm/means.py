@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llvmlite import ir
-
-from restoration.llvm.emit import LANES, Function, Number, Value
+from restoration.llvm.emit import LANES, Function, Module, Number, Value
 
 BOX = (("cells", "across", "out", "share"), ("height", "width", "tall", "wide"))
 _TOGETHER = 12 * LANES  # channels whose sums are in registers
 
 
-def cell_sums(module: ir.Module, channels: int) -> Function:
+def cell_sums(module: Module, channels: int) -> Function:
     """Adds a row of pixels to its row of cells, which the first row of a cell begins."""
     f = Function(module, "cell_sums", ("pixels", "cells"), ("width", "cell", "row"))
     units = f.divided(f.add(f["width"], f.sub(f["cell"], 1)), f["cell"])
@@ -33,7 +31,7 @@ def cell_sums(module: ir.Module, channels: int) -> Function:
     return f
 
 
-def box(module: ir.Module, channels: int) -> Function:
+def box(module: Module, channels: int) -> Function:
     """Means over `tall`×`wide` cells at every cell; boxes at the border slide inwards.
 
     Along rows into `across`, then along columns; `share` is 1/(tall·wide).

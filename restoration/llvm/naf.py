@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llvmlite import ir
-
-from restoration.llvm.emit import LANES, Function, Value
+from restoration.llvm.emit import LANES, Function, Module, Number, Value
 from restoration.llvm.means import cell_sums
 from restoration.llvm.product import Product, Source, adding, multiply
 
@@ -61,7 +59,7 @@ def feed_scratch(channels: int, cells: int) -> int:
     return cells * channels + 4 * CHUNK * channels
 
 
-def gate(module: ir.Module, channels: int, eps: float) -> Function:
+def gate(module: Module, channels: int, eps: float) -> Function:
     """Norm, 1×1, 3×3 depthwise and gate of rows first … stop − 1, into `gates`.
 
     Three rows before the 3×3 convolution are kept, the oldest of which each new one replaces.
@@ -76,14 +74,12 @@ def gate(module: ir.Module, channels: int, eps: float) -> Function:
     norms = f.at(f["scratch"], f.mul(line, 3))
     nothing = f.splat(0.0)
 
-    def kept(row: Value) -> Value:
+    def kept(row: Number) -> Value:
         return f.at(f["scratch"], f.mul(f.rest(f.add(row, 3), 3), line))
 
     with f.loop(f.sub(f["first"], 1), f.add(f["stop"], 1)) as row:
         here = kept(row)
-        above, beneath = f.below(row, 0), f.below(row, f["height"])
-        inside = f.builder.and_(f.builder.not_(above), beneath)
-        with f.builder.if_else(inside) as (image, border):
+        with f.branches(f.within(row, f["height"])) as (image, border):
             with image:
                 source = f.at(f["pixels"], f.mul(f.mul(row, f["width"]), channels))
                 given = [source, f.at(here, wide), norms, f["into"], f["into_bias"], f["width"]]
@@ -93,17 +89,17 @@ def gate(module: ir.Module, channels: int, eps: float) -> Function:
                     f.store(nothing, here, f.add(f.sub(line, wide), v))
             with border, f.loop(0, line, LANES) as place:
                 f.store(nothing, here, place)
-        with f.builder.if_then(f.below(f["first"], row)):
+        with f.when(f.below(f["first"], row)):
             target = f.at(f["gates"], f.mul(f.mul(f.sub(row, 1), f["width"]), channels))
             rows = [kept(f.sub(row, 2)), kept(f.sub(row, 1)), here]
             f.call(taps, [*rows, target, f["taps"], f["taps_bias"], f["width"]])
-            with f.builder.if_then(f.below(1, f["cell"])):
+            with f.when(f.below(1, f["cell"])):
                 f.call(sums, [target, f["cells"], f["width"], f["cell"], f.sub(row, 1)])
     f.end()
     return f
 
 
-def feed(module: ir.Module, channels: int, eps: float) -> Function:
+def feed(module: Module, channels: int, eps: float) -> Function:
     """The rest of the block for rows first … stop − 1, over `gates`.
 
     Factors are bilinear in the grid's `cells` columns; its rows and columns beside a pixel's, and
@@ -123,7 +119,7 @@ def feed(module: ir.Module, channels: int, eps: float) -> Function:
     def gates(count: Value) -> None:
         columns = widths.feed.block // 2
 
-        def put(pixel: Value, block: Value, values: list[Value]) -> None:
+        def put(pixel: Number, block: Value, values: list[Value]) -> None:
             half = len(values) // 2
             place = f.add(f.mul(pixel, channels), f.mul(block, columns))
             for v in range(half):
@@ -175,11 +171,11 @@ def normalise(
         for each in apart[1:]:
             squares = f.fma(each, each, squares)
         scale = f.inverse_root(f.fma(f.total(squares), share, f.splat(eps)))
-        for each, value in zip(places, apart, strict=True):
-            f.store(f.times(value, scale), target, each)
+        for there, value in zip(places, apart, strict=True):
+            f.store(f.times(value, scale), target, there)
 
 
-def _into(module: ir.Module, channels: int, eps: float) -> Function:
+def _into(module: Module, channels: int, eps: float) -> Function:
     """Norm and 1×1 convolution of a row."""
     f = Function(module, "into", ("pixels", "row", "norms", "weight", "bias"), ("width",))
     product = Widths(channels).into
@@ -189,7 +185,7 @@ def _into(module: ir.Module, channels: int, eps: float) -> Function:
         target = f.at(f["row"], f.mul(start, 2 * channels))
         normalise(f, source, f["norms"], count, channels, eps)
 
-        def put(pixel: Value, block: Value, values: list[Value]) -> None:
+        def put(pixel: Number, block: Value, values: list[Value]) -> None:
             place = f.add(f.mul(pixel, 2 * channels), f.mul(block, product.block))
             for v, value in enumerate(values):
                 f.store(value, target, f.add(place, v * LANES))
@@ -202,7 +198,7 @@ def _into(module: ir.Module, channels: int, eps: float) -> Function:
     return f
 
 
-def _taps(module: ir.Module, channels: int) -> Function:
+def _taps(module: Module, channels: int) -> Function:
     """3×3 depthwise convolution of a row of 2C channels with its neighbours, and the gate."""
     f = Function(
         module,
@@ -213,7 +209,7 @@ def _taps(module: ir.Module, channels: int) -> Function:
     wide = 2 * channels
     lines = [f["above"], f["here"], f["beneath"]]
 
-    def half(first: Value, size: int, channel: Value) -> list[Value]:
+    def half(first: Number, size: int, channel: Number) -> list[Value]:
         sums = [f.load(f["bias"], channel)] * size
         for row, line in enumerate(lines):
             # Rows begin with a pixel of zeros: pixel i − 1 of the image is pixel i of the row.
@@ -224,7 +220,7 @@ def _taps(module: ir.Module, channels: int) -> Function:
                 sums = [f.fma(values[x + column], weight, sums[x]) for x in range(size)]
         return sums
 
-    def tile(first: Value, size: int) -> None:
+    def tile(first: Number, size: int) -> None:
         with f.loop(0, channels, LANES) as channel:
             a, b = half(first, size, channel), half(first, size, f.add(channel, channels))
             for x in range(size):

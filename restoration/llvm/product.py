@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from restoration.folding import Linear
-from restoration.llvm.emit import LANES, Function, Value
+from restoration.llvm.emit import LANES, Function, Number, Value
 
 # Of the sixteen vector registers of AVX2; the others hold weights and a value.
 _SUMS = 12
@@ -72,7 +72,7 @@ class Source:
     step: int
 
 
-Put = Callable[[Value, Value, list[Value]], None]
+Put = Callable[[Number, Value, list[Value]], None]
 
 
 def multiply(
@@ -96,7 +96,7 @@ def multiply(
         rows = f.at(weight, f.mul(number, product.inputs * product.block))
         shift = f.at(bias, f.mul(number, product.block))
 
-        def tile(first: Value, size: int) -> None:
+        def tile(first: Number, size: int) -> None:
             sums = [f.load(shift, v * LANES) for v in range(vectors)] * size
             place = rows
             for source in sources:
@@ -140,7 +140,7 @@ def _added(
 def adding(f: Function, product: Product, skip: Value, target: Value) -> Put:
     """Stores a product with what `skip` adds to it; the two must not be one."""
 
-    def put(pixel: Value, block: Value, values: list[Value]) -> None:
+    def put(pixel: Number, block: Value, values: list[Value]) -> None:
         place = f.add(f.mul(pixel, product.outputs), f.mul(block, product.block))
         for v, value in enumerate(values):
             there = f.add(place, v * LANES)

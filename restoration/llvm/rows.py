@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llvmlite import ir
-
-from restoration.llvm.emit import LANES, Function, Value
+from restoration.llvm.emit import LANES, Function, Module, Number, Value
 from restoration.llvm.naf import CHUNK
 from restoration.llvm.product import Product, Source, adding, multiply
 
@@ -47,7 +45,7 @@ class Patch:
         return self.planes * self.lines * self.width
 
 
-def convolve(module: ir.Module, patch: Patch, outputs: int, spread: int, skipped: bool) -> Function:
+def convolve(module: Module, patch: Patch, outputs: int, spread: int, skipped: bool) -> Function:
     """A convolution whose patches do not change from row to row, for rows first … stop − 1.
 
     Row r begins `advance` values after the one before it; its lines are `line` values apart, the
@@ -68,7 +66,7 @@ def convolve(module: ir.Module, patch: Patch, outputs: int, spread: int, skipped
         ]
         there = f.mul(f.mul(row, spread), f.mul(f["width"], outputs))
 
-        def put(pixel: Value, block: Value, values: list[Value], there: Value = there) -> None:
+        def put(pixel: Number, block: Value, values: list[Value], there: Number = there) -> None:
             place = f.add(there, f.add(f.mul(pixel, outputs), f.mul(block, product.block)))
             for v, value in enumerate(values):
                 at = f.add(place, v * LANES)
@@ -84,7 +82,7 @@ def expert_scratch(channels: int, wide: int) -> int:
     return CHUNK * (channels + wide)
 
 
-def expert(module: ir.Module, channels: int, wide: int) -> Function:
+def expert(module: Module, channels: int, wide: int) -> Function:
     """Adds to pixels first … stop − 1 what the expert makes of them: 1×1, GELU, 1×1."""
     f = Function(module, "expert", *EXPERT)
     inner, outer = Product(channels, wide), Product(wide, channels)
@@ -96,7 +94,7 @@ def expert(module: ir.Module, channels: int, wide: int) -> Function:
         with f.loop(0, f.mul(count, channels), LANES) as place:
             f.store(f.load(pixels, place), before, place)
 
-        def activated(pixel: Value, block: Value, values: list[Value]) -> None:
+        def activated(pixel: Number, block: Value, values: list[Value]) -> None:
             place = f.add(f.mul(pixel, wide), f.mul(block, inner.block))
             for v, value in enumerate(values):
                 f.store(gelu(f, value), hidden, f.add(place, v * LANES))
@@ -110,21 +108,21 @@ def expert(module: ir.Module, channels: int, wide: int) -> Function:
     return f
 
 
-def emit(module: ir.Module, channels: int) -> Function:
+def emit(module: Module, channels: int) -> Function:
     """A 3×3 convolution of C channels to one, for rows first … stop − 1, with zeros outside."""
     f = Function(module, "emit", *EMIT)
     line = f.mul(f["width"], channels)
     end = f.sub(f["width"], 1)
     with f.loop(f["first"], f["stop"]) as row:
         above, here, beneath = (f.at(f["pixels"], f.mul(f.add(row, i), line)) for i in (-1, 0, 1))
-        above = f.builder.select(f.below(0, row), above, f["nothing"])
+        above = f.either(f.below(0, row), above, f["nothing"])
         is_last = f.below(f["height"], f.add(row, 2))
-        beneath = f.builder.select(is_last, f["nothing"], beneath)
+        beneath = f.either(is_last, f["nothing"], beneath)
         out = f.at(f["out"], f.mul(row, f["width"]))
         lines = (above, here, beneath)
 
         def tile(
-            first: Value,
+            first: Number,
             size: int,
             columns: range,
             lines: Sequence[Value] = lines,
@@ -137,7 +135,7 @@ def emit(module: ir.Module, channels: int) -> Function:
 
         inner = f.sub(f["width"], 2)
         f.tiles(inner, 4, lambda first, size: tile(f.add(first, 1), size, range(3)))
-        tile(f.add(0, 0), 1, range(1, 3))
+        tile(0, 1, range(1, 3))
         tile(end, 1, range(2))
     f.end()
     return f
@@ -146,7 +144,7 @@ def emit(module: ir.Module, channels: int) -> Function:
 def _seen(
     f: Function,
     lines: Sequence[Value],
-    first: Value,
+    first: Number,
     size: int,
     channels: int,
     columns: range,

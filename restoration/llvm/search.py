@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from llvmlite import ir
-
-from restoration.llvm.emit import LANES, Function, Value
+from restoration.llvm.emit import LANES, Function, Module, Number, Value
 from restoration.llvm.naf import CHUNK
 from restoration.llvm.product import Product, Source, multiply
 
@@ -12,7 +10,7 @@ NEAREST = (("tokens", "scratch", "weight", "bias", "nearest"), ("first", "stop")
 SCRATCH = 2 * CHUNK * LANES  # values that :func:`nearest` works on beside its arrays
 
 
-def nearest(module: ir.Module, dim: int, codes: int) -> Function:
+def nearest(module: Module, dim: int, codes: int) -> Function:
     """The code of the lowest score for tokens first … stop − 1 (N, dim), as a number in fp32.
 
     Scores are bias + weight·token, of which each lane keeps the least and its code; of equal ones
@@ -22,7 +20,7 @@ def nearest(module: ir.Module, dim: int, codes: int) -> Function:
     product = Product(dim, codes)
     least, where = f["scratch"], f.at(f["scratch"], CHUNK * LANES)
 
-    def compare(token: Value, block: Value, scores: list[Value]) -> None:
+    def compare(token: Number, block: Value, scores: list[Value]) -> None:
         place = f.mul(token, LANES)
         best, code = f.load(least, place), f.load(where, place)
         first = f.counted(f.mul(block, product.block))
@@ -41,10 +39,10 @@ def nearest(module: ir.Module, dim: int, codes: int) -> Function:
         tokens = Source(f.at(f["tokens"], f.mul(start, dim)), dim, dim)
         multiply(f, product, [tokens], (f["weight"], f["bias"]), count, compare)
         with f.loop(0, count) as token:
-            place = f.mul(token, LANES)
-            best = f.load(least, place)
+            scores, codes_of = f.at(least, f.mul(token, LANES)), f.at(where, f.mul(token, LANES))
+            best = f.load(scores)
             found = f.equal(best, f.lowest(best))
-            code = f.lowest(f.either(found, f.load(where, place), f.splat(float(codes))))
+            code = f.lowest(f.either(found, f.load(codes_of), f.splat(float(codes))))
             f.store_one(code, f["nearest"], f.add(start, token))
     f.end()
     return f

@@ -30,6 +30,8 @@ from restoration.compiled import (
     compiled_routing,
 )
 from restoration.experts import TaskAdaptiveRouting
+from restoration.llvm import means
+from restoration.llvm.machine import kernel
 from restoration.quantizer import CodebookBank
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -211,6 +213,7 @@ def test_of_equal_codes_the_first_is_taken() -> None:
 @pytest.mark.parametrize("window", [1, 2, 5, 6, 40])
 def test_means_over_boxes_are_those_of_running_sums(window: int) -> None:
     cells = images(1, 24, 9, 14)
-    found = _box_means(cells[0].permute(1, 2, 0).contiguous(), window)
+    run = kernel(means.box, cells.shape[1])
+    found = _box_means(cells[0].permute(1, 2, 0).contiguous(), run, window)
     expected = local_mean(cells, window)[0].permute(1, 2, 0)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

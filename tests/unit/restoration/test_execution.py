@@ -256,7 +256,11 @@ def test_results_do_not_depend_on_the_size_of_the_batch(
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("variant", ["v2", "full"])
 @pytest.mark.parametrize("form", [Form.COMPILED, Form.PRODUCTS])
-def test_a_slice_has_the_same_bits_by_one_thread_or_by_all(variant: str, form: Form) -> None:
+@pytest.mark.parametrize("is_small", [False, True], ids=["by all", "by one of them"])
+def test_a_slice_has_the_same_bits_by_one_thread_or_by_all(
+    variant: str, form: Form, is_small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("restoration.execution._SMALL", 72 * 64 if is_small else 72 * 64 - 1)
     model = small_model(variant=variant, channels=WIDTHS[form])
     model.use_local_pooling(True)
     image = torch.rand(3, 1, 72, 64, generator=torch.Generator().manual_seed(4))
@@ -268,7 +272,7 @@ def test_a_slice_has_the_same_bits_by_one_thread_or_by_all(variant: str, form: F
     single = run(how, image, noise)  # one after the other
     torch.set_num_threads(2)
     for i in range(len(image)):
-        alone = run(how, image[i : i + 1], noise[i : i + 1])  # by both threads
+        alone = run(how, image[i : i + 1], noise[i : i + 1])  # by both threads, or by one
         for ours in (together, single):
             assert torch.equal(ours.restored[i : i + 1], alone.restored)
             assert ours.class_logits is not None

@@ -11,7 +11,8 @@ import torch
 from restoration import llvm
 from restoration.diffcode import DiffCodeConfig
 from restoration.folding import Linear
-from restoration.llvm.machine import over
+from restoration.llvm.emit import LANES, Function, Module, Value
+from restoration.llvm.machine import kernel, over
 from restoration.llvm.product import Product
 
 
@@ -85,6 +86,51 @@ def test_kernels_run_on_a_cpu_with_fused_instructions(monkeypatch: pytest.Monkey
     assert llvm.available(cpu)
     monkeypatch.setattr(llvm, "find_spec", lambda name: None)
     assert not llvm.available(cpu)
+
+
+def doubled(module: Module, factor: float) -> Function:
+    """What is at `here` times a constant, for as many vectors as are asked for."""
+    f = Function(module, "doubled", ("here", "there"), ("count",))
+    with f.loop(0, f.mul(f["count"], LANES), LANES) as place:
+        f.store(f.times(f.load(f["here"], place), f.splat(factor)), f["there"], place)
+    f.end()
+    return f
+
+
+@pytest.mark.parametrize("factor", [2.0, -0.1, 1e-6, 3e38, float("inf")])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_constant_is_its_nearest_value_in_single_precision(factor: float, count: int) -> None:
+    here, there = torch.full((32,), 0.75), torch.zeros(32)
+    kernel(doubled, factor)(here, there, count)
+    expected = torch.where(torch.arange(32) < 8 * count, 0.75 * torch.tensor(factor), 0.0)
+    assert torch.equal(there, expected)
+
+
+def test_machine_code_is_made_once_for_each_shape() -> None:
+    assert kernel(doubled, 2.0) is kernel(doubled, 2.0)
+    assert kernel(doubled, 2.0) is not kernel(doubled, 3.0)
+
+
+def test_known_numbers_need_no_instruction() -> None:
+    f = Function(Module(), "nothing", ("values",), ("count",))
+    before = str(f)
+    assert f.add(f.mul(3, 4), f.sub(7, 2)) == 17
+    assert f.mul(f["count"], 1) == f.add(0, f["count"]) == f["count"]
+    assert f.mul(0, f["count"]) == 0
+    assert f.at(f["values"], 0) == f["values"]
+    assert str(f) == before
+
+
+def test_what_llvm_refuses_is_raised_by_the_first_call() -> None:
+    def wrong(module: Module) -> Function:
+        f = Function(module, "wrong", ("values",), ())
+        f.store(Value("%nowhere", "float"), f["values"])
+        f.end()
+        return f
+
+    made = kernel(wrong)
+    with pytest.raises(RuntimeError, match="nowhere"):
+        made(torch.zeros(8))
 
 
 def test_kernels_know_whole_vectors_of_channels() -> None:

@@ -36,7 +36,8 @@ from dicom_node.observability import get_logger
 from dicom_node.planning import plan, titles_of, why_sent_back
 from dicom_node.rehearsal import Rehearsal, Subject, rehearsed
 from dicom_node.reported import delivered_drift
-from dicom_node.restoring import RestoredVolumes, judge_domain, parameters_hash, seeds
+from dicom_node.restored_volumes import RestoredVolumes, judge_domain, seeds
+from dicom_node.restoring import parameters_hash
 from dicom_node.routing import Routes
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from pydicom.dataset import Dataset
 
 from dicom_node.inference import Engine
-from dicom_node.restoring import KeptSlices, RestoredVolumes, restore_volumes
+from dicom_node.restored_volumes import KeptSlices, RestoredVolumes, restore_volumes
 from dicom_node.settings import NodeSettings
 
 Slices = TypeVar("Slices", bound=KeptSlices)

@@ -8,84 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from pydicom.dataset import Dataset
 
-from dicom_node.dicom import derived, division, volume
+from dicom_node.dicom import derived, division
 from dicom_node.dicom.derived import DerivedInstance, RestoredVolume
 from dicom_node.dicom.geometry import Resampling
-from dicom_node.dicom.header import number, numbers, text, texts
+from dicom_node.dicom.header import text
 from dicom_node.dicom.reports import GateValue, Restoration, with_reports
 from dicom_node.dicom.scratch import Scratch
-from dicom_node.errors import RefusedError
 from dicom_node.gates import Judgement, gate_verdict, judge
 from dicom_node.inference import (
-    DomainVerdict,
     Engine,
-    ModelIdentity,
     Progress,
-    RestorationRequest,
 )
 from dicom_node.readings import GateReading
-from dicom_node.reported import delivered_drift, gate_values, judged_values
-from dicom_node.review import Picture, Sheet, pictures
+from dicom_node.reported import judged_values
+from dicom_node.restored_volumes import (
+    FULL_STRENGTH,
+    KeptSlices,
+    RestoredVolumes,
+    judge_domain,
+    restore_volumes,
+)
+from dicom_node.review import Sheet
 from dicom_node.settings import IdentitySettings, NodeSettings
-
-FULL_STRENGTH = 1.0
-
-
-class KeptSlices(Protocol):
-    """What was made of the slices of a job before."""
-
-    def has(self, sop_instance_uid: str, seed: int) -> bool:
-        """Whether something was, as far as can be told without reading it."""
-
-    def facts(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """Of the engine's `MadeSlice`; None: nothing. So the others."""
-
-    def plane(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """Of the same."""
-
-    def image(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """Of the `derived.PreparedImage`."""
-
-    def stored(self, sop_instance_uid: str, seed: int) -> bytes | None:
-        """Of the same."""
-
-
-class _KeptOfVolume:
-    """What was made of the slices of one classic volume before, by their places in it."""
-
-    def __init__(self, kept: KeptSlices, headers: Sequence[Dataset], given: Sequence[int]) -> None:
-        self._kept = kept
-        self._of = [
-            (text(header, "SOPInstanceUID"), seed)
-            for header, seed in zip(headers, given, strict=True)
-        ]
-
-    def facts(self, index: int) -> bytes | None:
-        """See `KeptSlices`; so the others."""
-        return self._kept.facts(*self._of[index])
-
-    def plane(self, index: int) -> bytes | None:
-        """As there."""
-        return self._kept.plane(*self._of[index])
-
-    def image(self, index: int) -> bytes | None:
-        """As there."""
-        return self._kept.image(*self._of[index])
-
-    def stored(self, index: int) -> bytes | None:
-        """As there."""
-        return self._kept.stored(*self._of[index])
 
 
 @dataclass(frozen=True)
@@ -103,23 +55,6 @@ class RestoredSeries:
     readings: tuple[GateReading, ...]  # slices in the order of the result
     sheet: Sheet  # what a reviewer is shown
     instances: Iterator[DerivedInstance]
-
-
-@dataclass
-class RestoredVolumes:
-    """The images of a job restored and measured, volume by volume; nothing is decided on them."""
-
-    restored: list[RestoredVolume] = field(default_factory=list)
-    upsample: int | None = None
-    warnings: list[str] = field(default_factory=list)
-    values: list[GateValue] = field(default_factory=list)
-    readings: list[GateReading] = field(default_factory=list)
-    calibrated: bool = True
-    pictures: list[Picture] = field(default_factory=list)
-    scales: list[float] = field(default_factory=list)
-    load_s: float = 0.0
-    restore_s: float = 0.0
-    scratch: Scratch = field(default_factory=Scratch)
 
 
 def restore_series(
@@ -177,32 +112,47 @@ def restore_series(
         destinations=destinations,
         settings=settings,
     )
-    # The assembler and the volume may have found the same gap: it is told once.
-    noted = note.split("; ") if note else []
-    warnings = tuple(dict.fromkeys([*noted, *done.warnings, *judgement.reasons]))
-    steered = parameters_hash(task, engine.parameters(task), strength)
-    said = Restoration(task, engine.model, steered, created, strength, warnings)
+    said = Restoration(
+        task,
+        engine.model,
+        parameters_hash(task, engine.parameters(task), strength),
+        created,
+        strength,
+        _warnings(note, done, judgement),
+    )
     series_uid = _series_uid(headers, task, engine, settings, frames[0].resampling, strength)
     return RestoredSeries(
         tuple(done.restored),
         series_uid,
-        warnings,
+        said.warnings,
         {"load": 0.0, "restore": 0.0}
         if ahead is not None
         else {"load": done.load_s, "restore": done.restore_s},
         _quantities(done),
         judgement,
         readings,
-        Sheet(
-            said,
-            series_uid,
-            tuple(done.pictures),
-            len(frames),
-            tuple(done.readings),
-            judgement,
-            headers[0],
-        ),
+        _sheet(said, series_uid, done, judgement),
         _instances(done, said, readings, judgement, settings),
+    )
+
+
+def _warnings(note: str | None, done: RestoredVolumes, judgement: Judgement) -> tuple[str, ...]:
+    """What was noticed on the way; what assembler and volume may both have found is told once."""
+    noted = note.split("; ") if note else []
+    return tuple(dict.fromkeys([*noted, *done.warnings, *judgement.reasons]))
+
+
+def _sheet(
+    said: Restoration, series_uid: str, done: RestoredVolumes, judgement: Judgement
+) -> Sheet:
+    return Sheet(
+        said,
+        series_uid,
+        tuple(done.pictures),
+        done.slices,
+        tuple(done.readings),
+        judgement,
+        done.restored[0].frames[0].header,
     )
 
 
@@ -256,97 +206,6 @@ def _quantities(done: RestoredVolumes) -> dict[str, Any]:
     return quantities
 
 
-def restore_volumes(
-    paths: Sequence[Path],
-    task: str,
-    engine: Engine,
-    settings: NodeSettings,
-    *,
-    scale: float | None = None,
-    strength: float = FULL_STRENGTH,
-    kept: KeptSlices | None = None,
-    known: Mapping[Path, Dataset] | None = None,
-    work: Path | None = None,
-    progress: Progress | None = None,
-) -> RestoredVolumes:
-    """Load, restore, measure and quantise one volume after the other; see `restore_series`.
-
-    One volume is held in physical units.
-    """
-    if task not in engine.tasks:
-        raise RefusedError(f"the model {engine.model.name} cannot do {task}")
-    scratch = Scratch(work)
-    gathered, slices = RestoredVolumes(scratch=scratch), 0
-    started = time.perf_counter()
-    later = None if kept is None else partial(_is_kept, kept, engine.model)
-    for series in volume.load_volumes(paths, task, settings.policy, scratch, known, later):
-        verdict = judge_domain(series.headers[0], task, engine, settings)
-        if gathered.upsample not in (None, verdict.upsample):
-            raise RefusedError("volumes of one image that need grids of their own")
-        gathered.upsample = verdict.upsample
-        gathered.warnings += [*series.warnings, *_remarks(verdict)]
-        loaded = time.perf_counter()
-        given = seeds(series.headers, engine.model, series.frames)
-        before = None
-        if kept is not None and series.frames is None:
-            before = _KeptOfVolume(kept, series.headers, given)
-        request = RestorationRequest(
-            array=series.array,
-            task=task,
-            spacing=series.spacing,
-            seeds=given,
-            strength=strength,
-            scale=scale,
-            upsample=verdict.upsample,
-            facts=facts(series.headers[0]),
-            kept=before,
-            out=scratch.empty(series.array.shape, np.float32) if verdict.upsample == 1 else None,
-        )
-        result = engine.restore(request, _onwards(progress, slices, scratch))
-        # The domain was judged above, with all that the header says.
-        guards = [flag for flag in result.flags if flag != "outside_domain"]
-        gathered.warnings += [f"guard {guard} did not hold" for guard in guards]
-        gathered.warnings += result.remarks
-        gathered.values += gate_values(
-            result, len(series.array), slices, hounsfield=task == "ct_denoise"
-        )
-        gathered.readings += [each.shifted(slices) for each in result.readings]
-        gathered.calibrated &= result.calibrated
-        gathered.pictures += pictures(
-            series.array,
-            result.array,
-            result.readings,
-            first=slices,
-            further=settings.review.slices,
-        )
-        if "intensity_scale" in result.diagnostics and task == "mri_sr":
-            gathered.scales.append(float(result.diagnostics["intensity_scale"]))
-        gathered.restored.append(
-            derived.quantise(
-                series,
-                result.array,
-                result.resampling,
-                scratch,
-                before,
-            )
-        )
-        gathered.values += delivered_drift(
-            series, gathered.restored[-1], first=slices, release=scratch.release
-        )
-        slices += len(series.array)
-        ended = time.perf_counter()
-        gathered.load_s += loaded - started
-        gathered.restore_s += ended - loaded
-        started = ended
-    return gathered
-
-
-def _is_kept(kept: KeptSlices, model: ModelIdentity, header: Dataset) -> bool:
-    """Whether the pixels of a slice need not be read before somebody asks for them."""
-    (seed,) = seeds([header], model)
-    return kept.has(text(header, "SOPInstanceUID"), seed)
-
-
 def _place(done: RestoredVolumes) -> list[int]:
     """The place in the result of each slice.
 
@@ -358,17 +217,6 @@ def _place(done: RestoredVolumes) -> list[int]:
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     place = {index: after for after, index in enumerate(order)}
     return [place[index] for index in range(len(numbers))]
-
-
-def _onwards(progress: Progress | None, before: int, scratch: Scratch) -> Progress:
-    """Progress of one volume, counted on from the slices of those before it."""
-
-    def onwards(done: int, total: int) -> None:
-        scratch.release()
-        if progress is not None:
-            progress(before + done, before + total)
-
-    return onwards
 
 
 def _reported(
@@ -424,20 +272,6 @@ def _series_uid(
     )
 
 
-def seeds(
-    headers: Sequence[Dataset], model: ModelIdentity, frames: Sequence[int] | None = None
-) -> tuple[int, ...]:
-    """One seed for each slice from its SOP Instance UID: alike on every try, in any company.
-
-    The frames of a multi-frame image, which share one, are told apart by their numbers.
-    """
-    names = [str(header.SOPInstanceUID) for header in headers]
-    if frames is not None:
-        names = [f"{name}#{number}" for name, number in zip(names, frames, strict=True)]
-    digests = (hashlib.sha256(f"{name}\n{model.sha256}".encode()).digest() for name in names)
-    return tuple(int.from_bytes(digest[:8], "big") >> 1 for digest in digests)
-
-
 def parameters_hash(
     task: str, model_parameters: Mapping[str, Any], strength: float = FULL_STRENGTH
 ) -> str:
@@ -449,44 +283,3 @@ def parameters_hash(
         "model": dict(model_parameters),
     }
     return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
-
-
-def judge_domain(
-    header: Dataset, task: str, engine: Engine, settings: NodeSettings
-) -> DomainVerdict:
-    """How a volume, by a header of it, stands to the bundle's training domain.
-
-    Raises RefusedError where policy says so.
-    """
-    policy = settings.policy
-    verdict = engine.judge(task, facts(header))
-    if verdict.upsample > 1 and policy.low_matrix == "refuse":
-        raise RefusedError("an MR series at its acquired matrix, outside the training domain")
-    if verdict.outside and policy.domain == "refuse":
-        outside = "; ".join(verdict.outside)
-        raise RefusedError(f"outside the model's training domain: {outside}")
-    if verdict.missing and policy.missing_metadata == "refuse":
-        raise RefusedError(f"the header does not state {', '.join(verdict.missing)}")
-    return verdict
-
-
-def _remarks(verdict: DomainVerdict) -> list[str]:
-    outside, missing = "; ".join(verdict.outside), ", ".join(verdict.missing)
-    finer = f"{verdict.upsample} x {verdict.upsample} finer grid by zero filling of k-space"
-    return [
-        *([f"outside the model's training domain: {outside}"] if outside else []),
-        *([f"the header does not state {missing}"] if missing else []),
-        *([finer] if verdict.upsample > 1 else []),
-    ]
-
-
-def facts(header: Dataset) -> dict[str, Any]:
-    """What a header says of the acquisition, by the names of the bundle's domain."""
-    return {
-        "modality": next(iter(texts(header, "Modality")), None),
-        "pixel_spacing_mm": numbers(header, "PixelSpacing"),
-        "slice_thickness_mm": number(header, "SliceThickness"),
-        "field_strength_t": number(header, "MagneticFieldStrength"),
-        "kernel": texts(header, "ConvolutionKernel") or None,
-        "patient_weight_kg": number(header, "PatientWeight"),
-    }

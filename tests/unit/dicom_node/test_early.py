@@ -40,7 +40,7 @@ from dicom_node.ledger.tables import (
     writing,
 )
 from dicom_node.restore_worker import RestoreWorker
-from dicom_node.restoring import seeds
+from dicom_node.restored_volumes import seeds
 from dicom_node.routing import Routes, parse_routes
 from tests.conftest import ManualClock
 from tests.factories import make_series

@@ -31,7 +31,8 @@ from dicom_node.inference import (
 from dicom_node.ledger.states import Verdict
 from dicom_node.readings import GateReading, Level
 from dicom_node.reported import delivered_drift, gate_values, judged_values
-from dicom_node.restoring import parameters_hash, restore_series, seeds
+from dicom_node.restored_volumes import seeds
+from dicom_node.restoring import parameters_hash, restore_series
 from dicom_node.settings import NodeSettings
 from restoration.fidelity.catalogue import GATES, GateSpec
 from tests.factories import make_series, write_series
@@ -186,7 +187,7 @@ def test_a_slice_more_takes_a_few_kilobytes_and_no_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Every array in a file, as those of long series are.
-    monkeypatch.setitem(Scratch.__init__.__kwdefaults__, "large", 1)
+    monkeypatch.setattr(Scratch.__init__, "__kwdefaults__", {"large": 1})
     engine = LocalEngine.open(str(write_bundle_of("small", tmp_path / "bundle")), device="cpu")
     paths = write_series(make_series("CT", slices=56, rows=96), tmp_path)
     held_by(paths[:2], engine, tmp_path)  # what is loaded or made at the first use

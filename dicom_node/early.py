@@ -252,7 +252,8 @@ class EarlySlices:
         arrivals, job = [each.arrival for each in series.slices], series.slices[0].job
         files = {each.sop_instance_uid: each.sha256 for each in arrivals}
         kept = self._kept(series.uid, job, files)
-        room = self.results.has_room(16 * sum(each.size for each in arrivals))
+        # In single precision, and in stored values.
+        room = self.results.has_room(4 * sum(each.size for each in arrivals))
         if kept is None or not room:
             return None
         paths = frozenset(self._spool.resolve(each.path) for each in arrivals)

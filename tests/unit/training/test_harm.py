@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ from scipy.stats import binomtest
 
 from restoration.fidelity import Bounds, Levels
 from restoration.fidelity.catalogue import BY_NAME
-from restoration.restorer import Restoration
+from restoration.restorer import Restoration, Restorer
 from restoration.tasks import RestorationTask
 from training.faults import finished_faults
 from training.harm import Rate, Slice, exceedance, table, threshold
 from training.harm_bench import markdown
+from training.network_faults import network_faults
 from training.restored import Series, part
 
 CT, MR, PET = (
@@ -140,3 +143,24 @@ def test_a_part_of_a_series_keeps_its_diagnostics() -> None:
     cut = part(series, slice(2, 5))
     assert cut.made.diagnostics["mean_drift"] == [2.0, 3.0, 4.0]
     assert cut.lq.shape[0] == cut.made.volume.shape[0] == 3
+
+
+def test_motion_of_mr_is_planted_into_every_slice_of_a_whole_series() -> None:
+    class Same:
+        manifest = SimpleNamespace(tasks=(), sha256="0")
+
+        def restore(self, lq: np.ndarray, _task: RestorationTask) -> Restoration:
+            return Restoration(lq, (), 0.0, {"intensity_scale": 1.0})
+
+    series = series_of(MR)
+    faults = [fault for fault in network_faults(cast(Restorer, Same())) if MR in fault.scans]
+    moved = {fault.size: fault for fault in faults if fault.size.startswith("motion")}
+    assert set(moved) == {"motion, 1 px", "motion, 2 px", "motion, breathing"}
+    for fault in moved.values():
+        planted = fault.plant(series, np.random.default_rng(0))
+        assert planted is not None
+        assert planted.slices == tuple(range(9))
+        assert (np.abs(planted.series.lq - series.lq).max((1, 2)) > 50).all()
+        # What every line keeps is its energy.
+        energy = np.square(planted.series.lq).sum((1, 2)) / np.square(series.lq).sum((1, 2))
+        np.testing.assert_allclose(energy, 1, rtol=1e-4)

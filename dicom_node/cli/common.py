@@ -90,6 +90,17 @@ def config_option(command: Command) -> Command:
     )(command)
 
 
+def optional_config_option(command: Command) -> Command:
+    """Add ``-c/--config`` where a node may be meant or none."""
+    return click.option(
+        "-c",
+        "--config",
+        envvar="DICOM_NODE_CONFIG",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="The node.toml of a node; without it the defaults.  [env: DICOM_NODE_CONFIG]",
+    )(command)
+
+
 def json_option(command: Command) -> Command:
     """Add ``--json``: the result as JSON on stdout and nothing else there."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dicom_node.cli import common
-from dicom_node.cli.common import json_option
+from dicom_node.cli.common import json_option, optional_config_option
 from dicom_node.cli.series_files import series_under
 from dicom_node.errors import NodeError, RefusedError
 
@@ -28,13 +28,7 @@ _TASKS = ("mri_sr", "ct_denoise", "pet_synthesis")
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--task", type=click.Choice(_TASKS), help="Instead of what the routes say.")
-@click.option(
-    "-c",
-    "--config",
-    envvar="DICOM_NODE_CONFIG",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The node.toml of a node; without it the defaults.  [env: DICOM_NODE_CONFIG]",
-)
+@optional_config_option
 @click.option("--write-held", is_flag=True, help="Write what a gate holds for review, too.")
 @json_option
 def restore(

@@ -24,7 +24,7 @@ from dicom_node.cli import (
     route,
     watch,
 )
-from dicom_node.cli.common import config_option, json_option
+from dicom_node.cli.common import config_option, json_option, optional_config_option
 from dicom_node.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -186,13 +186,7 @@ def send(paths: tuple[Path, ...], name: str, config: Path) -> None:
 
 
 @cli.command()
-@click.option(
-    "-c",
-    "--config",
-    envvar="DICOM_NODE_CONFIG",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The node.toml of a node; without it the defaults.  [env: DICOM_NODE_CONFIG]",
-)
+@optional_config_option
 def conformance(config: Path | None) -> None:
     """Print the DICOM Conformance Statement (PS3.2) of a node, as Markdown."""
     from dicom_node.conformance import statement

@@ -100,7 +100,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "empty_band": ("EMPTYBAND", "Measured share of k-space"),
     "ghosting": ("GHOSTING", "Distance of the input from scans without motion"),
     "texture": ("TEXTURE", "Distance of the texture of the input from those of the training"),
-    "restored_before": ("RESTOREDBEFORE", "Share of the added detail that the input had"),
+    "restored_before": ("RESTOREDBEFORE", "Correlation of the input with the added detail"),
     "likeness": ("LIKENESS", "Distance of the input from those of the training"),
     "domain": ("OUTSIDEDOMAIN", "Facts of the acquisition outside the domain"),
     "routing": ("ROUTINGMARGIN", "Preference of the classifier for the task"),

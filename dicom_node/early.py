@@ -175,7 +175,8 @@ class EarlySlices:
         looked = self._choose(now)
         ready = [series for series in self._series.values() if series.next is not None]
         if not ready:
-            return looked or self._probe(now) or self._rehearse(now, is_stopped)
+            # To try a series is to look twice where that is not done, all at once.
+            return looked or self._rehearse(now, is_stopped) or self._probe(now)
         chosen = min(ready, key=_urgency)
         wanted, chosen.next, chosen.served = chosen.next, None, next(self._turns)
         assert wanted is not None

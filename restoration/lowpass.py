@@ -13,12 +13,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Volume = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
+#: What is smoothed along an axis, from which voxels, and by which weights.
+Band = tuple[slice, slice, Matrix]
 
 # As scipy.ndimage.gaussian_filter: the kernel ends at four standard deviations.
 _TRUNCATE = 4.0
+_BLOCK = 48  # voxels along an axis that are smoothed at once
 
 
 def low_frequency_change(x: Volume, y: Volume, sigma: Sequence[float]) -> Volume:
@@ -30,16 +34,39 @@ def low_frequency_change(x: Volume, y: Volume, sigma: Sequence[float]) -> Volume
     """
     if len(sigma) != 3 or not all(0 <= width < np.inf for width in sigma):
         raise ValueError(f"'sigma' must be three widths in voxels, not {tuple(sigma)}.")
-    difference = (x - y).astype(np.float64)
-    through, rows, columns = (
-        smoothing_matrix(size, float(width)) for size, width in zip(x.shape, sigma, strict=True)
+    difference = torch.from_numpy((x - y).astype(np.float64))
+    rows, columns = (
+        _weights(size, float(width)) for size, width in zip(x.shape[1:], sigma[1:], strict=True)
     )
+    along = torch.empty(x.shape[1:], dtype=torch.float64)
     # Plane by plane: a slice's bytes must not depend on how many others come with it.
     for plane in difference:
-        plane[:] = rows @ plane @ columns.T
+        for part, near, weights in columns:
+            torch.mm(plane[:, near], weights.T, out=along[:, part])
+        for part, near, weights in rows:
+            torch.mm(weights, along[near], out=plane[part])
     if sigma[0] > 0:
-        difference = np.einsum("ij,jrc->irc", through, difference)
-    return difference.astype(np.float32)
+        through = torch.from_numpy(smoothing_matrix(len(x), float(sigma[0])))
+        difference = torch.tensordot(through, difference, 1)
+    change: Volume = difference.float().numpy()
+    return change
+
+
+@functools.lru_cache(maxsize=64)
+def bands(size: int, sigma: float) -> tuple[Band, ...]:
+    """`smoothing_matrix` in blocks of rows: the kernel ends somewhere, so most of it is zero."""
+    matrix = smoothing_matrix(size, sigma)
+    found = []
+    for start in range(0, size, _BLOCK):
+        part = slice(start, min(size, start + _BLOCK))
+        places = np.flatnonzero(matrix[part].any(axis=0))
+        near = slice(int(places[0]), int(places[-1]) + 1)
+        found.append((part, near, np.ascontiguousarray(matrix[part, near])))
+    return tuple(found)
+
+
+def _weights(size: int, sigma: float) -> list[tuple[slice, slice, torch.Tensor]]:
+    return [(part, near, torch.from_numpy(weights)) for part, near, weights in bands(size, sigma)]
 
 
 @functools.lru_cache(maxsize=32)

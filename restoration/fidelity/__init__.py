@@ -5,19 +5,11 @@ compare with. These gates compare input and output and say how unusual their rel
 levels are learnt from subjects the model was not trained on (`diffcode calibrate`).
 """
 
-from restoration.fidelity.assess import (
-    LEAST_SIDE,
-    MEASURES,
-    Evidence,
-    Measured,
-    SliceMeasures,
-    assess,
-    judge,
-    measure,
-    measure_slices,
-)
+from restoration.fidelity.assess import LEAST_SIDE, Evidence, assess, judge, measure
 from restoration.fidelity.calibration import Calibration, InputModel, ScanModel
 from restoration.fidelity.catalogue import GATES, GateSpec
+from restoration.fidelity.gathered import MEASURES, SliceMeasures, measure_slices
+from restoration.fidelity.measured import Measured
 from restoration.fidelity.verdicts import Bounds, Fidelity, Gate, Levels, Verdict, worst
 
 __all__ = [

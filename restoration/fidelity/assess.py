@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from array import array
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,47 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from restoration.domain import TaskDomain, outside
-from restoration.fidelity import measures, scans, series, uptake
+from restoration.fidelity import scans, uptake
 from restoration.fidelity.calibration import Calibration, InputModel, ScanModel
 from restoration.fidelity.catalogue import CT, DIRECTIONS, GATES, MR, PET
+from restoration.fidelity.gathered import Progress, SliceMeasures, gathered
 from restoration.fidelity.inputs import unlikeness
+from restoration.fidelity.measured import Measured, broken_in, mended, per_slice
 from restoration.fidelity.verdicts import Fidelity, Gate
 from restoration.kspace import Support, empty_band
 from restoration.tasks import RestorationTask, intensity_scale
-from restoration.volumes import Planes, taken, whole
+from restoration.volumes import Planes, whole
 from restoration.workers import at_once
 
 Volume = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
 LEAST_SIDE = 16  #: rows and columns below which a slice says too little about itself
-#: Of what a slice says alone: goes up where it changes, for slices that were measured earlier.
-MEASURES = 4
-_BLOCK = 64  # slices that are compared with their neighbours at once
-# Pixels measured at once. On a CPU a slice of CT alone: one that is measured ahead of its series
-# has to have the same sums, and in large slices company saves nothing.
-_CHUNK_PIXELS = {"cuda": 64 * 512 * 512, "cpu": 4 * 256 * 256}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The values of one gate: of `slices`, or one of the series where that is empty."""
-
-    values: tuple[float | None, ...]
-    slices: tuple[int, ...] = ()
-    reason: str = ""  #: why there is none, or what the number means
-
-
-@dataclass(frozen=True)
-class SliceMeasures:
-    """What one slice says by itself, and what its neighbours are compared with."""
-
-    values: dict[str, float]  #: NaN where there is nothing to measure
-    before: Volume  #: the thumbnail of the input: `series.thumbnail`
-    after: Volume  #: and that of the result
-    features: tuple[float, ...] = ()  #: what the input is like: `inputs.describe`, if asked for
 
 
 @dataclass(frozen=True)
@@ -153,7 +124,7 @@ def measure(
     scale = evidence.diagnostics.get("intensity_scale")
     if scale is None:
         scale = 1.0 if task is CT else intensity_scale(whole(before), task)
-    slices = _slices(
+    slices = gathered(
         before,
         after,
         task,
@@ -166,12 +137,12 @@ def measure(
     )
     found = slices.found()
     found |= _likeness(slices.features, inputs, evidence.spacing_mm)
-    found["finite"] = _per_slice(np.array(slices.broken))
+    found["finite"] = per_slice(np.array(slices.broken))
     found["domain"] = _domain(evidence)
     found["weights"] = _weights(evidence.intact)
     found |= _network(evidence, task, len(before))
     if task is PET:
-        known = _known(whole(after)) if any(slices.broken) else whole(after)
+        known = mended(whole(after)) if any(slices.broken) else whole(after)
         # By one thread: two are no faster over so few voxels, and wait for each other all the time.
         found |= at_once([partial(_pet, whole(before), known, evidence)])[0]
         found["units"] = _injected(whole(before), evidence)
@@ -182,146 +153,6 @@ def measure(
         if support is None:
             found["data_consistency"] = _FULL
     return found
-
-
-def measure_slices(
-    before: Volume,
-    after: Volume,
-    task: RestorationTask,
-    *,
-    scale: float = 1.0,
-    support: Support | None = None,
-    described: bool = False,
-    device: torch.device | str = "cpu",
-) -> list[SliceMeasures]:
-    """What each slice says by itself; (slices, rows, columns), finite, MR times `scale` at 1150.
-
-    `described` asks for what an input model compares. On a CPU one thread does it.
-    """
-    at = torch.device(device)
-    call = partial(_measure_slices, before, after, task, scale, support, described, at)
-    return _all([call], at)[0]
-
-
-def _all(
-    calls: Sequence[Callable[[], list[SliceMeasures]]], device: torch.device
-) -> list[list[SliceMeasures]]:
-    return at_once(calls) if device.type == "cpu" else [call() for call in calls]
-
-
-def _measure_slices(
-    before: Volume,
-    after: Volume,
-    task: RestorationTask,
-    scale: float,
-    support: Support | None,
-    described: bool,
-    device: torch.device,
-) -> list[SliceMeasures]:
-    x, y = (torch.from_numpy(volume).to(device) * scale for volume in (before, after))
-    found, features = measures.slice_measures(measures.Slices(x, y, task, support), described)
-    small = (series.thumbnail(x).cpu().numpy(), series.thumbnail(y).cpu().numpy())
-    values = {name: each.tolist() for name, each in found.items()}
-    told = [()] * len(x) if features is None else [tuple(row) for row in features.tolist()]
-    return [
-        SliceMeasures(
-            {name: each[i] for name, each in values.items()}, small[0][i], small[1][i], told[i]
-        )
-        for i in range(len(x))
-    ]
-
-
-@dataclass
-class _Slices:
-    """What is gathered slice by slice; thumbnails go as soon as their neighbours have come."""
-
-    #: By name; plain numbers, where a dictionary of objects for each slice takes ten times as much.
-    values: dict[str, array[float]] = field(default_factory=dict)
-    features: list[tuple[float, ...]] = field(default_factory=list)
-    #: Pixels of the result that are not finite.
-    broken: array[float] = field(default_factory=lambda: array("d"))
-    _order: list[Tensor] = field(default_factory=list)
-    _continuity: list[Tensor] = field(default_factory=list)
-    _small: list[tuple[Volume, Volume]] = field(default_factory=list)
-    _first: int = 0  # the slice of the first of them
-    _compared: int = 0
-
-    def add(self, made: SliceMeasures, broken: float) -> None:
-        """Take the next slice."""
-        if not self.values:
-            self.values = {name: array("d") for name in made.values}
-        for name, column in self.values.items():
-            column.append(made.values[name])
-        self.features.append(made.features)
-        self.broken.append(broken)
-        self._small.append((made.before, made.after))
-        if len(self.broken) == self._compared + _BLOCK + series.REACH:
-            self._compare(self._compared + _BLOCK)
-
-    def found(self) -> dict[str, Measured]:
-        """The values of all slices by name, with those that need their neighbours."""
-        while self._compared < len(self.broken):
-            self._compare(min(self._compared + _BLOCK, len(self.broken)))
-        found = {name: _per_slice(np.array(column)) for name, column in self.values.items()}
-        found["slice_order"] = _of_neighbours(torch.cat(self._order))
-        found["continuity"] = _of_neighbours(torch.cat(self._continuity))
-        return found
-
-    def _compare(self, stop: int) -> None:
-        """Compare the next slices up to *stop* with those around them."""
-        around = self._small[: stop + series.REACH - self._first]
-        x, y = (torch.from_numpy(np.stack(stack)) for stack in zip(*around, strict=True))
-        part = slice(self._compared - self._first, stop - self._first)
-        self._order.append(series.slice_order(x, y)[part])
-        self._continuity.append(series.continuity(x, y)[part])
-        first = max(0, stop - series.REACH)
-        del self._small[: first - self._first]
-        self._first, self._compared = first, stop
-
-
-def _slices(
-    before: Planes,
-    after: Planes,
-    task: RestorationTask,
-    scale: float,
-    support: Support | None,
-    described: bool,
-    device: torch.device,
-    progress: Progress | None,
-    known: Mapping[int, SliceMeasures],
-) -> _Slices:
-    """What each slice says, some slices at a time, what neighbours say of each other; features."""
-    room = 0 if task is CT and device.type == "cpu" else _CHUNK_PIXELS.get(device.type, 0)
-    size = max(1, room // (before.shape[1] * before.shape[2]))
-    parts = torch.get_num_threads() if device.type == "cpu" else 1
-    left = deque(index for index in range(len(before)) if index not in known)
-    gathered, ahead = _Slices(), dict[int, tuple[SliceMeasures, float]]()
-    for index in range(len(before)):
-        made = None if index in ahead else known.get(index)
-        if made is not None:
-            # What was measured ahead was finite, or it would have been no result.
-            gathered.add(made, 0.0)
-            continue
-        if index not in ahead:
-            chosen = [index]
-            if left and left[0] == index:
-                chosen = [left.popleft() for _ in range(min(parts * size, len(left)))]
-            calls, broken = list[Callable[[], list[SliceMeasures]]](), list[float]()
-            for first in range(0, len(chosen), size):
-                part = chosen[first : first + size]
-                x, y = taken(before, part), taken(after, part)
-                broken += [_broken(plane) for plane in y]
-                if any(broken[first:]):
-                    y = _known(y)
-                calls.append(
-                    partial(_measure_slices, x, y, task, scale, support, described, device)
-                )
-            found = itertools.chain.from_iterable(_all(calls, device))
-            ahead.update(zip(chosen, zip(found, broken, strict=True), strict=True))
-            if progress is not None:
-                progress(len(before) - len(left), len(before))
-        gathered.add(*ahead.pop(index))
-    return gathered
 
 
 def _likeness(
@@ -340,7 +171,7 @@ def _likeness(
     found = unlikeness(np.array(features, np.float64), spacing_mm, model)
     unknown = Measured((), reason="the model knows no such direction")
     return {
-        name: _per_slice(found[name]) if name in found else unknown
+        name: per_slice(found[name]) if name in found else unknown
         for name in ("likeness", *DIRECTIONS)
     }
 
@@ -358,39 +189,11 @@ def _require_alike(before: Planes, after: Planes) -> None:
 
 
 def _checked(before: Volume, after: Volume) -> tuple[Volume, Volume]:
-    if any(_broken(plane) for plane in before):
+    if any(broken_in(plane) for plane in before):
         raise ValueError("the input holds values that are not finite")
     return (
         np.require(before, np.float32, ["C", "W"]),
         np.require(after, np.float32, ["C", "W"]),
-    )
-
-
-def _broken(plane: Volume) -> float:
-    """How many values are not finite."""
-    # Where the sum is finite, so are its parts; of another, there is more to see.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(plane.sum(dtype=np.float32)):
-            return 0.0
-    return float((~np.isfinite(plane)).sum())
-
-
-def _known(volume: Volume) -> Volume:
-    return np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _per_slice(values: npt.NDArray[np.floating[Any]], reason: str = "") -> Measured:
-    plain = tuple(None if math.isnan(value) else float(value) for value in values)
-    if not reason and all(value is None for value in plain):
-        reason = "nothing to measure in any slice"
-    return Measured(plain, tuple(range(len(plain))), reason)
-
-
-def _of_neighbours(values: Tensor) -> Measured:
-    found = _per_slice(values.numpy())
-    unknown = all(value is None for value in found.values)
-    return Measured(
-        found.values, found.slices, "needs neighbouring slices that differ" if unknown else ""
     )
 
 
@@ -450,7 +253,7 @@ def _routing(said: Mapping[str, Any], task: RestorationTask) -> Measured:
 def _listed(values: Sequence[float] | npt.NDArray[np.floating[Any]], slices: int) -> Measured:
     if len(values) != slices:
         raise ValueError(f"diagnostics of {len(values)} slices for a series of {slices}")
-    return _per_slice(np.asarray(values, np.float64))
+    return per_slice(np.asarray(values, np.float64))
 
 
 def _pet(before: Volume, after: Volume, evidence: Evidence) -> dict[str, Measured]:
@@ -459,7 +262,7 @@ def _pet(before: Volume, after: Volume, evidence: Evidence) -> dict[str, Measure
         "activity": Measured((), reason="there is no activity")
         if change is None
         else Measured((change,)),
-        "local_activity": _per_slice(uptake.local_change(before, after)),
+        "local_activity": per_slice(uptake.local_change(before, after)),
     }
     if evidence.spacing_mm is None:
         unknown = Measured((), reason="the size of a voxel is not known")
@@ -497,7 +300,7 @@ def _scan(
     unlearnt = Measured((), reason="the model brings no statistics of scans")
     found = {"ghosting": unlearnt, "texture": unlearnt, "restored_before": _FULL}
     if support is not None:
-        change = torch.from_numpy(_known(after[chosen])) * scale - x
+        change = torch.from_numpy(mended(after[chosen])) * scale - x
         known = scans.detail_before(spectrum, change, support)
         found["restored_before"] = _one(known, "nothing lies beyond the acquired k-space")
     if model is None:

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from restoration.lowpass import kept_of_modes, smoothing_matrix
+from restoration.lowpass import bands, kept_of_modes
 
 _PLANE = (-2, -1)
 _NEARLY_NOTHING = 2e-4  # of a mode: the square of it is beyond single precision
-_BLOCK = 48  # rows or columns that are smoothed at once
 # The median of |x| of a normal distribution of SD 1.
 _NORMAL_MEDIAN = 0.6745
 
@@ -33,11 +32,11 @@ def gaussian(stack: Tensor, sigma: float) -> Tensor:
     lines, smoothed = stack.view(-1, columns), along.view(-1, columns)
     for part, near, weights in _bands(columns, sigma, stack.device):
         torch.mm(lines[:, near], weights.T, out=smoothed[:, part])
-    bands = _bands(rows, sigma, stack.device)
+    down = _bands(rows, sigma, stack.device)
     for before, after in zip(
         along.view(-1, rows, columns), smooth.view(-1, rows, columns), strict=True
     ):
-        for part, near, weights in bands:
+        for part, near, weights in down:
             torch.mm(weights, before[near], out=after[part])
     return smooth
 
@@ -208,18 +207,11 @@ def spectrum(power: Tensor, shape: Sequence[int], rings: int) -> Tensor:
 def _bands(
     size: int, sigma: float, device: torch.device
 ) -> tuple[tuple[slice, slice, Tensor], ...]:
-    """The Gaussian along an axis in blocks: what is smoothed, from which pixels, by which weights.
-
-    The kernel ends somewhere, so most of its matrix is zero.
-    """
-    matrix = torch.from_numpy(smoothing_matrix(size, sigma)).float()
-    bands = []
-    for start in range(0, size, _BLOCK):
-        part = slice(start, min(size, start + _BLOCK))
-        places = torch.nonzero(matrix[part].any(0))[:, 0]
-        near = slice(int(places[0]), int(places[-1]) + 1)
-        bands.append((part, near, matrix[part, near].contiguous().to(device)))
-    return tuple(bands)
+    """`lowpass.bands` in single precision."""
+    return tuple(
+        (part, near, torch.from_numpy(weights).float().to(device))
+        for part, near, weights in bands(size, sigma)
+    )
 
 
 @functools.lru_cache(maxsize=32)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from dicom_node.ledger.queue import Job, NewJob
 from dicom_node.ledger.tables import JobState
 from dicom_node.observability import get_logger
 from dicom_node.planning import plan, titles_of, why_sent_back
-from dicom_node.rehearsal import Rehearsal, Subject, rehearsed
+from dicom_node.rehearsal import Expected, Rehearsal, Subject, Written, rehearsed
 from dicom_node.reported import delivered_drift
 from dicom_node.restored_volumes import RestoredVolumes, judge_domain, seeds
 from dicom_node.restoring import parameters_hash
@@ -66,6 +67,7 @@ class MadeEarly:
     headers: Mapping[Path, Dataset]  #: some, by file
     kept: KeptSlices | None = None
     volumes: RestoredVolumes | None = None  #: of all its files, without a given scale
+    written: Written | None = None  #: the same, as it is expected
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,21 @@ class EarlySlices:
         )
         rehearsal, self._rehearsal = self._rehearsal, None
         if rehearsal is not None and rehearsal.subject == subject:
-            return MadeEarly(headers, rehearsal.kept, rehearsal.volumes)
+            ready = rehearsal.written
+            if ready is not None and ready.expected != Expected.of(job):
+                self._forget(rehearsal)
+                ready = None
+            return MadeEarly(headers, rehearsal.kept, rehearsal.volumes, ready)
+        self._forget(rehearsal)
         # A received file is named by the digest of its bytes: `Spool.write`.
         files = {uid: path.rpartition("/")[2].partition(".")[0] for uid, path in job.paths}
         return MadeEarly(headers, self._kept(job.series_instance_uid, job, files))
+
+    def _forget(self, rehearsal: Rehearsal[KeptSlices] | None) -> None:
+        """Remove the files that no job will have."""
+        if rehearsal is not None and rehearsal.written is not None:
+            names = [f"{each.sop_instance_uid}.dcm" for each in rehearsal.written.outputs]
+            self.results.remove(rehearsal.subject.series_instance_uid, names)
 
     def _kept(
         self, series_uid: str, job: Job | NewJob, files: Mapping[str, str]
@@ -233,6 +246,7 @@ class EarlySlices:
             series.rehearsed = len(series.slices)
             if self._is_whole(series):
                 with self._left_to_its_job(now):
+                    self._forget(self._rehearsal)
                     self._rehearsal = None  # memory for one
                     self._rehearsal = self._tried(series, is_stopped)
                 return True
@@ -253,8 +267,8 @@ class EarlySlices:
         arrivals, job = [each.arrival for each in series.slices], series.slices[0].job
         files = {each.sop_instance_uid: each.sha256 for each in arrivals}
         kept = self._kept(series.uid, job, files)
-        # In single precision, and in stored values.
-        room = self.results.has_room(4 * sum(each.size for each in arrivals))
+        # In single precision, in stored values, and in files.
+        room = self.results.has_room(5 * sum(each.size for each in arrivals))
         if kept is None or not room:
             return None
         paths = frozenset(self._spool.resolve(each.path) for each in arrivals)
@@ -271,10 +285,16 @@ class EarlySlices:
 
         return rehearsed(
             Subject(series.uid, paths, job.task, job.strength),
+            Expected(
+                datetime.fromtimestamp(max(each.received_at for each in arrivals), UTC),
+                job.destinations,
+                None,
+            ),
             kept,
             self._headers.of(series.uid),
             self._engine,
             self._settings,
+            self.results,
             self._spool.root / "temporary",
             is_disturbed,
         )
@@ -294,6 +314,7 @@ class EarlySlices:
                 del self._series[uid]
         rehearsal = self._rehearsal
         if rehearsal is not None and rehearsal.subject.series_instance_uid not in self._series:
+            self._forget(rehearsal)
             self._rehearsal = None
 
     def _choose(self, now: float) -> bool:

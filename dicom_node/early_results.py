@@ -3,9 +3,11 @@
     early/<series>/<key>          one result: the digest of the rest, and the rest
     early/<series>/<key>-NAME     what belongs to it and is read by itself, in the same way
     early/<series>/<key>.part     being made; who makes it holds a lock on it
+    early/<series>/<sop>.dcm      a whole restored instance, durable: `dicom_node.rehearsal`
 
-The key is the digest of all that the result rests on. Nothing here is durable, and no row names it:
-a result that is gone, or whose bytes are not those of its digest, is made again by the job.
+The key is the digest of all that the result rests on. Nothing else here is durable, and
+no row names any of it: a result that is gone, or whose bytes are not those of its digest, is made
+again by the job.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Set
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dicom_node.draft import storage_errors
 from dicom_node.observability import get_logger
-from dicom_node.spool import Spool
+from dicom_node.spool import Spool, StoredFile
 
 _log = get_logger(__name__)
 
@@ -60,6 +63,7 @@ class EarlyResults:
     def __init__(self, spool: Spool) -> None:
         self._root = spool.root / "early"
         self._disk = spool.disk
+        self._draft = spool.draft
 
     def has(self, series_uid: str, key: str) -> bool:
         """Whether a result is there, damaged or not."""
@@ -114,6 +118,16 @@ class EarlyResults:
                 path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
+
+    def store(self, series_uid: str, sop_uid: str, pieces: Sequence[bytes]) -> StoredFile:
+        """Store a whole restored instance, for `Spool.give_out`; SpoolFullError as a spool's."""
+        target = self._folder(series_uid) / f"{sop_uid}.dcm"
+        with storage_errors(), self._draft() as draft:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft.write(pieces)
+            draft.name(target)
+            path = target.relative_to(self._root.parent).as_posix()
+            return StoredFile(path, draft.sha256, draft.size)
 
     def remove(self, series_uid: str, keys: Iterable[str]) -> None:
         """Remove results that are of no use any more."""

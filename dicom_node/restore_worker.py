@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -28,6 +28,7 @@ from dicom_node.dicom.volume import read_slice_header
 from dicom_node.early import EarlySlices, MadeEarly
 from dicom_node.errors import (
     NodeError,
+    NotFoundError,
     PermanentError,
     RefusedError,
     TransientError,
@@ -41,16 +42,16 @@ from dicom_node.ledger import intake, queue
 from dicom_node.ledger.queue import Job, Judged, Output
 from dicom_node.ledger.states import Verdict
 from dicom_node.observability import get_logger
+from dicom_node.outgoing import written
+from dicom_node.rehearsal import Written, time_of
 from dicom_node.restoring import RestoredSeries, restore_series, result_series_uid
 from dicom_node.review import is_wanted, rendered
 from dicom_node.settings import NodeSettings
-from dicom_node.spool import Spool
+from dicom_node.spool import Spool, StoredFile
 
 _log = get_logger(__name__)
 
 _DECIDED_BY_A_PERSON = frozenset({Verdict.HOLD, Verdict.REFUSE})
-# Flushes that wait at the same time: the file system commits them together.
-_WRITERS = 4
 # The nice value of what nobody waits for: the delivery begins at the same time.
 _UNHURRIED = 10
 
@@ -133,37 +134,84 @@ class RestoreWorker:
             self._conclude(queue.fail, job, "failed", f"unexpected {whereabouts(error)}")
 
     def _restore(self, job: Job) -> None:
-        earlier = queue.earlier_quantities(self._ledger, job, self._engine.model.sha256)
         early = self._early.made(job) if self._early is not None else MadeEarly({})
-        kept, headers = early.kept, self._fresh(job, early.headers)
-        scale = earlier.get("intensity_scale")
-        is_all_there = scale is None and len(headers) == len(job.paths)
-        made = restore_series(
-            list(headers),
-            job.task,
-            self._engine,
-            self._settings,
-            created=datetime.fromtimestamp(job.created, UTC),
-            destinations=job.destinations,
-            note=job.note,
-            scale=scale,
-            strength=job.strength,
-            kept=kept,
-            known=headers,
-            work=self._spool.root / "temporary",
-            progress=lambda done, total: self._beat(job),
-            ahead=early.volumes if is_all_there else None,
-        )
+        made, outputs = self._made(job, early)
         started = time.perf_counter()
         is_awaited = made.judgement.worst in _DECIDED_BY_A_PERSON
         with ThreadPoolExecutor(1, thread_name_prefix="review") as aside:
             # Who is to decide on a result finds its report; who has it sent does not wait for one.
             report = aside.submit(self._review, job, made) if is_awaited else None
             # A result that no destination may have is no file either.
-            outputs = self._store(job, made) if made.judgement.sendable else []
+            if outputs is None:
+                outputs = self._store(job, made) if made.judgement.sendable else []
             self._beat(job)
             review = None if report is None else report.result()
         seconds = made.seconds | {"derive": time.perf_counter() - started}
+        self._finish(job, made, outputs, review, seconds)
+        _log.info(
+            "job judged",
+            action="job_judged",
+            job=job.id,
+            verdict=str(made.judgement.worst),
+            instances=len(outputs),
+            early=early.kept.found if early.kept is not None else 0,
+            **seconds,
+        )
+        tidying = threading.Thread(
+            target=_unhurried, args=(self._tidy, job, made, early.kept, is_awaited), name="tidy"
+        )
+        tidying.start()
+        tidying.join()
+
+    def _made(self, job: Job, early: MadeEarly) -> tuple[RestoredSeries, list[Output] | None]:
+        """The result of a job, and its files where they were written ahead."""
+        earlier = queue.earlier_quantities(self._ledger, job, self._engine.model.sha256)
+        headers = self._fresh(job, early.headers)
+        scale = earlier.get("intensity_scale")
+        is_all_there = scale is None and len(headers) == len(job.paths)
+        if is_all_there and early.written is not None:
+            outputs = self._given_out(early.written)
+            if outputs is not None:
+                return early.written.made, outputs
+        made = restore_series(
+            list(headers),
+            job.task,
+            self._engine,
+            self._settings,
+            created=time_of(job),
+            destinations=job.destinations,
+            note=job.note,
+            scale=scale,
+            strength=job.strength,
+            kept=early.kept,
+            known=headers,
+            work=self._spool.root / "temporary",
+            progress=lambda done, total: self._beat(job),
+            ahead=early.volumes if is_all_there else None,
+        )
+        return made, None
+
+    def _given_out(self, ready: Written) -> list[Output] | None:
+        """The files that were written ahead, under their names; None where one of them is gone."""
+        series = ready.made.series_instance_uid
+        try:
+            outputs = [
+                replace(each, path=self._spool.give_out(each.path, series, each.sop_instance_uid))
+                for each in ready.outputs
+            ]
+        except NotFoundError:
+            return None
+        self._spool.flush(output.path for output in outputs)
+        return outputs
+
+    def _finish(
+        self,
+        job: Job,
+        made: RestoredSeries,
+        outputs: Sequence[Output],
+        review: str | None,
+        seconds: Mapping[str, float],
+    ) -> None:
         finished = queue.finish(
             self._ledger,
             job.id,
@@ -179,21 +227,6 @@ class RestoreWorker:
         )
         if not finished:
             raise LeaseLostError
-        verdict = str(made.judgement.worst)
-        _log.info(
-            "job judged",
-            action="job_judged",
-            job=job.id,
-            verdict=verdict,
-            instances=len(outputs),
-            early=kept.found if kept is not None else 0,
-            **seconds,
-        )
-        tidying = threading.Thread(
-            target=_unhurried, args=(self._tidy, job, made, kept, is_awaited), name="tidy"
-        )
-        tidying.start()
-        tidying.join()
 
     def _tidy(
         self, job: Job, made: RestoredSeries, kept: KeptSlices | None, is_reported: bool
@@ -260,31 +293,16 @@ class RestoreWorker:
         return fresh
 
     def _store(self, job: Job, made: RestoredSeries) -> list[Output]:
-        """Write the results, each flushed by a thread of its own while the next is derived."""
-        outputs: list[Output] = []
-        waiting: deque[Future[Output]] = deque()
-        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as writers:
-            for instance in made.instances:
-                self._beat(job)
-                waiting.append(writers.submit(self._write, made.series_instance_uid, instance))
-                if len(waiting) > 2 * _WRITERS:
-                    outputs.append(waiting.popleft().result())
-            outputs += [each.result() for each in waiting]
+        """Write the results."""
+
+        def write(instance: DerivedInstance) -> StoredFile:
+            uid = instance.sop_instance_uid
+            pieces = instance.pieces()
+            return self._spool.write_outgoing(made.series_instance_uid, uid, pieces, flushed=False)
+
+        outputs = written(made.instances, write, partial(self._beat, job))
         self._spool.flush(output.path for output in outputs)
         return outputs
-
-    def _write(self, series_uid: str, instance: DerivedInstance) -> Output:
-        stored = self._spool.write_outgoing(
-            series_uid, instance.sop_instance_uid, instance.pieces(), flushed=False
-        )
-        return Output(
-            sop_instance_uid=instance.sop_instance_uid,
-            sop_class_uid=instance.sop_class_uid,
-            source_sop_instance_uid=instance.source_sop_instance_uid,
-            path=stored.path,
-            sha256=stored.sha256,
-            size=stored.size,
-        )
 
     def _beat(self, job: Job) -> None:
         """Keep the lease; leave the job when it is lost or the process is to end."""

@@ -136,13 +136,26 @@ class Spool:
         Raises:
             PermanentError: When a UID is not one.
         """
-        for uid in (series_uid, sop_uid):
-            if not _UID.fullmatch(uid) or not uid.strip("."):
-                raise PermanentError("not a UID: it may hold digits and dots only")
-        target = self.root / f"outgoing/{series_uid}/{sop_uid}.dcm"
+        target = self._outgoing(series_uid, sop_uid)
         with self.draft() as draft:
             draft.write((data,) if isinstance(data, bytes) else data)
             return self._name(draft, lambda _: target, flushed=flushed)
+
+    def give_out(self, path: str, series_uid: str, sop_uid: str) -> str:
+        """Make a durable file of the spool a restored instance; its path, durable with `flush`.
+
+        Raises:
+            PermanentError: When a UID is not one.
+            NotFoundError: When the file is gone.
+        """
+        target = self._outgoing(series_uid, sop_uid)
+        with storage_errors():
+            _make_folder(target.parent)
+            try:
+                (self.root / path).rename(target)
+            except FileNotFoundError:
+                raise NotFoundError("a file that was written ahead is gone") from None
+        return target.relative_to(self.root).as_posix()
 
     def write_review(self, job_id: int, files: Mapping[str, bytes]) -> str:
         """Store the report on the result of a job, replacing an earlier one; its folder."""
@@ -265,6 +278,12 @@ class Spool:
             for chunk in chunks:
                 draft.write((chunk,))
             return self._name(draft, target)
+
+    def _outgoing(self, series_uid: str, sop_uid: str) -> Path:
+        for uid in (series_uid, sop_uid):
+            if not _UID.fullmatch(uid) or not uid.strip("."):
+                raise PermanentError("not a UID: it may hold digits and dots only")
+        return self.root / f"outgoing/{series_uid}/{sop_uid}.dcm"
 
     def _name(
         self, draft: Draft, target: Callable[[str], Path], *, flushed: bool = True

@@ -55,6 +55,8 @@ class Job:
     note: str | None
     #: (SOP Instance UID, path in the spool) in the order of `NewJob.instance_uids`.
     paths: tuple[tuple[str, str], ...]
+    #: When the last of its instances came.
+    received: float
     #: How much of the change is applied, 0 < strength ≤ 1.
     strength: float = 1.0
 
@@ -339,12 +341,12 @@ def _take_back_one(
 
 
 def _job(connection: Connection, row: Row[Any]) -> Job:
-    paths = connection.execute(
-        select(instances.c.sop_instance_uid, instances.c.path)
+    members = connection.execute(
+        select(instances.c.sop_instance_uid, instances.c.path, instances.c.received_at)
         .join(job_instances, job_instances.c.instance_id == instances.c.id)
         .where(job_instances.c.job_id == row.id)
         .order_by(job_instances.c.position)
-    )
+    ).all()
     study = connection.execute(
         select(series.c.study_instance_uid).where(
             series.c.series_instance_uid == row.series_instance_uid
@@ -362,6 +364,7 @@ def _job(connection: Connection, row: Row[Any]) -> Job:
         attempts=row.attempts,
         created=row.created_at,
         note=row.note,
-        paths=tuple((uid, path) for uid, path in paths),
+        paths=tuple((uid, path) for uid, path, _ in members),
+        received=max((received for _, _, received in members), default=row.created_at),
         strength=row.strength,
     )

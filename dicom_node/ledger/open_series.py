@@ -28,6 +28,7 @@ class Arrival:
     path: str
     sha256: str
     size: int
+    received_at: float
 
 
 _COLUMNS = tuple(each.name for each in fields(Arrival))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from dicom_node.inference import (
 )
 from dicom_node.janitor import Janitor
 from dicom_node.kept_slices import BESIDE, key_of
-from dicom_node.ledger import intake, queue
+from dicom_node.ledger import intake, queue, reports
 from dicom_node.ledger.tables import (
     JobState,
     deliveries,
@@ -39,6 +41,8 @@ from dicom_node.ledger.tables import (
     verdicts,
     writing,
 )
+from dicom_node.readings import Level
+from dicom_node.rehearsal import time_of
 from dicom_node.restore_worker import RestoreWorker
 from dicom_node.restored_volumes import seeds
 from dicom_node.routing import Routes, parse_routes
@@ -583,6 +587,105 @@ def test_a_series_that_is_calm_is_restored_and_judged_before_its_job(node: Bench
     assert outgoing(node) == files
     told = ("state", "note", "quantities", "derived_series_instance_uid")
     assert [node.job()[name] for name in told] == [judged[name] for name in told]
+
+
+def written_ahead(node: Bench) -> dict[str, int]:
+    """The inode of each restored instance that was written before its job, by its name."""
+    found = (node.spool.root / "early").rglob("*.dcm")
+    return {path.name: path.stat().st_ino for path in found}
+
+
+def given_out(node: Bench) -> dict[str, int]:
+    found = (node.spool.root / "outgoing").rglob("*.dcm")
+    return {path.name: path.stat().st_ino for path in found}
+
+
+def test_its_job_has_the_files_that_were_written_then(node: Bench) -> None:
+    engine = Gain()
+    restore = worker(node, engine)
+    node.receive(ct())
+    turn_until_idle(restore, node)
+    tried(node, engine, restore)
+    files = written_ahead(node)
+    assert len(files) == SLICES
+    assert given_out(node) == {}
+    node.tick()
+    turn_until_idle(restore, node)
+    assert given_out(node) == files
+    rows = reports.job(node.ledger, node.job()["id"])["outputs"]
+    assert len(rows) == SLICES
+    for row in rows:
+        stored = (node.spool.root / row["path"]).read_bytes()
+        assert hashlib.sha256(stored).hexdigest() == row["sha256"]
+
+
+def test_a_file_that_is_gone_by_then_is_written_by_the_job(node: Bench) -> None:
+    engine = Gain()
+    restore = worker(node, engine)
+    node.receive(ct())
+    turn_until_idle(restore, node)
+    tried(node, engine, restore)
+    next((node.spool.root / "early").rglob("*.dcm")).unlink()
+    node.tick()
+    turn_until_idle(restore, node)
+    assert (len(given_out(node)), engine.passes, node.job()["state"]) == (SLICES, 0, "done")
+
+
+def test_a_job_with_a_note_writes_files_that_bear_it(node: Bench) -> None:
+    engine = Gain()
+    restore = worker(node, engine)
+    node.receive(ct())
+    turn_until_idle(restore, node)
+    tried(node, engine, restore)
+    ahead = written_ahead(node)
+    node.tick()
+    with writing(node.ledger) as connection:
+        connection.execute(update(jobs).values(note="a slice is missing"))
+    turn_until_idle(restore, node)
+    files = given_out(node)
+    assert files.keys() == ahead.keys()
+    assert early_files(node) == []
+    told = dcmread(next((node.spool.root / "outgoing").rglob("*.dcm")))
+    assert "a slice is missing" in str(told)
+
+
+def test_a_result_that_no_destination_may_have_is_no_file_then_either(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock
+) -> None:
+    node = bench(tmp_path, bench_ledger, clock, gates={"on_fail": "refuse"})
+    engine = Gain(readings=(reading("finite", Level.FAIL, 2.0),))
+    restore = worker(node, engine)
+    node.receive(ct())
+    turn_until_idle(restore, node)
+    assert tried(node, engine, restore) == SLICES
+    assert written_ahead(node) == {}
+    node.tick()
+    turn_until_idle(restore, node)
+    assert given_out(node) == {}
+
+
+def test_files_that_no_job_will_have_are_removed(node: Bench) -> None:
+    engine, sent = Gain(), ct()
+    restore = worker(node, engine)
+    node.receive(sent)
+    turn_until_idle(restore, node)
+    tried(node, engine, restore)
+    assert written_ahead(node)
+    uid = str(sent[0].SeriesInstanceUID)
+    intake.ignore_series(node.ledger, uid, "not wanted", node.clock(), instances_seen=SLICES)
+    turn_until_idle(restore, node)
+    assert written_ahead(node) == {}
+
+
+def test_results_bear_the_time_at_which_the_last_of_their_source_came(node: Bench) -> None:
+    node.receive(ct())
+    came = node.clock()
+    node.tick()
+    (job,) = (queue.claim(node.ledger, "w", lease_s=1, now=node.clock()),)
+    assert job is not None
+    assert time_of(job) == datetime.fromtimestamp(came, UTC)
+    later = replace(job, created=job.received + 86_400)
+    assert time_of(later) == datetime.fromtimestamp(later.created, UTC)
 
 
 def test_what_was_judged_of_fewer_slices_is_not_used(node: Bench) -> None:

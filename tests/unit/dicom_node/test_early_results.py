@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import pytest
 
 from dicom_node.disk import Disk, Marks, Space
 from dicom_node.early_results import EarlyResults
-from dicom_node.spool import Spool
+from dicom_node.errors import SpoolFullError
+from dicom_node.spool import Spool, StoredFile
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 SERIES = "1.2.3"
@@ -181,3 +184,24 @@ def test_a_series_uid_that_is_none_stays_in_the_folder(
     assert path.name == KEY
     results.remove(series, [KEY])
     assert list((spool.root / "early").iterdir()) == []
+
+
+def test_a_whole_instance_is_durable_under_its_uid(spool: Spool, results: EarlyResults) -> None:
+    stored = results.store(SERIES, "1.2.4", (b"head", b"pixels"))
+    assert stored == StoredFile(
+        "early/1.2.3/1.2.4.dcm", hashlib.sha256(b"headpixels").hexdigest(), len(b"headpixels")
+    )
+    assert (spool.root / stored.path).read_bytes() == b"headpixels"
+    assert results.store(SERIES, "1.2.4", (b"other",)).size == len(b"other")
+    results.remove(SERIES, ["1.2.4.dcm"])
+    assert not (spool.root / "early/1.2.3").exists()
+
+
+def test_a_whole_instance_without_room_is_said_so(results: EarlyResults) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(SpoolFullError):
+            results.store(SERIES, "1.2.4", (bytes(4000),))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

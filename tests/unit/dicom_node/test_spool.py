@@ -208,6 +208,20 @@ def test_a_restored_instance_lies_under_its_uids(spool: Spool) -> None:
     assert spool.write_outgoing("2.25.1", "2.25.2", b"hello", flushed=False) == stored
 
 
+def test_a_file_that_was_written_ahead_is_given_out_once(spool: Spool) -> None:
+    (spool.root / "early").mkdir()
+    ahead = spool.root / "early/2.25.2.dcm"
+    ahead.write_bytes(b"hello")
+    path = spool.give_out("early/2.25.2.dcm", "2.25.1", "2.25.2")
+    assert path == "outgoing/2.25.1/2.25.2.dcm"
+    assert (spool.root / path).read_bytes() == b"hello"
+    assert not ahead.exists()
+    with pytest.raises(NotFoundError):
+        spool.give_out("early/2.25.2.dcm", "2.25.1", "2.25.2")
+    with pytest.raises(PermanentError):
+        spool.give_out(path, "2.25.1", "../2.25.2")
+
+
 @pytest.mark.parametrize(
     "uid", ["../../x", "/etc/x", "1.2\x00", "1" * 65, "", "1.2/3", "..", ".", "1.2\n", "۱.۲"]
 )

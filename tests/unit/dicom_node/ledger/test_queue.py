@@ -57,6 +57,7 @@ def test_a_closed_series_has_its_jobs_and_assigned_instances(
         created=NOW,
         note=None,
         paths=tuple((f"{SERIES}.{number}", f"incoming/00/{number}.dcm") for number in (1, 2)),
+        received=NOW,
     )
 
 

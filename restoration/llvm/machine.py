@@ -17,7 +17,6 @@ from restoration.llvm.emit import Function, Module
 Kernel = Callable[..., None]
 Shape = TypeVar("Shape", bound=Hashable)
 
-_LLVM = 22  # the version whose options are known
 _ENGINES: list[Any] = []  # own the code that kernels run
 
 
@@ -82,10 +81,6 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _processor() -> tuple[Any, str, str]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    if llvm.llvm_version_info[0] == _LLVM:
-        # A third of the time, for nothing: addresses are as a kernel says. LLVM ends a process
-        # that asks it for an option it does not know.
-        llvm.set_option("", "-disable-lsr")
     features = llvm.get_host_cpu_features().flatten()
     return llvm.Target.from_default_triple(), llvm.get_host_cpu_name(), features
 

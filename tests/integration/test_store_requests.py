@@ -36,6 +36,10 @@ def archive(handle: Callable[[Event], int], syntaxes: list[str], pdu: int) -> Ge
     try:
         yield Peer("ARCHIVE", "127.0.0.1", server.server_address[1], "NODE", dimse_timeout=5)
     finally:
+        # Of an association that is about to end by itself, an abort is an event that pynetdicom's
+        # own thread does not expect.
+        for association in server.active_associations:
+            association.join(timeout=5)
         server.shutdown()
 
 

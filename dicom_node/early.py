@@ -225,7 +225,7 @@ class EarlySlices:
     def _probe(self, now: float) -> bool:
         """Have the gates look twice at one slice that was restored; False where none waits."""
         for series in sorted(self._series.values(), key=lambda each: each.served):
-            if (wanted := series.second_look(now)) is None:
+            if self._is_tried(series) or (wanted := series.second_look(now)) is None:
                 continue
             series.probed.add(wanted.key)
             series.served = next(self._turns)
@@ -251,6 +251,15 @@ class EarlySlices:
                     self._rehearsal = self._tried(series, is_stopped)
                 return True
         return False
+
+    def _is_tried(self, series: _Series) -> bool:
+        """Whether its job would find an outcome, in which every look was taken."""
+        tried = self._rehearsal
+        return (
+            tried is not None
+            and tried.subject.series_instance_uid == series.uid
+            and len(tried.subject.files) == series.looked_at
+        )
 
     def _is_whole(self, series: _Series) -> bool:
         """Whether one job would have all that came, and each slice of it is restored."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -336,14 +337,19 @@ class Restorer:
             y, said = full_strength(x, y, strength), at_full_strength(said, strength)
         chosen = probed(len(x)) if strength else []
         steps = Steps(progress, 3 * len(chosen) + len(x))
+        # Of the three passes of a probe the last leaves a core for this.
+        with ThreadPoolExecutor(1, "weights") as aside:
+            intact = aside.submit(lambda: self.network.intact)
+            known = made.probed
+            probes = self._probes(x, said, task, seeds, chosen, known, steps) if chosen else {}
         evidence = Evidence(
             spacing_mm=spacing,
             facts=facts,
             domain=self.manifest.domain.get(task.value),
             diagnostics=said,
             support=support_of(said),
-            probes=self._probes(x, said, task, seeds, chosen, made.probed, steps) if chosen else {},
-            intact=self.network.intact,
+            probes=probes,
+            intact=intact.result(),
             measured=made.measured,
         )
         steps.before = 3 * len(chosen)

@@ -143,8 +143,10 @@ def measure(
     found |= _network(evidence, task, len(before))
     if task is PET:
         known = mended(whole(after)) if any(slices.broken) else whole(after)
-        # By one thread: two are no faster over so few voxels, and wait for each other all the time.
-        found |= at_once([partial(_pet, whole(before), known, evidence)])[0]
+        # Each by one thread: two are no faster over so few voxels, and wait for each other.
+        both = whole(before), known
+        for part in at_once([partial(_activity, *both), partial(_uptake, *both, evidence)]):
+            found |= part
         found["units"] = _injected(whole(before), evidence)
     if task is MR:
         found["empty_band"] = _empty_band(support, whole(before))
@@ -219,7 +221,7 @@ def _weights(intact: bool | None) -> Measured:
 def _network(evidence: Evidence, task: RestorationTask, slices: int) -> dict[str, Measured]:
     """What the network said about its own pass, and the probes that were made of it."""
     said = evidence.diagnostics
-    found = {}
+    found: dict[str, Measured] = {}
     for gate, key, missing in (
         ("network_drift", "mean_drift", "no diagnostics of the network"),
         ("network_energy", "residual_ratio", "no diagnostics of the network"),
@@ -256,17 +258,20 @@ def _listed(values: Sequence[float] | npt.NDArray[np.floating[Any]], slices: int
     return per_slice(np.asarray(values, np.float64))
 
 
-def _pet(before: Volume, after: Volume, evidence: Evidence) -> dict[str, Measured]:
-    change = uptake.activity_change(before, after)
-    found = {
-        "activity": Measured((), reason="there is no activity")
-        if change is None
-        else Measured((change,)),
+def _activity(before: Volume, after: Volume) -> dict[str, Measured]:
+    """Whether the activity of a PET is what and where it was."""
+    return {
+        "activity": _one(uptake.activity_change(before, after), "there is no activity"),
         "local_activity": per_slice(uptake.local_change(before, after)),
     }
+
+
+def _uptake(before: Volume, after: Volume, evidence: Evidence) -> dict[str, Measured]:
+    """Whether the uptake of hot regions of a PET came through."""
     if evidence.spacing_mm is None:
         unknown = Measured((), reason="the size of a voxel is not known")
-        return found | dict.fromkeys(("hot_suv", "hot_suv_small", "hot_peak"), unknown)
+        return dict.fromkeys(("hot_suv", "hot_suv_small", "hot_peak"), unknown)
+    found: dict[str, Measured] = {}
     regions = uptake.hot_regions(before, after, evidence.spacing_mm)
     total = len(before)
     large = [region for region in regions if region.volume_mm3 >= uptake.LARGE_MM3]

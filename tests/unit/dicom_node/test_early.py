@@ -545,8 +545,14 @@ def test_the_gates_look_twice_at_slices_whose_place_is_settled(node: Bench) -> N
     assert (node.job()["state"], early_files(node)) == ("done", [])
 
 
-def test_against_the_order_of_space_the_gates_look_twice_when_it_is_calm(node: Bench) -> None:
-    engine = Gain(looks_at=lambda slices: (0,))
+def test_what_cannot_be_tried_as_a_whole_is_looked_at_when_it_is_calm(node: Bench) -> None:
+    """Against the order of space no place is settled before the last slice."""
+
+    def refuse(number: int) -> None:
+        if number == 2:
+            raise PermanentError("not this one")
+
+    engine = Gain(looks_at=lambda slices: (0,), before_ahead=refuse)
     restore = worker(node, engine)
     sent = sorted(ct(), key=lambda each: -float(each.ImagePositionPatient[2]))
     for dataset in sent:
@@ -686,6 +692,21 @@ def test_results_bear_the_time_at_which_the_last_of_their_source_came(node: Benc
     assert time_of(job) == datetime.fromtimestamp(came, UTC)
     later = replace(job, created=job.received + 86_400)
     assert time_of(later) == datetime.fromtimestamp(later.created, UTC)
+
+
+def test_slices_of_what_was_tried_are_not_looked_at_one_by_one(node: Bench) -> None:
+    engine = Gain(looks_at=lambda slices: (0,))
+    restore = worker(node, engine)
+    sent = sorted(ct(), key=lambda each: -float(each.ImagePositionPatient[2]))
+    node.receive(sent[:-1])
+    turn_until_idle(restore, node)
+    assert tried(node, engine, restore) == SLICES - 1
+    assert engine.probes == []
+    node.receive(sent[-1:])
+    turn_until_idle(restore, node)
+    node.clock.advance(2.0)  # slices come more slowly than they did
+    assert tried(node, engine, restore) == SLICES
+    assert engine.probes == []
 
 
 def test_what_was_judged_of_fewer_slices_is_not_used(node: Bench) -> None:

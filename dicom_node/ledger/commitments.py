@@ -16,6 +16,7 @@ from dicom_node.ledger import destinations
 from dicom_node.ledger.outbox import (
     commit_if_all_are,
     items_of,
+    not_recalled,
     restarted,
     tell_of_death,
 )
@@ -180,6 +181,8 @@ def _follow(
 ) -> None:
     hopeless = {reason for reason in failed.values() if remedy(reason) == "none"}
     missing = [uid for uid, reason in failed.items() if remedy(reason) == "send"]
+    if missing:
+        missing = _not_recalled(connection, delivery_id, missing)
     if hopeless:
         words = ", ".join(f"0x{reason:04X}" for reason in sorted(hopeless))
         _bury(connection, delivery_id, f"the destination does not commit: {words}", now)
@@ -201,6 +204,16 @@ def _follow(
             _set_items(connection, delivery_id, missing, ItemState.PENDING, now)
     else:
         commit_if_all_are(connection, delivery_id, now)
+
+
+def _not_recalled(connection: Connection, delivery_id: int, uids: Sequence[str]) -> list[str]:
+    """Those that may be sent again."""
+    query = (
+        select(outputs.c.sop_instance_uid)
+        .join(delivery_items, delivery_items.c.output_id == outputs.c.id)
+        .where(items_of(delivery_id, uids), not_recalled())
+    )
+    return list(connection.scalars(query))
 
 
 def _bury(connection: Connection, delivery_id: int, reason: str, now: float) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydicom.uid import KeyObjectSelectionDocumentStorage
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -320,8 +321,18 @@ def tell_of_death(connection: Connection, delivery_id: int, told: str, now: floa
 
 
 def retry_delivery(engine: Engine, delivery_id: int, *, reason: str, now: float) -> bool:
-    """Queue a waiting or dead delivery at once, dead instances included."""
+    """Queue a waiting or dead delivery at once, dead instances included.
+
+    What a recall has rejected stays dead: False where nothing else is left to send.
+    """
     with writing(engine) as connection:
+        left = select(delivery_items.c.output_id).where(
+            delivery_items.c.delivery_id == delivery_id,
+            delivery_items.c.state.in_([ItemState.PENDING, ItemState.DEAD]),
+        )
+        is_ended = connection.execute(left).first() is None
+        if not is_ended and connection.execute(left.where(not_recalled())).first() is None:
+            return False
         resumed = move(
             connection,
             Entity.DELIVERY,
@@ -339,6 +350,7 @@ def retry_delivery(engine: Engine, delivery_id: int, *, reason: str, now: float)
                 .where(
                     delivery_items.c.delivery_id == delivery_id,
                     delivery_items.c.state == ItemState.DEAD,
+                    not_recalled(),
                 )
                 .values(state=ItemState.PENDING)
             )
@@ -359,6 +371,15 @@ def items_of(delivery_id: int, sop_instance_uids: Sequence[str]) -> ColumnElemen
     """Condition on `delivery_items`: these instances of this delivery."""
     ids = select(outputs.c.id).where(outputs.c.sop_instance_uid.in_(sop_instance_uids))
     return (delivery_items.c.delivery_id == delivery_id) & delivery_items.c.output_id.in_(ids)
+
+
+def not_recalled() -> ColumnElement[bool]:
+    """Condition on `delivery_items`: the job has no rejection note, or the output is the note."""
+    made, note = outputs.alias("made"), outputs.alias("note")
+    kind = str(KeyObjectSelectionDocumentStorage)
+    noted = select(note.c.id).where(note.c.job_id == made.c.job_id, note.c.sop_class_uid == kind)
+    left = (made.c.sop_class_uid == kind) | ~noted.exists()
+    return select(made.c.id).where(made.c.id == delivery_items.c.output_id, left).exists()
 
 
 def _held_by(worker: str) -> ColumnElement[bool]:

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from dicom_node.cli.main import cli
 from dicom_node.dicom.rejection import KEY_OBJECT_SELECTION
-from dicom_node.ledger import answers, queue, reports, retention
+from dicom_node.ledger import answers, commitments, queue, reports, retention
 from dicom_node.ledger.retention import Ages
 from dicom_node.ledger.tables import DeliveryState
 from tests.conftest import ManualClock
@@ -137,6 +137,61 @@ def test_of_a_series_that_arrived_in_part_the_rest_stays_here(node: Bench) -> No
     assert rejection["destinations"] == ["pacs"]
     states = [item["state"] for item in delivery(node)["items"]]
     assert sorted(states) == ["dead", "dead", "delivered", "pending"]
+
+
+def test_what_was_rejected_is_not_sent_by_a_retry_either(node: Bench) -> None:
+    asked(node, "recall", "--model", MODEL, "--reject", "--yes")
+    done = run(node, "deliveries", "retry", 1, "--reason", "the archive is back")
+    assert done.exit_code == 1
+    assert "dead" in done.stderr
+    assert queue.claim_delivery(node.ledger, "w", lease_s=60, now=node.clock() + 1e9) is None
+
+
+def test_a_retry_after_a_recall_sends_the_note_alone(node: Bench) -> None:
+    deliver(node, count=1)
+    (rejection,) = asked(node, "recall", "--model", MODEL, "--reject", "--yes")
+    now = node.clock() + 1e9
+    sending = queue.claim_delivery(node.ledger, "w", lease_s=60, now=now)
+    assert sending is not None
+    uid = rejection["note_sop_instance_uid"]
+    answers.record_sent(node.ledger, sending.id, (uid, 0xC000, "dead"), now)
+    queue.conclude_delivery(
+        node.ledger,
+        sending.id,
+        "w",
+        state=DeliveryState.DEAD,
+        reason="",
+        next_attempt=None,
+        now=now,
+    )
+    assert run(node, "deliveries", "retry", 1, "--reason", "it takes notes now").exit_code == 0
+    again = queue.claim_delivery(node.ledger, "w", lease_s=60, now=now + 1e9)
+    assert again is not None
+    assert [item.sop_instance_uid for item in again.items] == [uid]
+
+
+def test_what_was_rejected_is_not_sent_again_where_a_late_report_misses_it(node: Bench) -> None:
+    now = node.clock.advance(3600)
+    sending = queue.claim_delivery(node.ledger, "w", lease_s=60, now=now)
+    assert sending is not None
+    uids = [item.sop_instance_uid for item in sending.items]
+    for uid in uids:
+        answers.record_sent(node.ledger, sending.id, (uid, 0, "delivered"), now)
+    ended: Any = {"state": DeliveryState.DELIVERED, "reason": None, "next_attempt": None}
+    queue.conclude_delivery(node.ledger, sending.id, "w", **ended, now=now)
+    commitments.request_commitment(
+        node.ledger, sending.id, transaction_uid="1.9", now=now, next_ask=now + 60
+    )
+    (rejection,) = asked(node, "recall", "--model", MODEL, "--reject", "--yes")
+    noted = queue.claim_delivery(node.ledger, "w", lease_s=60, now=now + 1e9)
+    assert noted is not None
+    uid = rejection["note_sop_instance_uid"]
+    answers.record_sent(node.ledger, noted.id, (uid, 0, "delivered"), now)
+    queue.conclude_delivery(node.ledger, noted.id, "w", **ended, now=now)
+    failed = dict.fromkeys(uids, 0x0112)
+    commitments.report_commitment(node.ledger, "1.9", committed=[], failed=failed, now=now + 90)
+    assert delivery(node)["state"] == "delivered"
+    assert queue.claim_delivery(node.ledger, "w", lease_s=60, now=now + 2e9) is None
 
 
 def test_a_second_rejection_says_so_and_changes_nothing(node: Bench) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, or_, select, update
 
 from dicom_node import breaker
 from dicom_node.errors import PermanentError
@@ -44,6 +44,8 @@ __all__ = [
 #: The destination of a job that has none: its result stays in the spool.
 NOWHERE = ""
 _SENDABLE = (Verdict.PASS, Verdict.WARN)
+# The volume key of a series that holds one volume.
+_UNDIVIDED = "whole"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def record(connection: Connection, job_id: int, judged: Judged, now: float) -> R
     """Write what was judged, in the caller's transaction.
 
     What an earlier try of the job left is replaced. The job counts for the breaker of its
-    modality; while that is open, nothing passes without a person.
+    modality; while that is open, nothing passes without a person. Nor does what came late go alone
+    to a destination that has not got the rest of its volume.
     """
     for table in (gate_readings, verdicts, judgements):
         connection.execute(delete(table).where(table.c.job_id == job_id))
@@ -98,11 +101,15 @@ def record(connection: Connection, job_id: int, judged: Judged, now: float) -> R
     if rows:
         connection.execute(insert(gate_readings), rows)
     tripped = _breaker_reason(connection, judged, now)
+    kept = _kept_back(connection, job_id, judged)
     effective = {
-        destination: Verdict.HOLD if tripped and verdict in _SENDABLE else verdict
+        destination: Verdict.HOLD
+        if (tripped or destination in kept) and verdict in _SENDABLE
+        else verdict
         for destination, verdict in judged.verdicts.items()
     }
-    reason = "; ".join(each for each in (judged.reason, tripped) if each) or None
+    reasons = dict.fromkeys([judged.reason, tripped, *kept.values()])
+    reason = "; ".join(each for each in reasons if each) or None
     for destination, verdict in effective.items():
         values = {"job_id": job_id, "destination": destination, "verdict": verdict}
         connection.execute(insert(verdicts).values(**values, reason=reason))
@@ -226,6 +233,36 @@ def _decide(
         .where(verdicts.c.job_id == job_id, verdicts.c.verdict == Verdict.HOLD)
         .values(decision=decision, operator=operator, decision_reason=reason, decided_at=now)
     )
+
+
+def _kept_back(connection: Connection, job_id: int, judged: Judged) -> dict[str, str]:
+    """The destinations that an earlier part of the volume was kept from, and which part that is.
+
+    PET comes again as a whole, so that no part of it joins another.
+    """
+    if judged.modality == "PT":
+        return {}
+    this, earlier = jobs.alias("this"), jobs.alias("earlier")
+    same_volume = or_(
+        earlier.c.volume_key == this.c.volume_key,
+        earlier.c.volume_key == _UNDIVIDED,
+        this.c.volume_key == _UNDIVIDED,
+    )
+    is_kept = or_(
+        verdicts.c.verdict == Verdict.REFUSE,
+        (verdicts.c.verdict == Verdict.HOLD)
+        & verdicts.c.decision.is_distinct_from(Decision.RELEASED),
+    )
+    query = (
+        select(verdicts.c.destination, earlier.c.id)
+        .join(earlier, earlier.c.id == verdicts.c.job_id)
+        .join(this, this.c.series_instance_uid == earlier.c.series_instance_uid)
+        .where(this.c.id == job_id, earlier.c.id < job_id, earlier.c.task == this.c.task)
+        .where(same_volume, is_kept, verdicts.c.destination.in_(list(judged.verdicts)))
+        .order_by(earlier.c.id)
+    )
+    found = connection.execute(query).all()
+    return {name: f"the rest of the volume was not sent: job {other}" for name, other in found}
 
 
 def _breaker_reason(connection: Connection, judged: Judged, now: float) -> str | None:

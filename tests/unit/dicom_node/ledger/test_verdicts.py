@@ -203,3 +203,71 @@ def test_an_own_result_that_is_held_is_known_as_our_own(
     finish(engine, job_id, judged("pacs", verdict=Verdict.HOLD))
     assert queue.is_own_output(engine, sop_instance_uid="1", series_instance_uid="2.25")
     assert SERIES != "2.25"
+
+
+@pytest.fixture
+def late_part(
+    engine: Engine, receive: Callable[..., None], make_jobs: MakeJobs
+) -> Callable[..., dict[str, Any]]:
+    """Finish a job with a verdict, have a person decide or not, then one of a slice that is late.
+
+    The story of the second, which all gates pass.
+    """
+
+    def make(
+        verdict: Verdict, decide: Callable[..., bool] | None, modality: str = "CT", **late: Any
+    ) -> dict[str, Any]:
+        (first,) = make_jobs(new_job(volume_key="v", destinations=("pacs", "web")))
+        mixed = {"pacs": verdict, "web": Verdict.PASS}
+        finish(engine, first, judged(verdicts=mixed, modality=modality))
+        if decide is not None:
+            assert decide(engine, first, **ANN)
+        receive(3, now=NOW + 70)
+        changes: dict[str, Any] = {"volume_key": "v", "destinations": ("pacs", "web"), **late}
+        (second,) = make_jobs(new_job((3,), **changes), now=NOW + 80)
+        finish(engine, second, judged("pacs", "web", modality=modality), now=NOW + 90)
+        return reports.job(engine, second)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("verdict", "decide"),
+    [(Verdict.HOLD, None), (Verdict.HOLD, queue.reject), (Verdict.REFUSE, None)],
+    ids=["held", "rejected", "refused"],
+)
+def test_what_comes_late_does_not_go_where_the_rest_did_not(
+    engine: Engine, late_part: Callable[..., Any], verdict: Verdict, decide: Any
+) -> None:
+    job = late_part(verdict, decide)
+    assert (job["state"], sent_to(engine, job["id"])) == ("held", ["web"])
+    assert job["reason"] == "the rest of the volume was not sent: job 1"
+    assert queue.release(engine, job["id"], **ANN)
+    assert sent_to(engine, job["id"]) == ["web", "pacs"], "a person may send it all the same"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "decide", "changes"),
+    [
+        (Verdict.WARN, None, {}),
+        (Verdict.HOLD, queue.release, {}),
+        (Verdict.HOLD, queue.reject, {"volume_key": "another"}),
+        (Verdict.HOLD, queue.reject, {"modality": "PT"}),
+    ],
+    ids=["sent", "released", "another volume", "a set of its own"],
+)
+def test_what_comes_late_goes_by_its_own_verdict_otherwise(
+    engine: Engine,
+    late_part: Callable[..., Any],
+    verdict: Verdict,
+    decide: Any,
+    changes: dict[str, Any],
+) -> None:
+    job = late_part(verdict, decide, **changes)
+    assert (job["state"], sent_to(engine, job["id"])) == ("done", ["pacs", "web"])
+
+
+def test_what_comes_late_to_an_undivided_series_is_of_its_volume(
+    late_part: Callable[..., Any],
+) -> None:
+    assert late_part(Verdict.HOLD, queue.reject, volume_key="whole")["state"] == "held"

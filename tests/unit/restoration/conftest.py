@@ -1,19 +1,21 @@
-"""Small networks with all their parts, and bundles of them."""
+"""Small networks with all their parts, single parts, and bundles of networks."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from restoration.bundle import write_bundle
 from restoration.diffcode import DiffCode, DiffCodeConfig
 from restoration.tasks import RestorationTask
+
+Module = TypeVar("Module", bound=nn.Module)
 
 FIELDS: dict[str, Any] = {
     "name": "test",
@@ -52,6 +54,21 @@ def small_model(seed: int = 0, **changes: Any) -> DiffCode:
 def make_model() -> Callable[..., DiffCode]:
     """A small random network; keywords change its configuration."""
     return small_model
+
+
+def stirred(module: Module) -> Module:
+    """A part of a network with no parameter at rest."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return module.eval().requires_grad_(False)
+
+
+def images(*shape: int) -> Tensor:
+    """White noise (B, C, H, W), channels_last."""
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+    return values.contiguous(memory_format=torch.channels_last)
 
 
 def quiet(model: DiffCode) -> DiffCode:

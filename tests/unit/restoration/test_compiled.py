@@ -1,31 +1,26 @@
-"""Each part by compiled kernels against the plain module whose place it takes."""
+"""Parts that kernels alone replace, and what is the kernels' own; the rest in `test_cpu_parts`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from restoration.blocks import (
     Downsample,
     NAFBlock,
     Pointwise,
-    Upsample,
     local_mean,
     set_local_pooling,
 )
 from restoration.compiled import (
     CompiledBank,
     CompiledDownsample,
-    CompiledEmbed,
     CompiledEmit,
     CompiledNAFBlock,
-    CompiledPointwise,
-    CompiledUpsample,
     _box_means,
     compiled_routing,
 )
@@ -33,8 +28,7 @@ from restoration.experts import TaskAdaptiveRouting
 from restoration.llvm import means
 from restoration.llvm.machine import kernel
 from restoration.quantizer import CodebookBank
-
-Module = TypeVar("Module", bound=nn.Module)
+from tests.unit.restoration.conftest import images, stirred
 
 
 @pytest.fixture(autouse=True, params=[1, 3], ids=["one thread", "three threads"])
@@ -45,57 +39,6 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     with torch.inference_mode():
         yield request.param
     torch.set_num_threads(before)
-
-
-def stirred(module: Module) -> Module:
-    """The module with no parameter at rest."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in module.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return module.eval().requires_grad_(False)
-
-
-def images(*shape: int) -> Tensor:
-    values = torch.randn(*shape, generator=torch.Generator().manual_seed(5))
-    return values.contiguous(memory_format=torch.channels_last)
-
-
-# Channels, pooling cell, image pixels of a pixel, height, width, pooling window in image pixels.
-BLOCKS = [
-    pytest.param(24, 8, 1, 48, 40, 16, id="windows of two cells"),
-    pytest.param(24, 8, 1, 48, 40, None, id="pooling over the image"),
-    pytest.param(16, 8, 1, 24, 40, 32, id="a window of the image's height"),
-    pytest.param(16, 8, 1, 30, 21, 16, id="sides that are no whole cells"),
-    pytest.param(48, 4, 2, 24, 20, 24, id="the second level"),
-    pytest.param(96, 2, 4, 10, 18, 24, id="the third level"),
-    pytest.param(8, 1, 8, 17, 9, 24, id="cells of one pixel"),
-    pytest.param(256, 2, 4, 8, 50, 24, id="the paper's widest level"),
-    pytest.param(40, 2, 4, 9, 27, 8, id="five vectors, a chunk and a rest"),
-    pytest.param(16, 4, 2, 1, 1, 8, id="one pixel"),
-]
-
-
-@pytest.mark.parametrize(("channels", "cell", "scale", "height", "width", "window"), BLOCKS)
-@pytest.mark.parametrize("exact", [False, True])
-def test_a_block_gives_what_the_plain_one_does(
-    channels: int,
-    cell: int,
-    scale: int,
-    height: int,
-    width: int,
-    window: int | None,
-    exact: bool,
-) -> None:
-    block = stirred(NAFBlock(channels, cell, scale))
-    set_local_pooling(block, window, exact=exact)
-    compiled = CompiledNAFBlock(block)
-    for x in (images(1, channels, height, width), images(2, channels, height, width)):
-        before = x.clone()
-        expected = block(x)
-        # Roundings are as large as the largest of what is summed up.
-        within = 2e-6 * max(1.0, float(expected.abs().max()))
-        torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=within)
-        assert torch.equal(x, before)
 
 
 def test_a_block_has_the_same_bits_by_any_number_of_threads(threads: int) -> None:
@@ -122,17 +65,6 @@ def test_a_block_of_equal_values_is_finite() -> None:
     torch.testing.assert_close(CompiledNAFBlock(block)(x), block(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(20, 12), (1, 1), (3, 33)])
-def test_an_expert_adds_what_the_plain_one_adds(size: tuple[int, int]) -> None:
-    routing = stirred(TaskAdaptiveRouting(24, 3))
-    x = images(2, 24, *size)
-    expected = [routing(x, expert) for expert in range(3)]
-    compiled = compiled_routing(routing)
-    for expert in range(3):
-        found = compiled(x.clone(memory_format=torch.preserve_format), expert)
-        torch.testing.assert_close(found, expected[expert], rtol=1e-5, atol=1e-5)
-
-
 def test_the_gelu_is_exact_to_single_precision() -> None:
     """Through an expert that is nothing but its GELU, over all that it may meet."""
     routing = TaskAdaptiveRouting(8, 1).requires_grad_(False)
@@ -150,14 +82,6 @@ def test_the_gelu_is_exact_to_single_precision() -> None:
     torch.testing.assert_close(found, expected, rtol=3e-7, atol=1e-6)
 
 
-def test_an_upsampling_puts_each_value_where_the_shuffle_puts_it() -> None:
-    plain = stirred(Upsample(16, 8))
-    x, skip = images(2, 16, 18, 6), images(2, 8, 36, 12)
-    ours = CompiledUpsample(plain)
-    torch.testing.assert_close(ours(x), plain(x), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours(x, skip), plain(x) + skip, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("size", [(18, 28), (2, 2)])
 def test_a_downsampling_takes_its_four_pixels(size: tuple[int, int]) -> None:
     plain = stirred(Downsample(16, 24))
@@ -165,25 +89,11 @@ def test_a_downsampling_takes_its_four_pixels(size: tuple[int, int]) -> None:
     torch.testing.assert_close(CompiledDownsample(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("size", [(20, 13), (1, 2)])
-def test_a_first_convolution_knows_the_border(channels: int, size: tuple[int, int]) -> None:
-    conv = stirred(nn.Conv2d(channels, 16, 3, padding=1))
-    x = images(2, channels, *size)
-    torch.testing.assert_close(CompiledEmbed(conv)(x), conv(x), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("size", [(20, 13), (1, 2), (2, 3), (3, 8)])
 def test_a_last_convolution_knows_the_border(size: tuple[int, int]) -> None:
     conv = stirred(nn.Conv2d(24, 1, 3, padding=1))
     x = images(2, 24, *size)
     torch.testing.assert_close(CompiledEmit(conv)(x), conv(x), rtol=1e-5, atol=1e-5)
-
-
-def test_a_convolution_that_stands_alone_is_a_product() -> None:
-    conv = stirred(Pointwise(16, 24))
-    x = images(2, 16, 5, 6)
-    torch.testing.assert_close(CompiledPointwise(conv)(x), conv(x), rtol=1e-5, atol=1e-5)
 
 
 def test_the_nearest_codes_are_those_of_the_plain_search() -> None:

@@ -6,11 +6,10 @@ On a machine without a GPU Triton's interpreter runs the kernels on the CPU.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TypeVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from restoration import kernels, onednn
 from restoration.blocks import NAFBlock, set_local_pooling
@@ -18,7 +17,7 @@ from restoration.diffcode import DiffCode
 from restoration.experts import TaskAdaptiveRouting
 from restoration.precision import Form, forms, lowered
 from restoration.quantizer import nearest_codes
-from tests.unit.restoration.conftest import small_model
+from tests.unit.restoration.conftest import images, small_model, stirred
 
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -26,24 +25,8 @@ if find_spec("triton") is None:
 from restoration.fused import FusedNAFBlock, fused_routing
 from restoration.kernels import search
 
-Module = TypeVar("Module", bound=nn.Module)
-
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-
-
-def stirred(module: Module) -> Module:
-    """The module with no parameter at rest."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return module.eval().requires_grad_(False)
-
-
-def images(*shape: int) -> Tensor:
-    values = torch.randn(*shape, generator=torch.Generator().manual_seed(5))
-    return values.contiguous(memory_format=torch.channels_last)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:

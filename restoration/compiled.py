@@ -13,9 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from restoration.blocks import Downsample, NAFBlock, Pointwise, Upsample
+from restoration.blocks import Downsample, NAFBlock, Upsample
 from restoration.experts import TaskAdaptiveRouting
-from restoration.folding import KnownRouting, Linear, expert_layers, folded, parameter, plain
+from restoration.folding import (
+    KnownRouting,
+    Linear,
+    expert_layers,
+    folded,
+    parameter,
+    plain,
+    upsample_rows,
+)
 from restoration.llvm import means, naf, rows, search
 from restoration.llvm.machine import Kernel, kernel, over
 from restoration.llvm.product import Product
@@ -164,18 +172,12 @@ class CompiledUpsample(nn.Module):
 
     def __init__(self, upsample: Upsample) -> None:
         super().__init__()
-        conv, _ = upsample
-        assert isinstance(conv, Pointwise)
-        weight, bias = plain(conv)  # (4C', C): the shuffle reads C' as (C', row, column)
-        self.channels = weight.shape[1]
-        self.finer = len(bias) // 4
-        self.patch = rows.Patch(planes=1, lines=1, width=self.channels, step=self.channels)
-        product = Product(self.channels, 2 * self.finer)
-        weights = weight.view(self.finer, 2, 2, -1).permute(1, 2, 0, 3).flatten(1, 2)
-        biases = bias.view(self.finer, 2, 2).permute(1, 2, 0).flatten(1)
-        self.top, self.bottom = (
-            _Packed(product, Linear(*each)) for each in zip(weights, biases, strict=True)
-        )
+        top, bottom = upsample_rows(upsample)
+        double, channels = top.weight.shape
+        self.finer = double // 2
+        self.patch = rows.Patch(planes=1, lines=1, width=channels, step=channels)
+        product = Product(channels, double)
+        self.top, self.bottom = _Packed(product, top), _Packed(product, bottom)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """(B, C, H, W) → (B, C', 2H, 2W), with what `skip` adds to it."""

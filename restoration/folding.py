@@ -1,7 +1,7 @@
-"""Weights of a NAF block and an expert with what stands around them folded in, for inference.
+"""The linear parts of a network as forms for inference take them: (C', C) weights and biases.
 
-The scale and shift of a norm go into the 1×1 convolution behind it, β and γ into the one before
-them: what the block computes is the same, in fewer passes over its activations.
+In a NAF block the scale and shift of a norm go into the 1×1 convolution behind it, β and γ into the
+one before them: what the block computes is the same, in fewer passes over its activations.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from restoration.blocks import LayerNorm2d, NAFBlock, Pointwise
+from restoration.blocks import LayerNorm2d, NAFBlock, Pointwise, Upsample
 from restoration.experts import TaskAdaptiveRouting
 
 
@@ -45,6 +45,20 @@ def folded(block: NAFBlock) -> FoldedBlock:
 def plain(conv: nn.Conv2d) -> Linear:
     """A 1×1 convolution as it is; without a bias, zeros stand for it."""
     return Linear(conv.weight.detach().float()[:, :, 0, 0], _bias(conv))
+
+
+def upsample_rows(upsample: Upsample) -> tuple[Linear, Linear]:
+    """An upsampling as products (2C', C): of the upper and of the lower row of each 2×2 pixels.
+
+    A product's first half are the channels of the left pixel, its second those of the right one.
+    """
+    conv, _ = upsample
+    assert isinstance(conv, Pointwise)
+    weight, bias = plain(conv)  # (4C', C): the shuffle reads C' as (C', row, column)
+    finer = len(bias) // 4
+    weights = weight.view(finer, 2, 2, -1).permute(1, 2, 0, 3).flatten(1, 2)
+    biases = bias.view(finer, 2, 2).permute(1, 2, 0).flatten(1)
+    return Linear(weights[0], biases[0]), Linear(weights[1], biases[1])
 
 
 def expert_layers(expert: nn.Module) -> tuple[Linear, Linear]:

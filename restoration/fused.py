@@ -1,4 +1,4 @@
-"""NAF blocks, expert layers and codebooks that run as Triton kernels (:mod:`restoration.kernels`).
+"""NAF blocks and experts that run as Triton kernels (:mod:`restoration.kernels`).
 
 Each is made from the module whose place it takes, with the weights folded and padded once.
 """

@@ -17,7 +17,15 @@ from torch.nn import functional as F
 
 from restoration.blocks import NAFBlock, Pointwise, Upsample
 from restoration.experts import TaskAdaptiveRouting
-from restoration.folding import KnownRouting, Linear, expert_layers, folded, parameter, plain
+from restoration.folding import (
+    KnownRouting,
+    Linear,
+    expert_layers,
+    folded,
+    parameter,
+    plain,
+    upsample_rows,
+)
 from restoration.pooling import window_means
 
 BAND = 1 << 21  # octets of an activation of a block in one band
@@ -153,15 +161,7 @@ class ProductUpsample(nn.Module):
 
     def __init__(self, upsample: Upsample, dtype: torch.dtype) -> None:
         super().__init__()
-        conv, _ = upsample
-        assert isinstance(conv, Pointwise)
-        weight, bias = plain(conv)  # (4C', C): the shuffle reads C' as (C', row, column)
-        channels = len(bias) // 4
-        weights = weight.view(channels, 2, 2, -1).permute(1, 2, 0, 3).flatten(1, 2)
-        biases = bias.view(channels, 2, 2).permute(1, 2, 0).flatten(1)
-        self.top, self.bottom = (
-            _Product(Linear(*each), dtype) for each in zip(weights, biases, strict=True)
-        )
+        self.top, self.bottom = (_Product(row, dtype) for row in upsample_rows(upsample))
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """(B, C, H, W) → (B, C', 2H, 2W), with what `skip` adds to it."""

@@ -80,15 +80,22 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factors(x)
 
+    def local_window(self, height: int, width: int) -> int | None:
+        """:attr:`window`; None where the mean is that of the image, which it may cover."""
+        if self.window is None or self.window >= max(height, width):
+            return None
+        return self.window
+
     def factors(self, x: Tensor) -> Tensor:
         """What ``x`` is to be multiplied by: (B, C, H, W) → the same, or (B, C, 1, 1)."""
         height, width = x.shape[-2:]
-        if self.window is None or (self.window >= height and self.window >= width):
+        window = self.local_window(height, width)
+        if window is None:
             attention: Tensor = self.project(x.mean(dim=(2, 3), keepdim=True))
         elif self.exact:
-            attention = self.project(local_mean(x, self.window))
+            attention = self.project(local_mean(x, window))
         else:
-            attention = self._coarse(x, self.window)
+            attention = self._coarse(x, window)
         return attention
 
     def _coarse(self, x: Tensor, window: int) -> Tensor:

@@ -70,15 +70,13 @@ class Manifest:
     licence: str
     normalisation: dict[str, Any]  #: per task: units and window
     domain: dict[str, TaskDomain] = field(default_factory=dict)
-    degradation: dict[str, Any] = field(
-        default_factory=dict
-    )  #: per task: operator, version, params
+    #: per task: operator, version, params
+    degradation: dict[str, Any] = field(default_factory=dict)
     training_data: tuple[dict[str, Any], ...] = ()  #: name and licence of each source
     metrics: dict[str, Any] = field(default_factory=dict)  #: protocol and figures
     data_consistency: dict[str, float] = field(default_factory=dict)  #: per task: weight, 0 = off
-    low_frequency: dict[str, tuple[float, float, float]] = field(
-        default_factory=dict
-    )  #: per task: widths in voxels (z, y, x) of restoration.lowpass; a task without one is left
+    #: per task: widths in voxels (z, y, x) of restoration.lowpass; a task without one is left
+    low_frequency: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     guards: dict[str, dict[str, float]] = field(default_factory=dict)  #: per task: limits
     calibration: dict[str, Calibration] = field(default_factory=dict)  #: per task: of the gates
     format_version: int = FORMAT_VERSION

@@ -89,9 +89,8 @@ class CompiledNAFBlock(nn.Module):
         """What gates are multiplied by: of the image (1, 1, C), of cells, or of each pixel."""
         attention = self.attention
         height, width = gates.shape[:2]
-        window = attention.window
-        everywhere = window is None or (window >= height and window >= width)
-        if window is None or everywhere or attention.exact:
+        window = attention.local_window(height, width)
+        if window is None or attention.exact:
             factors: Tensor = attention.factors(gates.permute(2, 0, 1)[None])
             return factors[0].permute(1, 2, 0)
         if attention.cell > 1:

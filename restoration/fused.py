@@ -82,8 +82,9 @@ class _FusedExpert(nn.Module):
 
 def _local_means(cells: Tensor, attention: ChannelAttention) -> Tensor:
     """Means over the window of `attention` on the grid of cells, fp32: (B, h, w, C)."""
-    window = attention.window
-    if window is None or window >= max(cells.shape[1:3]) * attention.cell:
+    height, width = (size * attention.cell for size in cells.shape[1:3])
+    window = attention.local_window(height, width)
+    if window is None:
         return cells.mean(dim=(1, 2), keepdim=True)
     return window_means(cells, max(1, window // attention.cell))
 

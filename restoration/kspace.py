@@ -76,9 +76,9 @@ def zero_filled_support(image: Tensor) -> Support:
     height, width = image.shape[-2:]
     found = empty_band(image)
     rows, columns = (height - 1) // 2, (width - 1) // 2
-    return Support(rows, columns) if found is None else Support(
-        min(rows, found.rows), min(columns, found.columns)
-    )  # fmt: skip
+    if found is None:
+        return Support(rows, columns)
+    return Support(min(rows, found.rows), min(columns, found.columns))
 
 
 def truncate(image: Tensor, factor: float) -> Tensor:

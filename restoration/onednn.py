@@ -107,9 +107,8 @@ class BandedNAFBlock(nn.Module):
         """What pixels are multiplied by: of the image (B, 1, 1, C), of cells, or of each pixel."""
         attention = self.attention
         height, width = gated.shape[1:3]
-        window = attention.window
-        everywhere = window is None or (window >= height and window >= width)
-        if window is None or everywhere or attention.exact:
+        window = attention.local_window(height, width)
+        if window is None or attention.exact:
             return attention.factors(gated.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         means = window_means(torch.cat(cells, dim=1), max(1, window // attention.cell))
         grid: Tensor = attention.project(means.to(gated.dtype).permute(0, 3, 1, 2))

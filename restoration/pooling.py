@@ -6,6 +6,8 @@ fp32, and nothing that runs along a line as the sums of :func:`restoration.block
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -19,16 +21,11 @@ def window_means(cells: Tensor, window: int) -> Tensor:
     return down.transpose(1, 2)
 
 
-_BOXES: dict[tuple[int, int, torch.device], Tensor] = {}
-
-
+@functools.lru_cache(maxsize=64)
 def _box_matrix(size: int, window: int, device: torch.device) -> Tensor:
     """(size, size): row i averages a window around i that slides inwards at the border."""
     window = min(window, size)
-    key = (size, window, device)
-    if key not in _BOXES:
-        start = (torch.arange(size) - (window - 1) // 2).clamp(0, size - window)[:, None]
-        place = torch.arange(size)[None]
-        box = ((place >= start) & (place < start + window)).float() / window
-        _BOXES[key] = box.to(device)
-    return _BOXES[key]
+    start = (torch.arange(size) - (window - 1) // 2).clamp(0, size - window)[:, None]
+    place = torch.arange(size)[None]
+    box = ((place >= start) & (place < start + window)).float() / window
+    return box.to(device)

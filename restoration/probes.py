@@ -59,8 +59,8 @@ def relative(change: Volume, of: Volume) -> list[float | None]:
 
 def measured(found: Mapping[int, Probe], slices: Sequence[int]) -> dict[str, Measured]:
     """What was found of `slices`, by the name of the probe."""
+    values = {name: tuple(found[index][name] for index in slices) for name in NAMES}
     return {
-        name: Measured(values, tuple(slices), "" if any(values) else _NOTHING)
-        for name in NAMES
-        for values in (tuple(found[index][name] for index in slices),)
+        name: Measured(each, tuple(slices), "" if any(each) else _NOTHING)
+        for name, each in values.items()
     }

@@ -100,36 +100,40 @@ class CodebookBank(nn.Module):
 
         A number stands for the task of all images, and needs no word from the device.
         """
-        b, _, h, w = features.shape
         if isinstance(task, int):
-            tokens = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
-            ids = residual_codes(tokens, self.weight[task], self.depths)
-            return ids.view(b, h, w, self.depths).permute(0, 3, 1, 2)
+            return self._encoded(features, task)
+        b, _, h, w = features.shape
         codes = features.new_empty((b, self.depths, h, w), dtype=torch.long)
         for n, rows in rows_by_task(task):
-            tokens = features[rows].permute(0, 2, 3, 1).reshape(-1, features.shape[1])
-            ids = residual_codes(tokens, self.weight[n], self.depths)
-            codes[rows] = ids.view(len(rows), h, w, self.depths).permute(0, 3, 1, 2)
+            codes[rows] = self._encoded(features[rows], n)
         return codes
 
     def decode(self, codes: Tensor, task: Tensor | int) -> Tensor:
         """Sum of the codes: (B, D', h, w) → (B, d, h, w) with any number D' of leading depths."""
-        b, depths, h, w = codes.shape
         if isinstance(task, int):
-            ids = codes.permute(0, 2, 3, 1).reshape(-1, depths)
-            return sum_codes(ids, self.weight[task]).view(b, h, w, -1).permute(0, 3, 1, 2)
+            return self._decoded(codes, task)
+        b, _, h, w = codes.shape
         values = self.weight.new_empty((b, self.weight.shape[2], h, w))
         for n, rows in rows_by_task(task):
-            ids = codes[rows].permute(0, 2, 3, 1).reshape(-1, depths)
-            tokens = sum_codes(ids, self.weight[n])
-            values = values.index_copy(
-                0, rows, tokens.view(len(rows), h, w, -1).permute(0, 3, 1, 2)
-            )
+            values = values.index_copy(0, rows, self._decoded(codes[rows], n))
         return values
 
     def forward(self, features: Tensor, task: Tensor | int) -> Quantised:
         codes = self.encode(features, task)
         return Quantised(self.decode(codes, task), codes)
+
+    def _encoded(self, features: Tensor, task: int) -> Tensor:
+        """:meth:`encode` of images that all have one task."""
+        b, dim, h, w = features.shape
+        tokens = features.permute(0, 2, 3, 1).reshape(-1, dim)
+        ids = residual_codes(tokens, self.weight[task], self.depths)
+        return ids.view(b, h, w, self.depths).permute(0, 3, 1, 2)
+
+    def _decoded(self, codes: Tensor, task: int) -> Tensor:
+        """:meth:`decode` of images that all have one task."""
+        b, depths, h, w = codes.shape
+        ids = codes.permute(0, 2, 3, 1).reshape(-1, depths)
+        return sum_codes(ids, self.weight[task]).view(b, h, w, -1).permute(0, 3, 1, 2)
 
 
 def rows_by_task(task: Tensor) -> list[tuple[int, Tensor]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import llvmlite.binding as llvm
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 from restoration.llvm.emit import Function, Module
 
 Kernel = Callable[..., None]
-Shape = TypeVar("Shape", bound=Hashable)
 
 _ENGINES: list[Any] = []  # own the code that kernels run
 

@@ -156,7 +156,7 @@ def _words(reading: GateReading) -> str:
     place = "" if reading.worst_slice is None else f" in slice {reading.worst_slice + 1}"
     bounds = reading.fail if reading.level is Level.FAIL else reading.warn
     found = "" if value is None else f" is {value:.4g}{unit}{place}"
-    allowed = "" if bounds == (None, None) else f" (allowed {_interval(bounds)})"
+    allowed = "" if bounds == (None, None) else f" (allowed {interval(bounds)})"
     because = f": {reading.reason}" if reading.reason else ""
     return f"{reading.gate} {_STANDS[reading.level]}{found}{allowed}{because}"
 
@@ -164,7 +164,8 @@ def _words(reading: GateReading) -> str:
 _STANDS = {Level.FAIL: "failed:", Level.WARN: "warns:"}
 
 
-def _interval(bounds: tuple[float | None, float | None]) -> str:
+def interval(bounds: tuple[float | None, float | None]) -> str:
+    """The values inside *bounds* in words; one side at least is bounded."""
     low, high = bounds
     if low is None:
         return f"at most {high:.4g}"

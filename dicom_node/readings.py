@@ -86,6 +86,21 @@ class GateReading:
             "fail": list(self.fail),
         }
 
+    @classmethod
+    def from_report(cls, told: Mapping[str, Any]) -> Self:
+        """The reading of which `reports.job` tells, one of its `gates`."""
+        return cls(
+            gate=told["gate"],
+            unit=told["unit"],
+            values=tuple(None if each is None else float(each) for each in told["values"]),
+            slices=tuple(told["slices"]),
+            levels=tuple(map(Level, told["levels"])),
+            warn=tuple(told["warn"]),
+            fail=tuple(told["fail"]),
+            worst_slice=told["worst_slice"],
+            reason=told["reason"] or "",
+        )
+
 
 def _plain(value: float | None) -> float | str | None:
     # JSON has no word for what is not finite, and a gate must be able to say it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from dicom_node.ledger.states import DeliveryState, InstanceState, JobState, Ser
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from dicom_node.readings import GateReading
 
 _SERIES_COLUMNS = {
     "series_instance_uid": "series",
@@ -99,7 +101,34 @@ def show_job(job_id: int, uid: str | None, config: Path, as_json: bool) -> None:
         if uid not in results and uid not in story["sources"]:
             raise click.ClickException(f"job {job_id} has no instance {uid}")
         story = reports.instance(engine, uid)
+    elif not as_json:
+        story = story | {"gates": _gates(story["gates"])}
     common.print_story(story, as_json=as_json)
+
+
+def _gates(told: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Each gate in a line, gravest first; the JSON has every slice."""
+    from dicom_node.readings import GateReading
+
+    readings = [GateReading.from_report(each) for each in told]
+    return [_gate(each) for each in sorted(readings, key=lambda each: -each.level.severity)]
+
+
+def _gate(reading: GateReading) -> dict[str, str]:
+    """The worst of what a gate measured, and its limits."""
+    from dicom_node.gates import interval
+
+    value, worst = reading.worst_value, reading.worst_slice
+    unit = "" if reading.unit == "1" else f" {reading.unit}"
+    return {
+        "gate": reading.gate,
+        "level": reading.level,
+        "worst": "" if value is None else f"{value:.4g}{unit}",
+        "slice": "" if worst is None else str(worst + 1),
+        "warns unless": "" if reading.warn == (None, None) else interval(reading.warn),
+        "fails unless": "" if reading.fail == (None, None) else interval(reading.fail),
+        "reason": reading.reason,
+    }
 
 
 def _job_action(name: str, help_text: str, done: str) -> None:

@@ -55,6 +55,20 @@ def test_jobs_show_says_why_a_job_is_held_and_where_its_report_lies(node: Bench)
     assert "review/1" in told
 
 
+def test_jobs_show_has_a_line_for_each_gate_with_its_worst_slice_and_its_limits(
+    node: Bench,
+) -> None:
+    lines = [line.split() for line in run(node, "jobs", "show", 1).stdout.splitlines()]
+    (heading,) = [line for line in lines if line[:2] == ["gate", "level"]]
+    (told,) = [line for line in lines if line[:1] == ["structure"]]
+    assert " ".join(heading) == "gate level worst slice warns unless fails unless reason"
+    assert told[:2] == ["structure", "fail"]
+    (measured,) = shown(node)["gates"]
+    limits = " ".join(told)
+    assert f" {max(measured['values']):.4g} " in limits
+    assert f"at most {measured['warn'][1]:.4g} at most {measured['fail'][1]:.4g}" in limits
+
+
 @pytest.mark.parametrize("action", ["release", "reject"])
 @pytest.mark.parametrize("given", [["--operator", "Ann"], ["--reason", "seen"], []])
 def test_a_decision_needs_a_name_and_a_reason(node: Bench, action: str, given: list[str]) -> None:

@@ -60,6 +60,16 @@ def test_a_series_has_the_promised_shape(
     assert [series[key] for key in promised] == [SERIES, "complete", None, 2]
 
 
+def test_a_series_of_which_nothing_is_restored_tells_how_many_instances_are_stored(
+    engine: Engine,
+) -> None:
+    for number in (1, 2):
+        localizer = instance(number, ignored_reason="a localizer")
+        intake.record_instance(engine, localizer, NOW)
+    (series,) = reports.series(engine)
+    assert (series["state"], series["instances"]) == ("ignored", 2)
+
+
 def test_one_job_tells_its_whole_story(engine: Engine, finish_job: FinishJob) -> None:
     found = reports.job(engine, finish_job())
     assert found["sources"] == [f"{SERIES}.1", f"{SERIES}.2"]

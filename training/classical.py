@@ -61,11 +61,6 @@ def families(task: RestorationTask, mr_factor: float = 4.0) -> dict[str, tuple[C
     }
 
 
-def candidates(task: RestorationTask, mr_factor: float = 4.0) -> tuple[Classical, ...]:
-    """Every method of the grid."""
-    return tuple(method for grid in families(task, mr_factor).values() for method in grid)
-
-
 def tune(
     task: RestorationTask, pairs: Sequence[tuple[Slice, Slice]], mr_factor: float = 4.0
 ) -> Classical:
@@ -157,53 +152,51 @@ def _lanczos_weights(size: int, samples: int) -> npt.NDArray[np.float64]:
     return normed
 
 
-def _nlm(strength: float, task: RestorationTask) -> Filter:
-    def apply(image: Slice) -> Slice:
-        from skimage.restoration import denoise_nl_means
+def _by_noise(task: RestorationTask, denoise: Callable[[Slice, float], Slice]) -> Filter:
+    """denoise(image inside the window, its noise level); an image without noise is left alone."""
 
+    def apply(image: Slice) -> Slice:
         sigma = noise_level(image, foreground(image, task))
-        if sigma == 0:
-            return image
-        filtered: Slice = denoise_nl_means(
-            np.clip(image, *spec(task).window), h=strength * sigma, sigma=sigma,
-            patch_size=5, patch_distance=6, fast_mode=True,
-        )  # fmt: skip
-        return filtered
+        return image if sigma == 0 else denoise(np.clip(image, *spec(task).window), sigma)
 
     return apply
+
+
+def _nlm(strength: float, task: RestorationTask) -> Filter:
+    def denoise(image: Slice, sigma: float) -> Slice:
+        from skimage.restoration import denoise_nl_means
+
+        filtered: Slice = denoise_nl_means(
+            image, h=strength * sigma, sigma=sigma, patch_size=5, patch_distance=6, fast_mode=True
+        )
+        return filtered
+
+    return _by_noise(task, denoise)
 
 
 def _total_variation(strength: float, task: RestorationTask) -> Filter:
-    def apply(image: Slice) -> Slice:
+    def denoise(image: Slice, sigma: float) -> Slice:
         from skimage.restoration import denoise_tv_chambolle
 
-        sigma = noise_level(image, foreground(image, task))
-        if sigma == 0:
-            return image
-        clipped = np.clip(image, *spec(task).window)
-        filtered: Slice = denoise_tv_chambolle(clipped, weight=strength * sigma)  # type: ignore[no-untyped-call]
+        filtered: Slice = denoise_tv_chambolle(image, weight=strength * sigma)  # type: ignore[no-untyped-call]
         return filtered
 
-    return apply
+    return _by_noise(task, denoise)
 
 
 def _wavelet(strength: float, task: RestorationTask) -> Filter:
     """BayesShrink with soft thresholds (Chang, Yu & Vetterli, IEEE TIP 9(9), 2000)."""
 
-    def apply(image: Slice) -> Slice:
+    def denoise(image: Slice, sigma: float) -> Slice:
         from skimage.restoration import denoise_wavelet
 
-        sigma = noise_level(image, foreground(image, task))
-        if sigma == 0:
-            return image
-        clipped = np.clip(image, *spec(task).window)
         filtered: Slice = denoise_wavelet(
-            clipped, sigma=strength * sigma, wavelet="sym4", method="BayesShrink", mode="soft",
+            image, sigma=strength * sigma, wavelet="sym4", method="BayesShrink", mode="soft",
             rescale_sigma=False,
         )  # fmt: skip
         return filtered
 
-    return apply
+    return _by_noise(task, denoise)
 
 
 def _gaussian(sigma: float, _: RestorationTask) -> Filter:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,23 +22,11 @@ from restoration.quantizer import (
     rows_by_task,
 )
 from restoration.tasks import RestorationTask
+from training.patches import Batch
 from training.recipe import CodebookStage
 
 SEEDING_TOKENS = 20_000
 TASK_NAMES = tuple(task.value for task in RestorationTask)
-
-
-class ImageBatch(Protocol):
-    """What this module needs of a training batch: clean images, real pixels and tasks."""
-
-    @property
-    def hq(self) -> Tensor: ...  # (B, 1, H, W)
-
-    @property
-    def mask(self) -> Tensor: ...  # (B, 1, H, W)
-
-    @property
-    def task(self) -> Tensor: ...  # (B,)
 
 
 def kmeans(tokens: Tensor, clusters: int, iterations: int, generator: torch.Generator) -> Tensor:
@@ -76,9 +63,7 @@ def residual_kmeans(
     return torch.cat(parts)
 
 
-def collect_tokens(
-    model: DiffCode, batches: Iterable[ImageBatch], per_task: int
-) -> dict[int, Tensor]:
+def collect_tokens(model: DiffCode, batches: Iterable[Batch], per_task: int) -> dict[int, Tensor]:
     """Latent tokens (≤ per_task, d) of each task, from clean images; padding is left out."""
     found: dict[int, list[Tensor]] = {}
     counts: dict[int, int] = {}
@@ -128,7 +113,7 @@ def _refined(codebook: Tensor, residual: Tensor, depths: int) -> Tensor:
 class CodebookUpkeep(nn.Module):
     """Which codes were used when, and the restart of those out of use; its buffers are its state.
 
-    ``window`` holds the step of each code's last use; ``counts`` the uses since the last report.
+    ``last_used`` holds the step of each code's last use; ``counts`` the uses since the last report.
     """
 
     def __init__(self, bank: CodebookBank, settings: CodebookStage, seed: int) -> None:
@@ -246,7 +231,7 @@ def forget_moments(
                 state[key][task, index] = 0.0
 
 
-def _tokens_by_task(model: DiffCode, batch: ImageBatch) -> Iterator[tuple[int, Tensor]]:
+def _tokens_by_task(model: DiffCode, batch: Batch) -> Iterator[tuple[int, Tensor]]:
     assert model.vq_encoder is not None
     latent = model.vq_encoder(batch.hq).float()
     real = nn.functional.max_pool2d(batch.mask, model.config.factor)[:, 0] > 0  # (B, h, w)

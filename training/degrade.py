@@ -11,7 +11,6 @@ keep. Volumes are float32 [slice, row, column] in HU, SUV or arbitrary units.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -28,7 +27,6 @@ Volume = npt.NDArray[np.float32]
 
 WATER_PER_MM = 0.0193
 """Linear attenuation of water at the 70 keV of a 120 kV spectrum (NIST XCOM)."""
-WATER_PER_MM_511_KEV = 0.0096
 _CHUNK = 4
 
 
@@ -85,14 +83,21 @@ class CtNoiseInsertion(_Operator):
     def apply(
         self, hq: Volume, *, pixel_mm: float, noise_hu: float, rng: np.random.Generator
     ) -> Volume:
-        return insert_ct_noise(hq, self, pixel_mm=pixel_mm, noise_hu=noise_hu, rng=rng)
+        """Low-dose CT in HU from full-dose CT, [slice, row, column].
+
+        ``noise_hu`` is the full-dose noise of the series (``soft_tissue_noise``). Raises ValueError
+        for a dose fraction outside (0, 1] or a noise that is not positive, NoSoftTissueError where
+        it cannot be calibrated.
+        """
+        image = torch.from_numpy(hq)
+        return self.insert(image, pixel_mm=pixel_mm, noise_hu=noise_hu, rng=rng).numpy()
 
     def insert(
         self, hq: Tensor, *, pixel_mm: float, noise_hu: float, rng: np.random.Generator
     ) -> Tensor:
         """The same on the device of ``hq`` (float32); the noise itself is drawn on the CPU."""
-        photons = _calibrated(hq, self, pixel_mm, noise_hu, rng)
-        return _inserted(hq, self, pixel_mm, photons, rng)
+        photons = calibrated_photons(hq, self, pixel_mm=pixel_mm, noise_hu=noise_hu, rng=rng)
+        return insert_ct_noise(hq, self, pixel_mm=pixel_mm, photons=photons, rng=rng)
 
 
 @dataclass(frozen=True)
@@ -136,50 +141,23 @@ class PetThinning(_Operator):
 
 def truncate_kspace(hq: Volume, factor: float = 4.0) -> Volume:
     """Low-resolution MR on the same grid [slice, row, column]; see ``restoration.kspace``."""
-    slices = [kspace.truncate(torch.from_numpy(plane), factor).numpy() for plane in _planes(hq)]
+    planes = torch.from_numpy(np.ascontiguousarray(hq, dtype=np.float32))
+    slices = [kspace.truncate(plane, factor).numpy() for plane in planes]
     return np.stack(slices).astype(np.float32)
 
 
 def insert_ct_noise(
-    hq: Volume,
+    hq: Tensor,
     scan: CtNoiseInsertion,
     *,
     pixel_mm: float,
-    noise_hu: float,
+    photons: float,
     rng: np.random.Generator,
-    incident_photons: float | None = None,
-) -> Volume:
-    """Low-dose CT in HU [slice, row, column] from full-dose CT.
-
-    ``noise_hu`` is the full-dose noise of the series (``soft_tissue_noise``); it calibrates the
-    incident photons unless they are given. Raises ValueError for a dose fraction outside (0, 1]
-    or a noise that is not positive, NoSoftTissueError where it cannot be calibrated.
-    """
-    image = torch.from_numpy(hq)
-    if incident_photons is None:
-        incident_photons = _calibrated(image, scan, pixel_mm, noise_hu, rng)
-    return np.asarray(_inserted(image, scan, pixel_mm, incident_photons, rng).numpy())
-
-
-def calibrate_photons(
-    hq: Volume,
-    scan: CtNoiseInsertion,
-    *,
-    pixel_mm: float,
-    noise_hu: float,
-    rng: np.random.Generator,
-    slices: int = 3,
-) -> float:
-    """Incident photons for which full-dose quantum noise equals ``noise_hu`` in soft tissue.
-
-    Noise of one photon is reconstructed for a few slices; image noise goes with 1/sqrt(photons).
-    """
-    return _calibrated(torch.from_numpy(hq), scan, pixel_mm, noise_hu, rng, slices)
-
-
-def _inserted(
-    hq: Tensor, scan: CtNoiseInsertion, pixel_mm: float, photons: float, rng: np.random.Generator
 ) -> Tensor:
+    """Low-dose CT in HU [slice, row, column] from full-dose CT of so many incident photons.
+
+    Raises ValueError for a dose fraction outside (0, 1].
+    """
     if not 0 < scan.dose_fraction <= 1:
         raise ValueError(f"'dose_fraction' must be in (0, 1], not {scan.dose_fraction}.")
     beam = _ct_beam(tuple(hq.shape[1:]), scan.views)
@@ -191,14 +169,20 @@ def _inserted(
     return noisy
 
 
-def _calibrated(
+def calibrated_photons(
     hq: Tensor,
     scan: CtNoiseInsertion,
+    *,
     pixel_mm: float,
     noise_hu: float,
     rng: np.random.Generator,
     slices: int = 3,
 ) -> float:
+    """Incident photons for which full-dose quantum noise equals ``noise_hu`` in soft tissue.
+
+    Noise of one photon is reconstructed for a few slices; image noise goes with 1/sqrt(photons).
+    Raises ValueError for a noise that is not positive, NoSoftTissueError.
+    """
     if not noise_hu > 0:
         raise ValueError(f"'noise_hu' must be positive, not {noise_hu}.")
     part = hq[:: max(1, len(hq) // slices)][:slices]
@@ -384,7 +368,3 @@ def _blur_rows(rows: Tensor, sigma: float) -> Tensor:
     weight = (kernel / kernel.sum())[None, None]
     flat = rows.reshape(-1, 1, rows.shape[-1])
     return torch.nn.functional.conv1d(flat, weight, padding=reach).reshape(rows.shape)
-
-
-def _planes(volume: Volume) -> Iterator[Volume]:
-    yield from np.ascontiguousarray(volume, dtype=np.float32)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from restoration.fidelity import Calibration, GateSpec, Levels, Measured
 from restoration.fidelity.catalogue import BY_NAME
@@ -23,7 +22,6 @@ from training.calibrate import columns, measured
 from training.faults import Planted
 from training.restored import Series
 
-Scores = Mapping[str, npt.NDArray[np.float64]]
 Progress = Callable[[int, int, str], None]
 Kind = tuple[str, str]  #: name and size of a fault
 FALSE_ALARMS = 0.01

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,26 +40,11 @@ from training.checkpoint import (
 )
 from training.codebook import CodebookUpkeep, build_bank, collect_tokens, forget_moments
 from training.journal import Journal
+from training.patches import Batch
 from training.recipe import Optimisation, Recipe
 from training.stages import OBJECTIVES, Stage, stage_state, trained_parameters
 
 BANK_BATCHES = 1 << 30  # first batch for the k-means: a step that training never reaches
-
-
-class TrainingBatch(Protocol):
-    """A batch of patches: ``lq``, ``hq``, ``mask`` (B, 1, P, P) normalised, ``task`` (B,)."""
-
-    @property
-    def lq(self) -> Tensor: ...
-
-    @property
-    def hq(self) -> Tensor: ...
-
-    @property
-    def mask(self) -> Tensor: ...
-
-    @property
-    def task(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +95,7 @@ def learning_rate(step: int, settings: Optimisation) -> float:
 def run_stage(
     stage: Stage,
     recipe: Recipe,
-    batch_at: Callable[[int], TrainingBatch],
+    batch_at: Callable[[int], Batch],
     folder: Path,
     *,
     start: Callable[[DiffCode], None] | None = None,
@@ -145,8 +130,8 @@ def run_stage(
     with _stop_signal() as stopped, log or contextlib.nullcontext():
         while run.step < settings.steps:
             if stage is Stage.CODEBOOK and run.step == recipe.stage1.ae_warmup:
-                run.make_bank(_on_device(batch_at(BANK_BATCHES + i), device) for i in count())
-            terms = run.advance(objective, _on_device(batch_at(run.step), device), world)
+                run.make_bank(batch_at(BANK_BATCHES + i).to(device) for i in count())
+            terms = run.advance(objective, batch_at(run.step).to(device), world)
             now = time.monotonic()
             if log is not None and log.add(run.step, terms):
                 log.write(run.step, run.figures())
@@ -186,9 +171,7 @@ class _Run:
         if (folder / CHECKPOINT).exists():
             self._resume(force)
 
-    def advance(
-        self, objective: nn.Module, batch: TrainingBatch, world: World
-    ) -> dict[str, Tensor]:
+    def advance(self, objective: nn.Module, batch: Batch, world: World) -> dict[str, Tensor]:
         """One step of Adam; gives the terms of the loss."""
         rate = learning_rate(self.step, self.settings)
         for group in self.optimiser.param_groups:
@@ -210,16 +193,14 @@ class _Run:
         self.step += 1
         return terms
 
-    def _backward(
-        self, objective: nn.Module, part: TrainingBatch, share: float
-    ) -> dict[str, Tensor]:
+    def _backward(self, objective: nn.Module, part: Batch, share: float) -> dict[str, Tensor]:
         bf16 = self.recipe.precision == "bf16" and part.lq.device.type == "cuda"
         with torch.autocast(part.lq.device.type, dtype=torch.bfloat16, enabled=bf16):
             terms: dict[str, Tensor] = objective(part.lq, part.hq, part.mask, part.task, self.step)
         (share * terms["loss"]).backward()  # type: ignore[no-untyped-call]
         return terms
 
-    def make_bank(self, batches: Iterator[TrainingBatch]) -> None:
+    def make_bank(self, batches: Iterator[Batch]) -> None:
         """Residual k-means over latents of the warmed-up encoder."""
         bank, settings = self.model.bank, self.recipe.stage1
         if bank is None:
@@ -329,28 +310,7 @@ def _optimiser(trained: Mapping[str, nn.Parameter], settings: Optimisation) -> t
     return torch.optim.Adam(groups, lr=settings.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
-def _on_device(batch: TrainingBatch, device: torch.device) -> TrainingBatch:
-    moved = {
-        name: getattr(batch, name).to(device, non_blocking=True)
-        for name in ("lq", "hq", "mask", "task")
-    }
-    return _DeviceBatch(**moved)
-
-
-@dataclass(frozen=True)
-class _DeviceBatch:
-    lq: Tensor
-    hq: Tensor
-    mask: Tensor
-    task: Tensor
-
-
-def _rows(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
-    names = ("lq", "hq", "mask", "task")
-    return _DeviceBatch(**{name: getattr(batch, name)[rows] for name in names})
-
-
-def _parts(batch: TrainingBatch) -> list[TrainingBatch]:
+def _parts(batch: Batch) -> list[Batch]:
     """The batch in the parts that go through the network at once.
 
     On a CPU one task at a time: no expert has to gather its images, and activations stay in the
@@ -358,7 +318,7 @@ def _parts(batch: TrainingBatch) -> list[TrainingBatch]:
     """
     if batch.lq.device.type == "cuda":
         return [batch]
-    return [_rows(batch, rows) for _, rows in rows_by_task(batch.task)]
+    return [batch.rows(rows) for _, rows in rows_by_task(batch.task)]
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -90,12 +90,6 @@ def read_volume(item: PackItem) -> Stored:
     return stored
 
 
-def iterate(path: Path) -> Iterator[tuple[Stored, PackItem]]:
-    """Decode every item of a pack in turn. Raises MedzError."""
-    for item in read_items(path):
-        yield read_volume(item), item
-
-
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:

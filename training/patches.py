@@ -1,4 +1,4 @@
-"""Cut all patches of a batch at once, where the images lie.
+"""A batch of patches, and how all of them are cut at once, where the images lie.
 
 A patch is made of one crop, or of several crops of small images, each in its own cell. What the
 crops are is decided on the host (``training.slices``); here they become one gather, so that a GPU
@@ -7,12 +7,33 @@ neither waits for the host nor the host for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised patches (B, 1, P, P), a mask of real pixels, and each patch's task (B,)."""
+
+    lq: Tensor
+    hq: Tensor
+    mask: Tensor
+    task: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device, which a GPU need not wait for."""
+        return self._each(lambda values: values.to(device, non_blocking=True))
+
+    def rows(self, rows: Tensor) -> Batch:
+        """The patches of these indices."""
+        return self._each(lambda values: values[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(change(self.lq), change(self.hq), change(self.mask), change(self.task))
 
 
 @dataclass(frozen=True)

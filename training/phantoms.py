@@ -143,7 +143,8 @@ class _Canvas:
 
     def texture(self, scale_mm: float) -> npt.NDArray[np.float64]:
         """A unit Gaussian field with details of about this size."""
-        sigma = (scale_mm / SLICE_MM / 2, *(2 * (scale_mm / self.pixel_mm / 2,)))
+        in_plane = scale_mm / self.pixel_mm / 2
+        sigma = (scale_mm / SLICE_MM / 2, in_plane, in_plane)
         field = _filtered(self.rng.standard_normal(self.volume.shape), sigma)
         return np.asarray((field - field.mean()) / field.std())
 

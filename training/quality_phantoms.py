@@ -20,6 +20,7 @@ SPHERES_MM = (10, 13, 17, 22, 28, 37)
 CT_PIXEL_MM = 0.7
 PET_VOXEL_MM = (3.3, 4.0, 4.0)
 _HOT, _BACKGROUND = 8.0, 2.0  # SUV; 4:1
+_WATER_PER_MM = 0.0096  # linear attenuation at 511 keV (NIST XCOM)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def spheres(slices: int = 24, size: int = 96) -> Spheres:
         share = np.clip(0.5 - (distance - diameter / 2) / dx, 0, 1)
         activity = activity + share * (_HOT - activity)
         places.append(place)
-    attenuation = np.where(body, 0.0096, 0.0)
+    attenuation = np.where(body, _WATER_PER_MM, 0.0)
     return Spheres(activity.astype(np.float32), attenuation.astype(np.float32), tuple(places))
 
 

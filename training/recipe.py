@@ -22,7 +22,6 @@ PRESETS = ("paper", "compact", "compact-polish", "tiny", "compact-ladder", "tiny
 _CHECKOUT = Path(__file__).resolve().parent.parent / "config" / "training"
 _INSTALLED = Path("share", "diffcode", "recipes")  # below sys.prefix, by setup.cfg
 VARIANTS = ("v1", "v2", "v3", "full")
-Variant = Literal["v1", "v2", "v3", "full"]
 Node = TypeVar("Node")
 
 

@@ -8,7 +8,7 @@ before it that passed its gate, unless forced.
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,9 +31,10 @@ from training.codebook import (
     inspect_bank,
 )
 from training.loop import Limits, Outcome, World, run_stage
+from training.patches import Batch
 from training.recipe import Recipe
 from training.resident import ResidentSet
-from training.slices import Batch, Pairs, PatchSampler, PreparedSet
+from training.slices import Pairs, PatchSampler, PreparedSet
 from training.stages import (
     GATES,
     GateCheck,
@@ -242,12 +243,7 @@ def tokens_of(
 
 
 def _batches(batch_at: Callable[[int], Batch], device: torch.device) -> Iterator[Batch]:
-    step = 0
-    while True:
-        batch = batch_at(step)
-        moved = {f.name: getattr(batch, f.name).to(device) for f in dataclasses.fields(batch)}
-        yield Batch(**moved)
-        step += 1
+    return (batch_at(step).to(device) for step in itertools.count())
 
 
 def _earlier_rungs(

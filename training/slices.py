@@ -20,7 +20,7 @@ from torch import Tensor
 
 from restoration.tasks import RestorationTask, normalise, spec
 from training.manifest import Item, ManifestError, PreparedManifest
-from training.patches import Crop, cut
+from training.patches import Batch, Crop, cut
 
 Place = tuple[int, slice, slice]
 """Slice, rows and columns."""
@@ -137,16 +137,6 @@ def _mapped(path: Path) -> Stored:
     except (OSError, ValueError, EOFError) as error:
         raise ManifestError(f"{path} cannot be read as a NumPy array: {error}") from error
     return array
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Normalised patches (B, 1, P, P), a mask of real pixels, and each patch's task (B,)."""
-
-    lq: Tensor
-    hq: Tensor
-    mask: Tensor
-    task: Tensor
 
 
 class Pairs(Protocol):

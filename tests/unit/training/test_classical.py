@@ -5,7 +5,14 @@ import numpy.typing as npt
 import pytest
 
 from restoration.tasks import RestorationTask
-from training.classical import candidates, foreground, lanczos_upsampled, noise_level, tune
+from training.classical import (
+    Classical,
+    families,
+    foreground,
+    lanczos_upsampled,
+    noise_level,
+    tune,
+)
 from training.metrics import score
 
 CT, MR, PET = RestorationTask.CT_DENOISE, RestorationTask.MRI_SR, RestorationTask.PET_SYNTHESIS
@@ -17,6 +24,11 @@ def step_image(seed: int = 0, sigma: float = 0.0) -> Slice:
     image[12:36, 10:30] = 200.0
     noise = np.random.default_rng(seed).normal(0, sigma, image.shape) if sigma else 0.0
     return (image + noise).astype(np.float32)
+
+
+def candidates(task: RestorationTask) -> list[Classical]:
+    """Every method of the grid."""
+    return [method for grid in families(task).values() for method in grid]
 
 
 def test_the_noise_level_of_white_noise_is_its_standard_deviation() -> None:

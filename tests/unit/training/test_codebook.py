@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
@@ -20,13 +18,7 @@ from training.codebook import (
     residual_kmeans,
     usage_figures,
 )
-
-
-@dataclass(frozen=True)
-class Images:
-    hq: Tensor
-    mask: Tensor
-    task: Tensor
+from training.patches import Batch
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -169,7 +161,8 @@ def test_tokens_come_from_real_pixels_of_each_task_alone() -> None:
     model = DiffCode(recipe.arch, with_vq_encoder=True)
     mask = torch.zeros(3, 1, 32, 32)
     mask[..., :8, :16] = 1  # one row of two latent positions
-    batch = Images(torch.rand(3, 1, 32, 32), mask, torch.tensor([0, 1, 2]))
+    images = torch.rand(3, 1, 32, 32)
+    batch = Batch(images, images, mask, torch.tensor([0, 1, 2]))
     tokens = collect_tokens(model, [batch, batch], per_task=3)
     assert {task: sample.shape for task, sample in tokens.items()} == dict.fromkeys(
         range(3), (3, 8)

@@ -14,8 +14,9 @@ from tests.training.tiny import tiny_recipe, tiny_set
 from training.checkpoint import CHECKPOINT, TrainingError, averaged_weights, read_checkpoint
 from training.journal import LOG
 from training.loop import Limits, learning_rate, run_stage
+from training.patches import Batch
 from training.run import sampler
-from training.slices import Batch, PreparedSet
+from training.slices import PreparedSet
 from training.stages import Stage
 
 RECIPE = tiny_recipe()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.unit.training.conftest import PackWriter, median_edge_residual
-from training.medz import MAGIC, MedzError, iterate, read_items, read_volume
+from training.medz import MAGIC, MedzError, read_items, read_volume
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 7), (1, 9, 1), (3, 11, 6), (2, 5, 13)])
@@ -54,7 +54,7 @@ def test_a_pack_that_ends_early_is_refused(
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(MedzError, match="corrupt"):
-        list(iterate(path))
+        read_volume(*read_items(path))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,6 @@ def test_an_item_of_another_kind_is_refused(
 
 @pytest.mark.parametrize("name", ["val_ct_acrinflt013", "val_mr_t2_ms04", "val_pet_ibsi"])
 def test_the_shared_packs_decode_to_their_hashes(shared_data: Path, name: str) -> None:
-    volumes = list(iterate(shared_data / "train" / f"{name}.medz"))
-    assert volumes
-    assert all(volume.shape == item.shape for volume, item in volumes)
+    items = read_items(shared_data / "train" / f"{name}.medz")
+    assert items
+    assert all(read_volume(item).shape == item.shape for item in items)

@@ -11,8 +11,9 @@ import torch
 from restoration.tasks import RestorationTask
 from training.degrade import CtNoiseInsertion
 from training.manifest import Item, ManifestError, PreparedManifest
+from training.patches import Batch
 from training.resident import ResidentSet, redegraded
-from training.slices import Batch, Pairs, PatchSampler, PreparedSet
+from training.slices import Pairs, PatchSampler, PreparedSet
 
 CT = RestorationTask.CT_DENOISE
 

@@ -11,7 +11,8 @@ import torch
 
 from restoration.tasks import RestorationTask, normalise
 from training.manifest import FILE_NAME, Item, ManifestError, PreparedManifest
-from training.slices import Batch, PatchSampler, PreparedSet
+from training.patches import Batch
+from training.slices import PatchSampler, PreparedSet
 
 CT, MR, PET = RestorationTask.CT_DENOISE, RestorationTask.MRI_SR, RestorationTask.PET_SYNTHESIS
 

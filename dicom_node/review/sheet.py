@@ -33,7 +33,8 @@ class Picture:
     index: int  #: from 0, among the slices of the job in the order of their volumes
     source: Plane  #: (rows, columns)
     restored: Plane  #: the same, or a whole number of times as fine
-    severity: tuple[int, int]  #: gravest level of a gate there, and how many gates have it
+    #: Gravest level of a gate there, how many gates have it, and how many find it worst there.
+    severity: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -95,21 +96,23 @@ def spread(count: int, wanted: int) -> list[int]:
     return [int((i + 0.5) * count / wanted) for i in range(wanted)]
 
 
-def _severities(slices: int, readings: Sequence[GateReading]) -> list[tuple[int, int]]:
-    """Of each slice: its gravest level and how many gates have that.
+def _severities(slices: int, readings: Sequence[GateReading]) -> list[tuple[int, int, int]]:
+    """Of each slice: its gravest level, how many gates have that, and how many find it worst.
 
-    Where all is well, the slice that most gates find worst is the one to look at.
+    Where all is well, the slice that most gates find worst is the one to look at; where it is not,
+    the one of those that fail.
     """
     at = [[0] * len(Level) for _ in range(slices)]
-    nearest = [0] * slices
     for reading in readings:
         for i, level in zip(reading.slices, reading.levels, strict=False):
             at[i][level.severity] += 1
-        if reading.worst_slice is not None:
-            nearest[reading.worst_slice] += 1
     found = []
     for i, counts in enumerate(at):
         gravest = max((rank for rank, count in enumerate(counts) if count), default=0)
         is_calm = gravest <= Level.PASS.severity
-        found.append((0 if is_calm else gravest, nearest[i] if is_calm else counts[gravest]))
+        nearest = sum(
+            reading.worst_slice == i and (is_calm or reading.level.severity == gravest)
+            for reading in readings
+        )
+        found.append((0, 0, nearest) if is_calm else (gravest, counts[gravest], nearest))
     return found

@@ -86,6 +86,12 @@ def test_the_slice_with_most_failures_is_worse_than_one_with_one() -> None:
     assert [p.index for p in pictures(volume(3), volume(3), readings, first=0, further=0)] == [1]
 
 
+def test_of_slices_that_fail_alike_the_one_that_the_reason_names_is_shown() -> None:
+    bad, calm = [Level.FAIL] * 4, [Level.PASS] * 4
+    readings = [by_slice("gain", bad, 2), by_slice("range", calm, 0), by_slice("noise", calm, 0)]
+    assert [p.index for p in pictures(volume(4), volume(4), readings, first=0, further=0)] == [2]
+
+
 def test_slices_are_spread_and_never_more_than_there_are() -> None:
     assert spread(100, 4) == [12, 37, 62, 87]
     assert spread(3, 8) == [0, 1, 2]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -234,31 +234,19 @@ def bench_network(
     x = torch.rand(batch, 1, size, size, device=device)
     noise = torch.randn(model.noise_shape(x), device=device) if model.prior is not None else None
     work = count(model, size, machine, dtype.itemsize)
-    parameters = _parameters(model)
-    rows = []
     if execution.dtype != dtype:
         raise RestorationError(execution.remark or f"{name} does not run in {machine.precision}")
-    node = f"as the node runs it: {execution.form.value}"
 
-    def row(how: str, run: Callable[[], Any]) -> None:
-        times, peak = _measured(run, device, plan)
-        speeds = sorted(batch / each for each in times)
-        speed = statistics.median(speeds)
-        share = work.least_seconds * speed
-        rows.append(
-            Row(
-                name, how, machine.precision, size, batch, parameters, work.operations / 2e9,
-                speed, (speeds[0], speeds[-1]), peak, share,
-            )
-        )  # fmt: skip
+    def plain() -> Any:
+        return model(x, _TASK, noise)
 
-    with torch.inference_mode():
-        if dtype == torch.float32:
-            row("plain", lambda: model(x, _TASK, noise))
-        else:
-            row("plain, autocast", _autocast(lambda: model(x, _TASK, noise), device, dtype))
-        row(node, lambda: execution.run(x, noise, _TASK))
-    return rows
+    ways: dict[str, Callable[[], Any]] = (
+        {"plain": plain}
+        if dtype == torch.float32
+        else {"plain, autocast": _autocast(plain, device, dtype)}
+    )
+    ways[f"as the node runs it: {execution.form.value}"] = lambda: execution.run(x, noise, _TASK)
+    return _rows(name, ways, _parameters(model), x, machine, device, plan, work)
 
 
 def bench_peer(
@@ -277,15 +265,33 @@ def bench_peer(
     if device.type == "cuda":
         compiled = torch.compile(model)
         ways["compiled"] = lambda: compiled(x)  # type: ignore[no-untyped-call]
+    return _rows(name, ways, _parameters(model), x, machine, device, plan)
+
+
+def _rows(
+    name: str,
+    ways: Mapping[str, Callable[[], Any]],
+    parameters: int,
+    x: Tensor,
+    machine: Machine,
+    device: torch.device,
+    plan: Plan,
+    work: Work | None = None,
+) -> list[Row]:
+    """A network measured in each of its ways at the batch `x`; with its work, as a share."""
     rows = []
     with torch.inference_mode():
         for how, run in ways.items():
             times, peak = _measured(run, device, plan)
-            speeds = sorted(batch / each for each in times)
+            speeds = sorted(len(x) / each for each in times)
+            speed = statistics.median(speeds)
+            gmac, share = (None, None)
+            if work is not None:
+                gmac, share = work.operations / 2e9, work.least_seconds * speed
             rows.append(
                 Row(
-                    name, how, machine.precision, size, batch, _parameters(model), None,
-                    statistics.median(speeds), (speeds[0], speeds[-1]), peak, None,
+                    name, how, machine.precision, x.shape[-1], len(x), parameters, gmac,
+                    speed, (speeds[0], speeds[-1]), peak, share,
                 )
             )  # fmt: skip
     return rows

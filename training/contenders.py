@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from restoration.diffcode import VARIANTS
 from restoration.restorer import Manifest, Restorer
 from training.checkpoint import CHECKPOINT, TrainingError
 from training.evaluation import CLASSICAL, INPUT, RESTORED
@@ -18,7 +19,6 @@ from training.manifest import Item
 from training.stages import Stage
 
 Volume = npt.NDArray[np.float32]
-RUNGS = ("v1", "v2", "v3", "full")
 RUNG_LABELS = {
     "v1": "V1, backbone",
     "v2": "V2, + routing",
@@ -59,7 +59,7 @@ def contenders(
     for run in runs:
         folders = list(rung_folders(run))
         if not folders:
-            raise TrainingError(f"{run} holds no restoration stage ({', '.join(RUNGS)})")
+            raise TrainingError(f"{run} holds no restoration stage ({', '.join(VARIANTS)})")
         prefix = f"{run.name}/" if len(runs) > 1 else ""
         for rung, folder in folders:
             restorer = rung_restorer(folder, data, device=device, threads=threads)
@@ -78,7 +78,7 @@ def rung_folders(run: Path) -> Iterator[tuple[str, Path]]:
     """(rung, stage folder) of the restoration stages of a run, V1 first; a stage folder is one."""
     if (run / CHECKPOINT).exists():
         yield run.name.removeprefix("restoration-"), run
-    for rung in RUNGS:
+    for rung in VARIANTS:
         folder = run / Stage.RESTORATION.folder(rung)
         if (folder / CHECKPOINT).exists():
             yield rung, folder

@@ -65,8 +65,7 @@ def evaluate(
     A model takes a degraded volume (slices, rows, columns) in physical units and its item, and
     returns the restored one; ``labels`` describe models to readers; ``central`` keeps so many
     slices in the middle of each volume; without ``baselines`` the input has no rows. Raises
-    ValueError for a split without items, and for an
-    item that is no such image, with its name.
+    ValueError for a split without items, and for an item that is no such image, with its name.
     """
     items = [
         (task, item) for task in tasks for item in evaluation_items(dataset, task, split, contrasts)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from restoration.bundle import Manifest, builtin, load_bundle, write_bundle
+from restoration.bundle import Manifest, load_bundle, write_bundle
 from restoration.diffcode import DiffCode
+from restoration.restorer import bundle_folder
 from restoration.tasks import RestorationTask
 from training.calibrated import with_gates
 from training.card import fill, nameless
@@ -71,8 +72,7 @@ def reissue_bundle(
 
     Raises BundleError as ``write_bundle`` does, ValueError for a card without its figures.
     """
-    folder = Path(bundle) if Path(bundle).is_dir() else builtin(str(bundle))
-    old, model = load_bundle(folder)
+    old, model = load_bundle(bundle_folder(bundle))
     fields = {**old.to_dict(), "metrics": nameless(metrics)}
     if old.calibration:
         card = with_gates(card, old.calibration)

@@ -164,16 +164,17 @@ def threshold(scores: Sequence[float], share: float = FALSE_ALARMS) -> float:
 def _by_gate(clean: Sequence[Slice], faulty: Sequence[Slice]) -> dict[str, Rate]:
     rates = {}
     for name in BY_NAME:
-        values = [
-            each.scores[name] for each in faulty if not math.isnan(each.scores.get(name, math.nan))
-        ]
-        own = [
-            each.scores[name] for each in clean if not math.isnan(each.scores.get(name, math.nan))
-        ]
+        values, own = _known(faulty, name), _known(clean, name)
         if values:
             limit = threshold(own) if own else 1.0
             rates[name] = _rate(value > limit for value in values)
     return rates
+
+
+def _known(slices: Sequence[Slice], gate: str) -> list[float]:
+    """The scores of a gate where it had something to judge."""
+    found = (each.scores.get(gate, math.nan) for each in slices)
+    return [score for score in found if not math.isnan(score)]
 
 
 def _scored(

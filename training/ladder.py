@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from restoration.diffcode import VARIANTS
 from restoration.tasks import RestorationTask
 from training import run
 from training.checkpoint import CHECKPOINT, TrainingError, read_state, refuse_other_recipe
 from training.loop import Limits
 from training.manifest import Item
-from training.recipe import VARIANTS, Recipe
+from training.recipe import Recipe
 from training.slices import PreparedSet
 from training.stages import Stage
 from training.validation import MR_CONTRASTS

@@ -26,7 +26,7 @@ class Item:
     name: str
     task: str
     split: str
-    """train or val; no subject is in both."""
+    """train, val, or calibration: for the levels of the gates alone; no subject is in two."""
     subject: str
     source: str
     licence: str

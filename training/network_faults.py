@@ -20,6 +20,7 @@ from torch import Tensor
 
 from restoration.restorer import Restoration, RestorationError, Restorer
 from restoration.tasks import RestorationTask, normalise, spec
+from restoration.tiling import pad_to_multiple
 from training.degrade import truncate_kspace
 from training.faults import CT, MR, PET, Fault, Planted
 from training.metrics import score
@@ -273,6 +274,4 @@ def _centre(shape: Sequence[int], size: int) -> tuple[slice | EllipsisType, ...]
 
 
 def _padded(x: Tensor, factor: int) -> Tensor:
-    from restoration.tiling import pad_to_multiple
-
     return pad_to_multiple(x, factor, least=2 * factor)[0]

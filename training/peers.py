@@ -1,9 +1,9 @@
 """Networks of the size and form of two peers, written afresh, to compare speed with.
 
 Restormer (Zamir et al., CVPR 2022): a U-net of transformer blocks whose attention runs over
-channels. AMIR (Yang et al., MICCAI 2024): such blocks with spatial
-routing between experts before the first three levels of the encoder. Neither holds trained
-weights: what is compared is work of that kind, not quality.
+channels. AMIR (Yang et al., MICCAI 2024): such blocks with spatial routing between experts before
+the first three levels of the encoder. Neither holds trained weights: what is compared is work of
+that kind, not quality.
 """
 
 from __future__ import annotations

@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from restoration.diffcode import DiffCodeConfig
+from restoration.diffcode import VARIANTS, DiffCodeConfig
 
 PRESETS = ("paper", "compact", "compact-polish", "tiny", "compact-ladder", "tiny-ladder")
 _CHECKOUT = Path(__file__).resolve().parent.parent / "config" / "training"
 _INSTALLED = Path("share", "diffcode", "recipes")  # below sys.prefix, by setup.cfg
-VARIANTS = ("v1", "v2", "v3", "full")
 Node = TypeVar("Node")
 
 

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 from restoration.bundle import read_manifest, write_bundle
 from restoration.diffcode import DiffCode, DiffCodeConfig
 from restoration.tasks import RestorationTask, spec
+from tests.training.command import call
 from training.calibrate import pseudonym
-from training.cli.main import main
 from training.manifest import Item, PreparedManifest
 from training.phantoms import body_pet, chest_ct
 
@@ -24,10 +23,6 @@ pytestmark = pytest.mark.slow
 
 TASKS = (RestorationTask.CT_DENOISE, RestorationTask.PET_SYNTHESIS)
 SPACING = {TASKS[0]: (3.0, 0.8, 0.8), TASKS[1]: (3.3, 4.0, 4.0)}
-
-
-def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 def prepared(folder: Path, splits: dict[str, str]) -> Path:
@@ -77,7 +72,7 @@ def calibrated(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     root = tmp_path_factory.mktemp("calibrated")
     subjects = {f"train{i}": "train" for i in range(3)} | {f"val{i}": "val" for i in range(4)}
     data = prepared(root / "data", subjects)
-    done = run(
+    done = call(
         "calibrate", bundle, root / "out", "--data", data, "--plots", root / "plots",
         "--least-subjects", 2,
     )  # fmt: skip
@@ -111,7 +106,7 @@ def test_subjects_of_their_own_split_are_learnt_from_alone(bundle: Path, tmp_pat
     splits = {f"train{i}": "train" for i in range(3)} | {"e": "val"}
     splits |= dict.fromkeys("bcd", "calibration")
     data = prepared(tmp_path / "data", splits)
-    done = run("calibrate", bundle, tmp_path / "out", "--data", data, "--task", "ct_denoise")
+    done = call("calibrate", bundle, tmp_path / "out", "--data", data, "--task", "ct_denoise")
     assert done.exit_code == 0, done.output
     (made,) = read_manifest(tmp_path / "out").calibration.values()
     assert set(made.basis["learnt_from"]) == {pseudonym(name) for name in "bcd"}
@@ -120,7 +115,7 @@ def test_subjects_of_their_own_split_are_learnt_from_alone(bundle: Path, tmp_pat
     assert made.basis["program_levels"]["gain"] == 3
     assert "fewer than 19: the levels of the program stay" in done.output
     volume = tmp_path / "data" / "ct_denoise-e.lq.npy"
-    judged = run("gates", volume, volume, "--task", "ct_denoise", "--bundle", tmp_path / "out")
+    judged = call("gates", volume, volume, "--task", "ct_denoise", "--bundle", tmp_path / "out")
     assert "levels not calibrated: defaults" in judged.output
 
 
@@ -128,7 +123,7 @@ def test_the_bench_uses_subjects_that_were_not_learnt_from(
     calibrated: tuple[Path, Path], tmp_path: Path
 ) -> None:
     data, folder = calibrated
-    done = run(
+    done = call(
         "harm", "--bundle", folder, "--data", data, "--json", tmp_path / "harm.json",
         "--series", 1, "--cache", tmp_path / "cache",
     )  # fmt: skip
@@ -145,7 +140,7 @@ def test_the_bench_uses_subjects_that_were_not_learnt_from(
 
 
 def test_a_bundle_without_levels_has_no_bench(bundle: Path, calibrated: tuple[Path, Path]) -> None:
-    done = run("harm", "--bundle", bundle, "--data", calibrated[0])
+    done = call("harm", "--bundle", bundle, "--data", calibrated[0])
     assert done.exit_code == 1
     assert "diffcode calibrate" in done.output
 
@@ -155,12 +150,12 @@ def test_a_pair_of_files_is_judged(calibrated: tuple[Path, Path], tmp_path: Path
     for name, volume in (("x", x), ("same", x), ("moved", x + 20)):
         np.save(tmp_path / f"{name}.npy", volume)
     words = ("--task", "ct_denoise", "--bundle", calibrated[1], "--spacing", 3, 0.8, 0.8)
-    bad = run("gates", tmp_path / "x.npy", tmp_path / "moved.npy", *words, "--json")
+    bad = call("gates", tmp_path / "x.npy", tmp_path / "moved.npy", *words, "--json")
     assert bad.exit_code == 1
     found = json.loads(bad.output)
     assert found["calibrated"]
     gates = {gate["name"]: gate for gate in found["gates"]}
     assert gates["low_frequency"]["verdict"] == "fail"
     assert gates["routing"]["verdict"] == "not_applicable"
-    text = run("gates", tmp_path / "x.npy", tmp_path / "same.npy", *words).output
+    text = call("gates", tmp_path / "x.npy", tmp_path / "same.npy", *words).output
     assert "levels calibrated for the model" in text

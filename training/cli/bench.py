@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from training.cli.common import FOLDER, VARIANTS, refusing
+from training.cli.common import FOLDER, VARIANTS, device_option, refusing, threads_option
 
 _PRESETS = ("paper", "compact", "tiny")
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -20,9 +20,9 @@ _PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 @click.option(
     "--precision", "precisions", multiple=True, type=click.Choice(_PRECISIONS), help="auto"
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@device_option
 @click.option("--batch", type=click.IntRange(1), help="slices at once; default: as the node takes")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads")
+@threads_option
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--peers", is_flag=True, help="networks of Restormer's and AMIR's size beside them")
 @click.option("--json", "as_json", is_flag=True, help="one object on stdout")

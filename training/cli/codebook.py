@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from training.cli.common import EXISTING, FOLDER, TASKS, refusing, show
+from training.cli.common import EXISTING, FOLDER, TASKS, refusing, show, tasks_option
 
 
 @click.group()
@@ -48,7 +48,7 @@ def inspect(run: Path, data: Path, tokens: int, as_json: bool) -> None:
 @click.argument("run", type=EXISTING)
 @click.option("--data", required=True, type=EXISTING, help="prepared folder")
 @click.option("--out", required=True, type=FOLDER, help="run folder to make")
-@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat")
+@tasks_option
 @_TOKENS
 @_PASSES
 @refusing

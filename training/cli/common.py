@@ -15,11 +15,23 @@ if TYPE_CHECKING:
     import torch
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-VARIANTS = ("v1", "v2", "v3", "full")
 FILE_WIDTH = 200  # columns of a table that goes to a file
+# Those of restoration.diffcode and restoration.tasks, written again: help does not wait for torch.
+VARIANTS = ("v1", "v2", "v3", "full")
 TASKS = ("mri_sr", "ct_denoise", "pet_synthesis")
 FOLDER = click.Path(path_type=Path)
 EXISTING = click.Path(path_type=Path, exists=True)
+
+bundle_option = click.option(
+    "--bundle", default="compact", show_default=True, help="built-in name or folder"
+)
+tasks_option = click.option(
+    "--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat"
+)
+threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu or cuda"
+)
 
 
 class Refused(click.ClickException):

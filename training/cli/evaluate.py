@@ -10,10 +10,13 @@ from training.cli.common import (
     EXISTING,
     FOLDER,
     TASKS,
+    device_option,
     progress_bar,
     refuse_existing,
     refusing,
     show,
+    tasks_option,
+    threads_option,
 )
 
 
@@ -24,7 +27,7 @@ from training.cli.common import (
     "--bundle", "bundles", multiple=True, help="built-in name or folder; repeat  [default: compact]"
 )
 @click.option("--run", "runs", multiple=True, type=EXISTING, help="run folder, every rung; repeat")
-@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat")
+@tasks_option
 @click.option("--all-contrasts", is_flag=True, help="MR beyond T2")
 @click.option("--central", type=click.IntRange(1), help="only so many central slices of a volume")
 @click.option("--no-classical", is_flag=True, help="leave the classical method out")
@@ -32,8 +35,8 @@ from training.cli.common import (
 @click.option("--csv", "csv_path", type=FOLDER, help="write the values of each slice")
 @click.option("--figures", type=FOLDER, help="folder for pictures, one per task")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object instead of the table")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@threads_option
+@device_option
 @refusing
 def evaluate(
     data: Path,
@@ -79,10 +82,8 @@ def evaluate(
     with progress_bar("preparing") as making, prepared(data, split, making) as dataset:
         found = contenders(bundles, runs, dataset.folder, device=device, threads=threads)
         methods = {} if no_classical else tuned_methods(dataset, chosen)
-        rows = ["input", *(["classical"] if methods else []), *labels(found)]
-        against = baseline or rows[-1 - len(found)]
-        if against not in rows:
-            raise ValueError(f"--baseline {against}: no such method; there are {', '.join(rows)}")
+        untrained = ["input", "classical"] if methods else ["input"]
+        against = _checked_baseline(baseline, untrained, list(labels(found)))
         with progress_bar("evaluating") as progress:
             evaluation = judge(
                 dataset,
@@ -101,3 +102,12 @@ def evaluate(
         pictures.write_pictures(evaluation, figures)
     summary = evaluation.to_dict(against)
     show(summary, report.evaluation_report(summary), as_json)
+
+
+def _checked_baseline(name: str | None, untrained: list[str], models: list[str]) -> str:
+    """The method that differences are taken to: that named, else the best without a model."""
+    rows = [*untrained, *models]
+    chosen = name or untrained[-1]
+    if chosen not in rows:
+        raise ValueError(f"--baseline {chosen}: no such method; there are {', '.join(rows)}")
+    return chosen

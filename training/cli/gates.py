@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing
+from training.cli.common import (
+    EXISTING,
+    FOLDER,
+    TASKS,
+    bundle_option,
+    device_option,
+    progress_bar,
+    refusing,
+    tasks_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from restoration.fidelity import Fidelity
     from training.slices import PreparedSet
 
-_BUNDLE = click.option(
-    "--bundle", default="compact", show_default=True, help="built-in name or folder"
-)
 _DATA = click.option(
     "--data", "folders", required=True, multiple=True, type=EXISTING, help="prepared folder; repeat"
 )
-_TASKS = click.option(
-    "--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat"
-)
 _CACHE = click.option("--cache", type=FOLDER, help="keep restored series here")
-_THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads")
-_DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
 
 
 @click.command()
 @click.argument("source", metavar="IN", type=EXISTING)
 @click.argument("result", metavar="OUT", type=EXISTING)
 @click.option("--task", required=True, type=click.Choice(TASKS))
-@_BUNDLE
+@bundle_option
 @click.option(
     "--spacing", nargs=3, type=float, metavar="Z Y X", help="mm; a NIfTI file tells it itself"
 )
@@ -95,7 +98,7 @@ def _print(found: Fidelity) -> None:
 @click.argument("bundle")
 @click.argument("out", type=FOLDER)
 @_DATA
-@_TASKS
+@tasks_option
 @click.option("--slices", default=12, show_default=True, type=click.IntRange(1), help="of an item")
 @click.option("--items", default=2, show_default=True, type=click.IntRange(1), help="of a subject")
 @click.option(
@@ -114,8 +117,8 @@ def _print(found: Fidelity) -> None:
 )
 @click.option("--plots", type=FOLDER, help="draw the distributions into this folder")
 @_CACHE
-@_THREADS
-@_DEVICE
+@threads_option
+@device_option
 @click.option("--overwrite", is_flag=True, help="replace the bundle in OUT")
 @refusing
 def calibrate(
@@ -170,32 +173,36 @@ def calibrate(
             calibrated.draw(outcome, task, plots / f"{task}.png")
     manifest = calibrated.write(bundle, out, outcomes, overwrite=overwrite)
     for task, outcome in outcomes.items():
-        basis, alarms = outcome.calibration.basis, outcome.calibration.basis["left_out_alarms"]
-        end = (
-            f"left out, {100 * alarms['fail']:.2f} % of slices fail"
-            if alarms
-            else f"fewer than {least_subjects}: the levels of the program stay"
-        )
-        click.echo(
-            f"{task}: {basis['slices']} slices of {basis['subjects']} subjects, "
-            f"{basis['kept_out']} not trained on; {end}",
-            err=True,
-        )
+        click.echo(f"{task}: {_learnt_from(outcome.calibration.basis)}", err=True)
     click.echo(f"{out}: {manifest.name} {manifest.version}, {manifest.sha256}")
 
 
+def _learnt_from(basis: Mapping[str, Any]) -> str:
+    """Of how many subjects the levels of a task are, and how they did on those left out."""
+    alarms = basis["left_out_alarms"]
+    end = (
+        f"left out, {100 * alarms['fail']:.2f} % of slices fail"
+        if alarms
+        else f"fewer than {basis['least_subjects']}: the levels of the program stay"
+    )
+    return (
+        f"{basis['slices']} slices of {basis['subjects']} subjects, "
+        f"{basis['kept_out']} not trained on; {end}"
+    )
+
+
 @click.command()
-@_BUNDLE
+@bundle_option
 @_DATA
-@_TASKS
+@tasks_option
 @click.option("--json", "json_path", type=FOLDER, help="everything, for each gate and subject")
 @click.option("--slices", default=8, show_default=True, type=click.IntRange(1), help="of an item")
 @click.option("--series", default=9, show_default=True, help="for faults that run the network")
 @click.option("--seed", default=0, show_default=True, help="of the faults")
 @click.option("--side-by-side", is_flag=True, help="each task in a process, on the CPU")
 @_CACHE
-@_THREADS
-@_DEVICE
+@threads_option
+@device_option
 @refusing
 def harm(
     bundle: str,

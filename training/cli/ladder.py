@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from training.cli.common import EXISTING, FOLDER, VARIANTS, device_of, refusing, show
+from training.cli.common import (
+    EXISTING,
+    FOLDER,
+    VARIANTS,
+    device_of,
+    device_option,
+    refusing,
+    show,
+    threads_option,
+)
 
 
 @click.command()
@@ -23,8 +32,8 @@ from training.cli.common import EXISTING, FOLDER, VARIANTS, device_of, refusing,
 @click.option("--central", type=click.IntRange(1), help="judge so many central slices of a volume")
 @click.option("--no-classical", is_flag=True, help="leave the classical method out")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object instead of the tables")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@threads_option
+@device_option
 @refusing
 def ladder(
     recipe: str,

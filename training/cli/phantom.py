@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from training.cli.common import EXISTING, refusing
+from training.cli.common import EXISTING, bundle_option, refusing, threads_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,10 +137,10 @@ def recovery(
 
 @phantom.command()
 @click.argument("kind", type=click.Choice(["ct", "pet"]))
-@click.option("--bundle", default="compact", show_default=True, help="built-in name or folder")
+@bundle_option
 @click.option("--slices", default=48, show_default=True, type=click.IntRange(2))
 @click.option("--seed", default=0, show_default=True, help="of the noise")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads")
+@threads_option
 @refusing
 def digital(kind: str, bundle: str, slices: int, seed: int, threads: int | None) -> None:
     """Degrade and restore a digital phantom, and measure degraded, restored and clean images."""

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing
+from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing, tasks_option
 
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=EXISTING)
 @click.option("--out", required=True, type=FOLDER, help="folder to make; must not exist")
 @click.option("--seed", default=0, show_default=True, help="of the simulated noise")
-@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="only this; repeat")
+@tasks_option
 @click.option("--max-slices", type=click.IntRange(1), help="at most so many of a series")
 @click.option("--central-slices", type=click.IntRange(1), help="so many from the middle of each")
 @click.option(

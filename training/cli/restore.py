@@ -6,14 +6,23 @@ from pathlib import Path
 
 import click
 
-from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing
+from training.cli.common import (
+    EXISTING,
+    FOLDER,
+    TASKS,
+    bundle_option,
+    device_option,
+    progress_bar,
+    refusing,
+    threads_option,
+)
 
 
 @click.command()
 @click.argument("source", metavar="IN", type=EXISTING)
 @click.argument("out", metavar="OUT", type=FOLDER)
 @click.option("--task", required=True, type=click.Choice(TASKS))
-@click.option("--bundle", default="compact", show_default=True, help="built-in name or folder")
+@bundle_option
 @click.option("--strength", default=1.0, show_default=True, type=click.FloatRange(0, 1))
 @click.option(
     "--upsample",
@@ -22,8 +31,8 @@ from training.cli.common import EXISTING, FOLDER, TASKS, progress_bar, refusing
     type=click.IntRange(1, 4),
     help="MR at its acquired matrix: zero fill to so many times its rows and columns first",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@threads_option
+@device_option
 @refusing
 def restore(
     source: Path,

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from training.cli.common import FOLDER, VARIANTS, Command, device_of, refusing
+from training.cli.common import (
+    FOLDER,
+    VARIANTS,
+    Command,
+    device_of,
+    device_option,
+    refusing,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from training.recipe import Recipe
@@ -38,8 +46,8 @@ def _train_options(command: Command) -> Command:
         click.option("--steps", type=click.IntRange(1), help="planned steps of the stage, in all"),
         click.option("--max-seconds", type=click.FloatRange(0), help="save and stop after this"),
         click.option("--seed", type=int, help="instead of the recipe's"),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads"),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda"),
+        threads_option,
+        device_option,
         click.option("--init-from", type=FOLDER, help="run or bundle that Stage III starts from"),
         click.option("--force", is_flag=True, help="go on past a gate or a changed schedule"),
     ]

@@ -5,23 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from restoration.bundle import CARD, MANIFEST, WEIGHTS, builtin, read_manifest
 from restoration.tasks import RestorationTask
+from tests.training.command import call
 from tests.training.tiny import tiny_set
 from training.calibrated import with_gates
 from training.card import fill, nameless
-from training.cli.main import main
 from training.evaluate import evaluate, tuned_methods
 from training.evaluation import Volume
 from training.manifest import Item
 
 PLACES = "# Card {{sha256}}\n\n{{protocol}}\n\n{{figures}}\n\n{{protocols}}\n\n{{quantities}}\n"
-
-
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -5,25 +5,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
+from restoration import diffcode
 from restoration.bundle import read_manifest
+from restoration.tasks import RestorationTask
+from tests.training.command import call
 from tests.training.tiny import recipe_file, tiny_recipe, tiny_set
 from training import run
 from training.card import nameless
 from training.checkpoint import CHECKPOINT
-from training.cli.main import main
+from training.cli import common
 from training.slices import PreparedSet
-
-
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +49,11 @@ def bundled(trained: Path, dataset: PreparedSet, tmp_path_factory: pytest.TempPa
     done = call("bundle", trained, out, "--data", dataset.folder, "--name", "tiny")
     assert done.exit_code == 0, done.stderr
     return out
+
+
+def test_names_that_help_shows_are_those_of_the_network() -> None:
+    assert common.VARIANTS == diffcode.VARIANTS
+    assert set(common.TASKS) == {task.value for task in RestorationTask}
 
 
 def test_help_is_quick_because_it_does_not_import_torch() -> None:

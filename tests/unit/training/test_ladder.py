@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from rich.console import Console
 
 from restoration.tasks import RestorationTask
+from tests.training.command import call
 from tests.training.tiny import recipe_file, tiny_recipe, tiny_set
 from training import ladder, run
 from training.checkpoint import CHECKPOINT
-from training.cli.main import main
 from training.evaluate import evaluate
 from training.evaluation import Evaluation, Volume
 from training.ladder import leave_subjects_out
@@ -40,10 +39,6 @@ pytestmark = pytest.mark.timeout(400)  # a ladder of two seeds is fourteen train
 def short_recipe(**tables: dict[str, Any]) -> Recipe:
     stage1 = SHORT | {"ae_warmup": 1, "init_tokens": 20, "gate_tokens": 20}
     return tiny_recipe(**{"stage1": stage1, "stage2": SHORT, "stage3": SHORT, **tables})
-
-
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -12,21 +12,15 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from tests.training.tiny import tiny_recipe, tiny_set
-from tests.unit.training.test_cli import recipe_file
+from tests.training.command import call
+from tests.training.tiny import recipe_file, tiny_recipe, tiny_set
 from tests.unit.training.test_sources import write_slice
 from training.checkpoint import CHECKPOINT
-from training.cli.main import main
 from training.phantoms import brain_t2, chest_ct
 
 CHEST = chest_ct(2, 48, 1).volume
 HEAD = brain_t2(2, 48, 1).volume
-
-
-def call(*arguments: Any) -> Any:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from restoration.again import AskedAgain, probes
 from restoration.bundle import (
     BundleError,
     Manifest,
@@ -40,6 +40,7 @@ from restoration.execution import chosen_device
 from restoration.fidelity import (
     LEAST_SIDE,
     MEASURES,
+    Again,
     Evidence,
     Fidelity,
     Measured,
@@ -61,7 +62,7 @@ from restoration.kspace import (
     GridChange,
 )
 from restoration.network import Limits, Network
-from restoration.probes import Probe, disturbed, measured, middle, probed, relative
+from restoration.probes import Probe, probed
 from restoration.slices import (
     Kept,
     Progress,
@@ -86,10 +87,10 @@ from restoration.volumes import (
     checked_planes,
     finer,
     full_strength,
-    taken,
     whole,
     zero_filled,
 )
+from restoration.workers import begun
 
 __all__ = [
     "LEAST_SIDE",
@@ -115,8 +116,6 @@ __all__ = [
     "probed",
     "read_manifest",
 ]
-
-_PROBED_AT_ONCE = 4  # slices that nothing of their volume enters
 
 
 @dataclass(frozen=True)
@@ -295,7 +294,7 @@ class Restorer:
         """
         task, x = self._accepted(task), checked(plane[None])
         job = prepared(self.manifest, x, task, [seed], 1.0, True, None, None)
-        (found,) = self._probed(x, job, Steps(None, 0))
+        (found,) = probes(self.network, x, job, [0])
         return replace(made, probe=found)
 
     def basis(self, task: RestorationTask | str) -> str:
@@ -336,23 +335,19 @@ class Restorer:
         if 0 < strength < 1:
             y, said = full_strength(x, y, strength), at_full_strength(said, strength)
         chosen = probed(len(x)) if strength else []
-        steps = Steps(progress, 3 * len(chosen) + len(x))
-        # Of the three passes of a probe the last leaves a core for this.
-        with ThreadPoolExecutor(1, "weights") as aside:
-            intact = aside.submit(lambda: self.network.intact)
-            known = made.probed
-            probes = self._probes(x, said, task, seeds, chosen, known, steps) if chosen else {}
+        steps = Steps(progress, len(chosen) + len(x))
+        job = self._again(x, task, seeds, said)
+        asked = AskedAgain(self.network, x, job, chosen, made.probed, steps.another)
+        (intact,) = begun([lambda: self.network.intact])
         evidence = Evidence(
             spacing_mm=spacing,
             facts=facts,
             domain=self.manifest.domain.get(task.value),
             diagnostics=said,
             support=support_of(said),
-            probes=probes,
-            intact=intact.result(),
+            again=lambda: Again(asked.found(), intact()),
             measured=made.measured,
         )
-        steps.before = 3 * len(chosen)
         return assess(
             x,
             y,
@@ -374,68 +369,20 @@ class Restorer:
     ) -> dict[str, Measured]:
         """What `assess` asks of some slices, of the slices that are named: on their own grid."""
         task, x = self._accepted(task), checked(volume)
-        quiet = Steps(None, 0)
-        return self._probes(x, made.diagnostics, task, seeds, slices, {}, quiet)
+        job = self._again(x, task, seeds, made.diagnostics)
+        return AskedAgain(self.network, x, job, slices, {}).found()
 
     def _looked_at(self, volume: Planes, task: RestorationTask) -> Planes:
         """A volume that is checked: as a whole, or by slices where they stand alone."""
         return checked_planes(volume) if self.stands_alone(task) else checked(volume)
 
-    def _probes(
-        self,
-        x: Planes,
-        said: Diagnostics,
-        task: RestorationTask,
-        seeds: Sequence[int] | None,
-        slices: Sequence[int],
-        known: Mapping[int, Probe],
-        steps: Steps,
-    ) -> dict[str, Measured]:
-        """What some slices of a volume give, but for those of which it is known."""
-        left = [index for index in slices if index not in known]
-        found = dict(known)
-        if left:
-            job = prepared(
-                self.manifest, x, task, seeds, 1.0, True, scale_of(said), support_of(said)
-            )
-            # Of a long series they are many, and each is held in several forms.
-            size = _PROBED_AT_ONCE if self.stands_alone(task) else len(left)
-            for start in range(0, len(left), size):
-                part = left[start : start + size]
-                own = replace(job, seeds=[job.seeds[index] for index in part])
-                found |= dict(zip(part, self._probed(taken(x, part), own, steps), strict=True))
-        return measured(found, slices)
-
-    def _probed(self, slices: Volume, job: SliceJob, steps: Steps) -> list[Probe]:
-        """What the network does to its own result, and to its input with a little more noise.
-
-        In the middle of each slice by itself: its volume and its k-space are not looked at.
-        """
-        before, job = middle(slices), replace(job, support=None)
-        noisy = disturbed(before, job.task, job.scale, job.seeds)
-        after, disturbance = self._passed([before, noisy], job, steps)
-        (again,) = self._passed([after], job, steps)
-        return [
-            {"idempotence": same, "perturbation": other}
-            for same, other in zip(
-                relative(again - after, after - before),
-                relative(disturbance - after, noisy - before),
-                strict=True,
-            )
-        ]
-
-    def _passed(self, volumes: Sequence[Volume], job: SliceJob, steps: Steps) -> list[Volume]:
-        """What `restore` makes of volumes of one job: their slices go through the network at once,
-        each by a thread of its own, and know nothing of each other.
-        """
-        company = np.concatenate(volumes)
-        loop = self._loop(company, replace(job, seeds=[*job.seeds] * len(volumes)))
-        loop.run(None, steps)
-        steps.before += len(company)
-        made = np.split(loop.y, len(volumes))
-        for x, y in zip(volumes, made, strict=True):
-            self._hold(x, y, job)
-        return made
+    def _again(
+        self, x: Planes, task: RestorationTask, seeds: Sequence[int] | None, said: Diagnostics
+    ) -> SliceJob:
+        """The job for slices that go through the network again, without their volume."""
+        job = prepared(self.manifest, x, task, seeds, 1.0, True, scale_of(said), support_of(said))
+        sigma = self.manifest.low_frequency.get(task.value)
+        return job if sigma is None else replace(job, held=sigma[1:])
 
     def _loop(
         self,

@@ -224,16 +224,26 @@ def result_grid(
 
 @dataclass
 class Steps:
-    """One progress over several pieces of work; each counts from `before` on."""
+    """One progress over work in slices and `others` beside it."""
 
     progress: Progress | None
     total: int
-    before: int = 0
+    slices: int = 0
+    others: int = 0
 
     def __call__(self, done: int, _: int) -> None:
-        """Tell of a step of the piece in hand."""
+        """So many slices are done."""
+        self.slices = done
+        self._tell()
+
+    def another(self) -> None:
+        """Something beside the slices is done."""
+        self.others += 1
+        self._tell()
+
+    def _tell(self) -> None:
         if self.progress is not None:
-            self.progress(self.before + done, self.total)
+            self.progress(self.slices + self.others, self.total)
 
 
 Kept = Callable[[int], SliceResult | None]

@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
+Waiting = Callable[[], Result]  #: for a result that is on its way
+_CPU = torch.device("cpu")
 
 
 class Workers:
@@ -43,13 +45,23 @@ def workers(count: int) -> Workers:
     return Workers(count)
 
 
-def at_once(calls: Sequence[Callable[[], Result]]) -> list[Result]:
-    """What the calls give, each made by one thread, as many at a time as PyTorch has threads here.
+def begun(
+    calls: Sequence[Callable[[], Result]], device: torch.device = _CPU
+) -> list[Waiting[Result]]:
+    """The calls under way, each made by one thread, as many at a time as PyTorch has threads here.
+
+    What comes back waits for its result, once. Calls for an accelerator are made by who waits: it
+    does one thing after another anyway.
+    """
+    count = torch.get_num_threads()
+    if count == 1 or device.type != "cpu":
+        return list(calls)
+    return [workers(count).submit(call).result for call in calls]
+
+
+def at_once(calls: Sequence[Callable[[], Result]], device: torch.device = _CPU) -> list[Result]:
+    """What the calls give: see `begun`.
 
     Two threads take longer over a small operator than one does, and a sum has other bits by them.
     """
-    count = torch.get_num_threads()
-    if count == 1:
-        return [call() for call in calls]
-    waiting = [workers(count).submit(call) for call in calls]
-    return [each.result() for each in waiting]
+    return [wait() for wait in begun(calls, device)]

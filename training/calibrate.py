@@ -14,6 +14,7 @@ import torch
 
 from restoration.fidelity import (
     LEAST_SIDE,
+    Again,
     Calibration,
     Evidence,
     Fidelity,
@@ -160,8 +161,7 @@ def measured(
         domain=restorer.manifest.domain.get(series.task.value),
         diagnostics=said,
         support=support_of(said),
-        probes=probes,
-        intact=restorer.network.intact if intact is None else intact,
+        again=lambda: Again(probes, restorer.network.intact if intact is None else intact),
     )
     return measure(
         series.lq, series.made.volume, series.task, evidence=evidence, inputs=inputs, scan=scan

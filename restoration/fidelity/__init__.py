@@ -5,7 +5,7 @@ compare with. These gates compare input and output and say how unusual their rel
 levels are learnt from subjects the model was not trained on (`diffcode calibrate`).
 """
 
-from restoration.fidelity.assess import LEAST_SIDE, Evidence, assess, judge, measure
+from restoration.fidelity.assess import LEAST_SIDE, Again, Evidence, assess, judge, measure
 from restoration.fidelity.calibration import Calibration, InputModel, ScanModel
 from restoration.fidelity.catalogue import GATES, GateSpec
 from restoration.fidelity.gathered import MEASURES, SliceMeasures, measure_slices
@@ -18,6 +18,7 @@ __all__ = [
     "MEASURES",
     "Bounds",
     "Calibration",
+    "Again",
     "Evidence",
     "Fidelity",
     "Gate",

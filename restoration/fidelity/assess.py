@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,10 +22,18 @@ from restoration.fidelity.verdicts import Fidelity, Gate
 from restoration.kspace import Support, empty_band
 from restoration.tasks import RestorationTask, intensity_scale
 from restoration.volumes import Planes, whole
-from restoration.workers import at_once
+from restoration.workers import begun
 
 Volume = npt.NDArray[np.float32]
 LEAST_SIDE = 16  #: rows and columns below which a slice says too little about itself
+
+
+@dataclass(frozen=True)
+class Again:
+    """What the network gave when it was looked at again."""
+
+    probes: Mapping[str, Measured] = field(default_factory=dict)  #: of some slices
+    intact: bool | None = None  #: whether the weights in memory are those that were loaded
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,8 @@ class Evidence:
     domain: TaskDomain | None = None
     diagnostics: Mapping[str, Any] = field(default_factory=dict)  #: of Restoration
     support: Support | None = None  #: the acquired k-space of MR; None: look for it
-    probes: Mapping[str, Measured] = field(default_factory=dict)  #: runs of the network
-    intact: bool | None = None  #: whether the weights in memory are those that were loaded
+    #: Asked for when all else is measured: it may be under way meanwhile.
+    again: Callable[[], Again] = Again
     #: Slices that were measured by `measure_slices` before, by their index.
     measured: Mapping[int, SliceMeasures] = field(default_factory=dict)
 
@@ -124,6 +132,7 @@ def measure(
     scale = evidence.diagnostics.get("intensity_scale")
     if scale is None:
         scale = 1.0 if task is CT else intensity_scale(whole(before), task)
+    volumes = begun(_of_volumes(before, after, task, evidence, float(scale), support, scan))
     slices = gathered(
         before,
         after,
@@ -139,22 +148,32 @@ def measure(
     found |= _likeness(slices.features, inputs, evidence.spacing_mm)
     found["finite"] = per_slice(np.array(slices.broken))
     found["domain"] = _domain(evidence)
-    found["weights"] = _weights(evidence.intact)
-    found |= _network(evidence, task, len(before))
-    if task is PET:
-        known = mended(whole(after)) if any(slices.broken) else whole(after)
-        # Each by one thread: two are no faster over so few voxels, and wait for each other.
-        both = whole(before), known
-        for part in at_once([partial(_activity, *both), partial(_uptake, *both, evidence)]):
-            found |= part
-        found["units"] = _injected(whole(before), evidence)
-    if task is MR:
-        found["empty_band"] = _empty_band(support, whole(before))
-        told = partial(_scan, whole(before), whole(after), float(scale), support, scan)
-        found |= at_once([told])[0]
-        if support is None:
-            found["data_consistency"] = _FULL
+    for told in volumes:
+        found |= told()
+    if task is MR and support is None:
+        found["data_consistency"] = _FULL
+    again = evidence.again()
+    found["weights"] = _weights(again.intact)
+    found |= _network(evidence.diagnostics, again.probes, task, len(before))
     return found
+
+
+def _of_volumes(
+    before: Planes,
+    after: Planes,
+    task: RestorationTask,
+    evidence: Evidence,
+    scale: float,
+    support: Support | None,
+    scan: ScanModel | None,
+) -> list[Callable[[], dict[str, Measured]]]:
+    """What looks at a series as a whole; each for one thread: two wait for each other in it."""
+    if task is CT:
+        return []
+    both = whole(before), whole(after)
+    if task is PET:
+        return [partial(_activity, *both, evidence), partial(_uptake, *both, evidence)]
+    return [partial(_scan, *both, scale, support, scan)]
 
 
 def _likeness(
@@ -218,9 +237,10 @@ def _weights(intact: bool | None) -> Measured:
     return Measured((0.0 if intact else 1.0,), reason=changed)
 
 
-def _network(evidence: Evidence, task: RestorationTask, slices: int) -> dict[str, Measured]:
+def _network(
+    said: Mapping[str, Any], probes: Mapping[str, Measured], task: RestorationTask, slices: int
+) -> dict[str, Measured]:
     """What the network said about its own pass, and the probes that were made of it."""
-    said = evidence.diagnostics
     found: dict[str, Measured] = {}
     for gate, key, missing in (
         ("network_drift", "mean_drift", "no diagnostics of the network"),
@@ -234,7 +254,7 @@ def _network(evidence: Evidence, task: RestorationTask, slices: int) -> dict[str
     found["routing"] = _routing(said, task)
     for probe in ("idempotence", "perturbation"):
         unrun = Measured((), reason="the network was not run again")
-        found[probe] = evidence.probes.get(probe, unrun)
+        found[probe] = probes.get(probe, unrun)
     return found
 
 
@@ -258,9 +278,11 @@ def _listed(values: Sequence[float] | npt.NDArray[np.floating[Any]], slices: int
     return per_slice(np.asarray(values, np.float64))
 
 
-def _activity(before: Volume, after: Volume) -> dict[str, Measured]:
+def _activity(before: Volume, after: Volume, evidence: Evidence) -> dict[str, Measured]:
     """Whether the activity of a PET is what and where it was."""
+    after = _finite(after)
     return {
+        "units": _injected(before, evidence),
         "activity": _one(uptake.activity_change(before, after), "there is no activity"),
         "local_activity": per_slice(uptake.local_change(before, after)),
     }
@@ -272,7 +294,7 @@ def _uptake(before: Volume, after: Volume, evidence: Evidence) -> dict[str, Meas
         unknown = Measured((), reason="the size of a voxel is not known")
         return dict.fromkeys(("hot_suv", "hot_suv_small", "hot_peak"), unknown)
     found: dict[str, Measured] = {}
-    regions = uptake.hot_regions(before, after, evidence.spacing_mm)
+    regions = uptake.hot_regions(before, _finite(after), evidence.spacing_mm)
     total = len(before)
     large = [region for region in regions if region.volume_mm3 >= uptake.LARGE_MM3]
     small = [region for region in regions if region.volume_mm3 < uptake.LARGE_MM3]
@@ -304,6 +326,7 @@ def _scan(
     spectrum = scans.spectra(x)
     unlearnt = Measured((), reason="the model brings no statistics of scans")
     found = {"ghosting": unlearnt, "texture": unlearnt, "restored_before": _FULL}
+    found["empty_band"] = _empty_band(support, before)
     if support is not None:
         change = torch.from_numpy(mended(after[chosen])) * scale - x
         known = scans.detail_before(spectrum, change, support)
@@ -321,6 +344,10 @@ def _scan(
         strangeness = None if texture is None else scans.strangeness(texture, model)
         found["texture"] = _one(strangeness, "there is nothing but air")
     return found
+
+
+def _finite(after: Volume) -> Volume:
+    return mended(after) if any(broken_in(plane) for plane in after) else after
 
 
 def _one(value: float | None, missing: str) -> Measured:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,13 +19,15 @@ from restoration.fidelity.measured import Measured, broken_in, mended, of_neighb
 from restoration.kspace import Support
 from restoration.tasks import RestorationTask
 from restoration.volumes import Planes, taken
-from restoration.workers import at_once
+from restoration.workers import Waiting, at_once, begun
 
 Volume = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
+_SliceTold = tuple["SliceMeasures", float]  # with how many of the result's pixels are not finite
 #: Of what a slice says alone: goes up where it changes, for slices that were measured earlier.
 MEASURES = 4
 _BLOCK = 64  # slices that are compared with their neighbours at once
+_AHEAD = 2  # chunks for each thread of a CPU that wait or are under way
 # Pixels measured at once. On a CPU a slice of CT alone: one that is measured ahead of its series
 # has to have the same sums, and in large slices company saves nothing.
 _CHUNK_PIXELS = {"cuda": 64 * 512 * 512, "cpu": 4 * 256 * 256}
@@ -58,13 +59,7 @@ def measure_slices(
     """
     at = torch.device(device)
     call = partial(_measure_slices, before, after, task, scale, support, described, at)
-    return _all([call], at)[0]
-
-
-def _all(
-    calls: Sequence[Callable[[], list[SliceMeasures]]], device: torch.device
-) -> list[list[SliceMeasures]]:
-    return at_once(calls) if device.type == "cpu" else [call() for call in calls]
+    return at_once([call], at)[0]
 
 
 def _measure_slices(
@@ -149,34 +144,53 @@ def gathered(
     known: Mapping[int, SliceMeasures],
 ) -> GatheredSlices:
     """What each slice says, some slices at a time, what neighbours say of each other; features."""
+
+    def measuring(chosen: Sequence[int]) -> Callable[[], list[_SliceTold]]:
+        x, y = taken(before, chosen), taken(after, chosen)
+        return partial(_tell, x, y, task, scale, support, described, device)
+
     room = 0 if task is CT and device.type == "cpu" else _CHUNK_PIXELS.get(device.type, 0)
     size = max(1, room // (before.shape[1] * before.shape[2]))
-    parts = torch.get_num_threads() if device.type == "cpu" else 1
-    left = deque(index for index in range(len(before)) if index not in known)
-    found, ahead = GatheredSlices(), dict[int, tuple[SliceMeasures, float]]()
+    left = [index for index in range(len(before)) if index not in known]
+    chunks = (left[start : start + size] for start in range(0, len(left), size))
+    ahead = _in_order(map(measuring, chunks), device)
+    found, done = GatheredSlices(), len(before) - len(left)
     for index in range(len(before)):
-        made = None if index in ahead else known.get(index)
-        if made is not None:
-            # What was measured ahead was finite, or it would have been no result.
-            found.add(made, 0.0)
+        if index in known:
+            made = known.get(index)
+            # What was measured ahead was finite, or it would have been no result. It may be gone.
+            found.add(*(measuring([index])()[0] if made is None else (made, 0.0)))
             continue
-        if index not in ahead:
-            chosen = [index]
-            if left and left[0] == index:
-                chosen = [left.popleft() for _ in range(min(parts * size, len(left)))]
-            calls, broken = list[Callable[[], list[SliceMeasures]]](), list[float]()
-            for first in range(0, len(chosen), size):
-                part = chosen[first : first + size]
-                x, y = taken(before, part), taken(after, part)
-                broken += [broken_in(plane) for plane in y]
-                if any(broken[first:]):
-                    y = mended(y)
-                calls.append(
-                    partial(_measure_slices, x, y, task, scale, support, described, device)
-                )
-            told = itertools.chain.from_iterable(_all(calls, device))
-            ahead.update(zip(chosen, zip(told, broken, strict=True), strict=True))
-            if progress is not None:
-                progress(len(before) - len(left), len(before))
-        found.add(*ahead.pop(index))
+        found.add(*next(ahead))
+        done += 1
+        if progress is not None:
+            progress(done, len(before))
     return found
+
+
+def _tell(
+    before: Volume,
+    after: Volume,
+    task: RestorationTask,
+    scale: float,
+    support: Support | None,
+    described: bool,
+    device: torch.device,
+) -> list[_SliceTold]:
+    broken = [broken_in(plane) for plane in after]
+    if any(broken):
+        after = mended(after)
+    made = _measure_slices(before, after, task, scale, support, described, device)
+    return list(zip(made, broken, strict=True))
+
+
+def _in_order(calls: Iterable[Callable[[], list[_SliceTold]]], device: torch.device) -> Iterator[_SliceTold]:
+    """What the calls give; on a CPU those after the one that is waited for are under way."""
+    most = _AHEAD * torch.get_num_threads() if device.type == "cpu" else 0
+    waiting = deque[Waiting[list[_SliceTold]]]()
+    for call in calls:
+        waiting += begun([call], device)
+        if len(waiting) > most:
+            yield from waiting.popleft()()
+    for wait in waiting:
+        yield from wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 from restoration.fidelity import LEAST_SIDE, Bounds, Calibration, Levels, Verdict
 from restoration.probes import middle, probed
 from restoration.restorer import Restorer
-from restoration.volumes import Planes, taken
 
 
 @pytest.fixture
@@ -46,15 +44,6 @@ def test_the_same_arguments_give_the_same_verdict(restorer: Restorer) -> None:
     x = ct()
     made = restorer.restore(x, "ct_denoise")
     assert restorer.assess(x, made, "ct_denoise") == restorer.assess(x, made, "ct_denoise")
-
-
-def test_a_slice_is_looked_at_again_alike_in_any_company(restorer: Restorer) -> None:
-    x = ct()
-    made = restorer.restore(x, "ct_denoise")
-    together = restorer.probe(x, made, "ct_denoise", [0, 3])
-    alone = [restorer.probe(x, made, "ct_denoise", [index]) for index in (0, 3)]
-    for name, measured in together.items():
-        assert measured.values == tuple(each[name].values[0] for each in alone), name
 
 
 @pytest.mark.parametrize("bit", [0, 13, 23, 30, 31])
@@ -124,25 +113,6 @@ def test_levels_come_from_the_manifest(restorer: Restorer) -> None:
 def test_one_slice_in_thirty_two_is_looked_at_again() -> None:
     assert [len(probed(n)) for n in (1, 4, 32, 63, 64, 100)] == [1, 1, 1, 1, 2, 3]
     assert [probed(n) for n in (1, 2, 32, 64)] == [[0], [1], [16], [16, 48]]
-
-
-def test_of_a_long_series_few_slices_are_looked_at_at_once(
-    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, at_once = ct(19), []
-    made = restorer.restore(x, "ct_denoise")
-    alone = [restorer.probe(x, made, "ct_denoise", [index]) for index in range(19)]
-    many = taken
-
-    def counted(volume: Planes, indices: Sequence[int]) -> np.ndarray:
-        at_once.append(len(indices))
-        return many(volume, indices)
-
-    monkeypatch.setattr("restoration.restorer.taken", counted)
-    together = restorer.probe(x, made, "ct_denoise", range(19))
-    assert at_once == [4, 4, 4, 4, 3]
-    for name in ("idempotence", "perturbation"):
-        assert together[name].values == tuple(each[name].values[0] for each in alone)
 
 
 def test_the_middle_quarter_of_a_slice_is_looked_at_and_all_of_a_small_one() -> None:

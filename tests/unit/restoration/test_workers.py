@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from restoration.workers import at_once, workers
+from restoration.workers import at_once, begun, workers
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -24,6 +24,21 @@ def test_as_many_calls_are_made_at_a_time_as_there_are_threads() -> None:
         return value
 
     assert at_once([partial(number, value) for value in (3, 1)]) == [3, 1]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_is_begun_is_under_way_before_somebody_waits() -> None:
+    meeting = threading.Barrier(2)
+    (wait,) = begun([lambda: meeting.wait(20)])
+    assert {meeting.wait(20), wait()} == {0, 1}
+
+
+def test_work_for_an_accelerator_is_done_by_who_waits_for_it() -> None:
+    made = list[int]()
+    (wait,) = begun([lambda: made.append(threading.get_ident())], torch.device("cuda"))
+    assert not made
+    wait()
+    assert made == [threading.get_ident()]
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -1,0 +1,89 @@
+"""Some slices through the network again: what it does to its own result, and to a noisier input."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from restoration.fidelity import Measured
+from restoration.network import Network
+from restoration.probes import Probe, disturbed, measured, middle, relative
+from restoration.slices import SliceJob, SliceLoop
+from restoration.volumes import Planes, Volume, taken
+from restoration.workers import Waiting, begun
+
+_AT_ONCE = 4  # slices on an accelerator; on a CPU each is a thread's
+
+
+class AskedAgain:
+    """Slices that are under way; of many, all but the last for the threads have come already.
+
+    `job` is that of the volume `x`, with what a slice by itself is held to; slices whose probe is
+    `known` are not asked. `told` is called after each step.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        x: Planes,
+        job: SliceJob,
+        slices: Sequence[int],
+        known: Mapping[int, Probe],
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._slices, self._told = slices, told
+        self._found = {index: known[index] for index in slices if index in known}
+        left = [index for index in slices if index not in known]
+        size = 1 if network.device.type == "cpu" else _AT_ONCE
+        parts = [left[start : start + size] for start in range(0, len(left), size)]
+        calls = [partial(probes, network, x, job, part) for part in parts]
+        self._waiting: deque[tuple[Sequence[int], Waiting[list[Probe]]]] = deque(
+            zip(parts, begun(calls, network.device), strict=True)
+        )
+        while len(self._waiting) > torch.get_num_threads():
+            self._come()
+
+    def found(self) -> dict[str, Measured]:
+        """What all of them gave, by the name of the probe."""
+        while self._waiting:
+            self._come()
+        return measured(self._found, self._slices)
+
+    def _come(self) -> None:
+        part, wait = self._waiting.popleft()
+        self._found |= dict(zip(part, wait(), strict=True))
+        self._told()
+
+
+def probes(network: Network, x: Planes, job: SliceJob, slices: Sequence[int]) -> list[Probe]:
+    """What the network does to the middle of some slices of `x`, each by itself.
+
+    Volume and k-space are not looked at. It is a chain of two passes, the first of two forms.
+    """
+    own = replace(job, seeds=[job.seeds[index] for index in slices], support=None)
+    before = middle(taken(x, slices))
+    noisy = disturbed(before, job.task, job.scale, own.seeds)
+    after, disturbance = _passed(network, [before, noisy], own)
+    (again,) = _passed(network, [after], own)
+    return [
+        {"idempotence": same, "perturbation": other}
+        for same, other in zip(
+            relative(again - after, after - before),
+            relative(disturbance - after, noisy - before),
+            strict=True,
+        )
+    ]
+
+
+def _passed(network: Network, stacks: Sequence[Volume], job: SliceJob) -> list[Volume]:
+    """What stacks of the same slices become, which know nothing of each other."""
+    company = np.concatenate(stacks)
+    job = replace(job, seeds=[*job.seeds] * len(stacks))
+    loop = SliceLoop(network, company, np.empty_like(company), job, [])
+    loop.run()
+    return np.split(loop.y, len(stacks))

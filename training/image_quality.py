@@ -6,6 +6,7 @@ restored from it, so that two columns stand side by side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,8 +98,9 @@ def transfer(
     """At the circular edge of a rod along the slices (Richard et al., Med Phys 39, 2012).
 
     Pixels of all slices are binned by their distance from the edge; the derivative's Fourier
-    transform is the modulation. Raises ValueError where the rod has no contrast.
+    transform is the modulation. Raises ValueError for a rod without contrast or beyond the image.
     """
+    _square(volume[0], centre, 2 * math.ceil(radius_mm / pixel_mm))
     rows, columns = np.ogrid[: volume.shape[1], : volume.shape[2]]
     distance = np.hypot(rows - centre[0], columns - centre[1]) * pixel_mm - radius_mm
     step = pixel_mm / 4
@@ -150,7 +152,12 @@ def recovery(
     true: float,
     spacing_mm: tuple[float, float, float],
 ) -> Recovery:
-    """Of a hot sphere of known uptake, within half of the maximum and a sphere around it."""
+    """Of a hot sphere of known uptake, within half of the maximum and a sphere around it.
+
+    Raises ValueError for a middle beyond the volume.
+    """
+    if not all(0 <= middle < size for middle, size in zip(centre, volume.shape, strict=True)):
+        raise ValueError(f"the middle {centre} of the sphere lies beyond the volume")
     axes = np.ogrid[tuple(slice(size) for size in volume.shape)]
     squares = sum(
         ((axis - middle) * size) ** 2
@@ -159,6 +166,11 @@ def recovery(
     near = volume[np.sqrt(squares) <= diameter_mm / 2 + max(spacing_mm)]
     top = float(near.max())
     return Recovery(diameter_mm, top / true, float(near[near >= 0.5 * top].mean()) / true)
+
+
+def regions(volume: Volume, place: Place, side: int) -> Volume:
+    """The square of `side` pixels about a place in every slice; ValueError beyond the image."""
+    return np.stack([_square(plane, place, side) for plane in volume])
 
 
 def _square(plane: Volume, place: Place, side: int) -> Volume:

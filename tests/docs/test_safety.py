@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from dicom_node.settings.gates import GATES
 
@@ -74,3 +78,62 @@ def test_the_page_says_first_that_it_is_research_software(repository: Path) -> N
     beginning = _page(repository)[:400]
     assert "research software" in beginning
     assert "not a medical device" in beginning
+
+
+def _printed(repository: Path, page: str) -> list[str]:
+    """The commands of the page's validation recipe."""
+    lines = (repository / page).read_text(encoding="utf-8").splitlines()
+    first = lines.index("    diffcode restore water.npy water-restored.npy --task ct_denoise")
+    last = next(i for i in range(first, len(lines)) if not lines[i].startswith("    diffcode "))
+    return [line.strip() for line in lines[first:last]]
+
+
+def _phantoms(folder: Path) -> None:
+    """Phantoms as a scanner would give them, with something wherever the pages look."""
+    noise = np.random.default_rng(3)
+    rows, columns = np.ogrid[:512, :512]
+    water = np.where(np.hypot(rows - 256, columns - 256) < 240, 0.0, -1000.0)
+    rod, signal = water.copy(), water.copy()
+    for row, column in ((181, 331), (200, 256)):
+        rod[np.hypot(row - rows, column - columns) < 9] = 100
+    for row, column in ((256, 256), (256, 300)):
+        signal[np.hypot(row - rows, column - columns) < 6] = 20
+    activity = np.ones((24, 160, 160))
+    for place in ((12, 61, 48), (20, 64, 80)):
+        squares = (
+            ((axis - middle) * size) ** 2
+            for axis, middle, size in zip(np.ogrid[:24, :160, :160], place, (3, 4, 4), strict=True)
+        )
+        activity[sum(squares) < 18.5**2] = 8
+    made = {
+        "water": water[None] + noise.normal(0, 20, (2, 512, 512)),
+        "rods": rod[None] + noise.normal(0, 5, (2, 512, 512)),
+        "present": signal[None] + noise.normal(0, 20, (40, 512, 512)),
+        "absent": water[None] + noise.normal(0, 20, (40, 512, 512)),
+        "nema": activity,
+    }
+    for name, volume in made.items():
+        np.save(folder / f"{name}.npy", volume.astype(np.float32))
+        if name != "water":  # the first command restores it
+            np.save(folder / f"{name}-restored.npy", volume.astype(np.float32))
+
+
+@pytest.mark.slow
+def test_the_validation_recipe_runs_as_it_is_printed(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    _phantoms(tmp_path)
+    printed = [
+        line for page in ("docs/safety.md", "docs/gates.md") for line in _printed(repository, page)
+    ]
+    measured = {shlex.split(line)[2] for line in printed if line.startswith("diffcode phantom")}
+    assert measured == {"nps", "mtf", "lcd", "recovery"}
+    for line in dict.fromkeys(printed):
+        done = CliRunner().invoke(main, shlex.split(line)[1:], prog_name="diffcode")
+        # A gate may well fail in a phantom, and then says so by its exit code.
+        assert done.exit_code == 0 or ("gates" in line and done.exit_code == 1), done.output
+        if "phantom" in line or "--json" in line:
+            assert json.loads(done.stdout, parse_constant=pytest.fail), line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,10 @@ def nps(
 @click.option("--radius", required=True, type=click.FloatRange(0, min_open=True), help="mm")
 @refusing
 def mtf(volumes: tuple[Path, ...], pixel: float, rod: tuple[float, float], radius: float) -> None:
-    """Modulation transfer at the edge of a rod: where it is 50 % and 10 %, at its contrast."""
+    """Modulation transfer at the edge of a rod: where it is 50 % and 10 %, at its contrast.
+
+    null where it falls so low at no frequency that the pixels can show.
+    """
     from training.image_quality import transfer
 
     def measure(volume: npt.NDArray[np.floating]) -> dict[str, Any]:
@@ -91,13 +95,12 @@ def lcd(present: Path, absent: Path, place: tuple[float, float], side: int, widt
     PRESENT and ABSENT hold at least 40 slices with and without the signal.
     """
     from training import volumes
-    from training.image_quality import detectability
+    from training.image_quality import detectability, regions
 
-    top, left = (round(at - side / 2) for at in place)
-    part = (slice(None), slice(top, top + side), slice(left, left + side))
-    with_signal, without = (volumes.load(path).array[part] for path in (present, absent))
-    value = detectability(with_signal.astype(float), without.astype(float), width)
-    click.echo(json.dumps({"d_prime": value}))
+    with_signal, without = (
+        regions(volumes.load(path).array, place, side) for path in (present, absent)
+    )
+    _echo({"d_prime": detectability(with_signal, without, width)})
 
 
 @phantom.command()
@@ -149,11 +152,23 @@ def digital(kind: str, bundle: str, slices: int, seed: int, threads: int | None)
 
     restorer = Restorer.open(bundle, device="cpu", threads=threads)
     run = digital_phantom.ct if kind == "ct" else digital_phantom.pet
-    click.echo(json.dumps(run(restorer, slices, seed), indent=1))
+    _echo(run(restorer, slices, seed))
 
 
 def _show(paths: tuple[Path, ...], measure: Any) -> None:
     from training import volumes
 
-    found = {path.name: measure(volumes.load(path).array.astype(float)) for path in paths}
-    click.echo(json.dumps(found, indent=1))
+    _echo({path.name: measure(volumes.load(path).array.astype(float)) for path in paths})
+
+
+def _echo(found: Any) -> None:
+    click.echo(json.dumps(_as_json(found), indent=1, allow_nan=False))
+
+
+def _as_json(value: Any) -> Any:
+    """The same with null for numbers that there are not: JSON has no word for NaN."""
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

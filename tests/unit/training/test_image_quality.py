@@ -26,6 +26,14 @@ def test_a_region_beyond_the_image_is_refused() -> None:
         noise_power(np.zeros((1, 64, 64)), [(10, 32)], 64, 1.0)
 
 
+def test_a_rod_or_a_sphere_beyond_the_image_is_refused() -> None:
+    volume = np.ones((4, 32, 32))
+    with pytest.raises(ValueError, match="leaves the image"):
+        transfer(volume, (40, 16), 6.0, 1.0)
+    with pytest.raises(ValueError, match="beyond the volume"):
+        recovery(volume, (9, 16, 16), 10.0, 8.0, (1.0, 1.0, 1.0))
+
+
 def test_a_gaussian_blur_has_its_modulation_transfer() -> None:
     pixel, sigma = 0.5, 0.8  # mm
     y, x = np.mgrid[:200, :200]

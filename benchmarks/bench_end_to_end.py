@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from typing import Any
 from sqlalchemy import Engine, func, select
 
 from benchmarks import naive, report
+from benchmarks.receivers import free_port
 from benchmarks.restored_series import Series, write_bundle_of
 from dicom_node.ledger import tables
 from dicom_node.ledger.tables import open_ledger, reading
@@ -258,9 +258,7 @@ class _Times:
 
 def _configured(folder: Path, bundle: Path, archive: int, threads: int, is_early: bool) -> Path:
     """A node of `dicom-node init` with a quiet time, a bundle, and gates that let all pass."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     to = f"archive=ARCHIVE@127.0.0.1:{archive}"
     command = [*_PROGRAM, "init", str(folder), "--port", port, "--bundle", str(bundle), "--to", to]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -21,7 +21,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.events import Event
 
-from benchmarks.receivers import DCMTK
+from benchmarks.receivers import DCMTK, free_port
 from benchmarks.restored_series import Series
 
 
@@ -47,9 +47,7 @@ class Run:
 def storescp(folder: Path) -> Generator[Archive]:
     """Run an archive in a folder."""
     folder.mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [str(DCMTK / "storescp"), "-aet", "ARCHIVE", "-od", str(folder), str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -60,14 +60,7 @@ class Series:
         wide = 0.7 + 0.1 * np.sin(number / 20)
         body = np.where(x**2 + y**2 < wide, 1064.0, 24.0)
         body = np.where((x - 0.4) ** 2 + y**2 < 0.08, 174.0, body)
-        noisy = (
-            body
-            + rng.normal(
-                0,
-                20,
-                body.shape,
-            ).round()
-        )
+        noisy = body + rng.normal(0, 20, body.shape).round()
         return np.clip(noisy, 0, 4095).astype("<u2")
 
 

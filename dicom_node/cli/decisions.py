@@ -21,14 +21,22 @@ _BREAKER_COLUMNS = {
 }
 
 
+def _said(_context: click.Context, _parameter: click.Parameter, words: str) -> str:
+    """The words that somebody has to give; nothing but blanks is none."""
+    if not words.strip():
+        raise click.BadParameter("it is empty")
+    return words.strip()
+
+
 def _signed(command: Command) -> Command:
     """Add who decides and why; the ledger keeps both."""
     for option in (
-        click.option("--reason", required=True, help="Why; kept in the ledger."),
+        click.option("--reason", required=True, callback=_said, help="Why; kept in the ledger."),
         click.option(
             "--operator",
             required=True,
             envvar="DICOM_NODE_OPERATOR",
+            callback=_said,
             help="Who decides; kept in the ledger.  [env: DICOM_NODE_OPERATOR]",
         ),
     ):

@@ -78,6 +78,17 @@ def test_a_decision_needs_a_name_and_a_reason(node: Bench, action: str, given: l
     assert shown(node)["state"] == "held"
 
 
+@pytest.mark.parametrize("action", ["release", "reject"])
+@pytest.mark.parametrize(("operator", "reason"), [(" ", "seen"), ("Ann", ""), ("", "seen")])
+def test_a_decision_is_not_signed_by_blanks(
+    node: Bench, action: str, operator: str, reason: str
+) -> None:
+    done = run(node, "jobs", action, 1, "--operator", operator, "--reason", reason)
+    assert done.exit_code == 2
+    assert "it is empty" in done.stderr
+    assert shown(node)["state"] == "held"
+
+
 @pytest.mark.parametrize(
     ("action", "state", "sent"), [("release", "done", ["pacs"]), ("reject", "rejected", [])]
 )

@@ -1,4 +1,9 @@
-"""Volumes that give their planes one by one: arrays, and what makes a plane when asked for it."""
+"""Volumes that give their planes one by one: arrays, and what makes a plane when asked for it.
+
+The model has a `Planes` and an `OnDemand` of its own: nothing down here may import its package,
+which loads PyTorch, and it knows no node. They need no adapter, as both protocols ask for the same;
+mypy holds them to each other in `dicom_node.inference`, where planes pass in both directions.
+"""
 
 from __future__ import annotations
 

@@ -35,15 +35,23 @@ class Diagnosis:
 
 
 def examine(config: Path) -> list[Diagnosis]:
-    """Every check in the order in which a person would make them; a failed one stops no other."""
+    """Every check in the order in which a person would make them.
+
+    A failed one stops no other, but for those that ask a ledger which does not open.
+    """
     try:
         settings = common.load_settings(config)
     except ConfigurationError as error:
         return [Diagnosis("settings", "problem", each, "edit it") for each in error.problems]
     found = [_settings_file(config)]
     for check in _CHECKS:
-        found.extend(_guarded(check, settings))
+        if check not in _OF_THE_LEDGER or not _is_missing("ledger", found):
+            found.extend(_guarded(check, settings))
     return found
+
+
+def _is_missing(name: str, found: Sequence[Diagnosis]) -> bool:
+    return any(each.check == name and each.state == "problem" for each in found)
 
 
 def _settings_file(config: Path) -> Diagnosis:
@@ -376,6 +384,7 @@ _CHECKS = (
     _refused,
     _breakers,
 )
+_OF_THE_LEDGER = (_clock, _backlog, _breakers)
 
 
 def show(findings: Sequence[Diagnosis], *, as_json: bool) -> None:

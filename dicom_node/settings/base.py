@@ -41,15 +41,44 @@ def _syslog(value: str) -> str:
     return value
 
 
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*(_[A-Za-z0-9-]+)*", value):
+        raise ValueError("a name has letters, digits, hyphens, and single underscores within it")
+    return value
+
+
+def _uid_root(value: str) -> str:
+    # 24 characters leave room for the derived part.
+    if len(value) > 24 or not re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", value):
+        raise ValueError(
+            "a UID root is numbers with dots between them, no leading zeros, at most 24 characters"
+        )
+    return value
+
+
+def _ledger(value: str) -> str:
+    # The value may hold a password, and is not said.
+    if not re.fullmatch(r"(sqlite:///|postgresql\+psycopg://).+", value):
+        raise ValueError("a ledger is sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME")
+    return value
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError("a device is auto, cpu, cuda or cuda:N")
+    return value
+
+
 AETitle = Annotated[str, BeforeValidator(_trimmed), AfterValidator(_ae_title)]
 Network = Annotated[str, AfterValidator(_network)]
 StorageUID = Annotated[str, AfterValidator(_uid)]
 SyslogServer = Annotated[str, AfterValidator(_syslog)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
-DestinationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*(_[A-Za-z0-9-]+)*$")]
-# PS3.5 9.1: components of digits without leading zeros; 24 leave room for the derived part.
-UIDRoot = Annotated[str, Field(pattern=r"^(0|[1-9]\d*)(\.(0|[1-9]\d*))+$", max_length=24)]
+DestinationName = Annotated[str, AfterValidator(_name)]
+UIDRoot = Annotated[str, AfterValidator(_uid_root)]  # PS3.5 9.1
+LedgerURL = Annotated[str, AfterValidator(_ledger)]
+Device = Annotated[str, AfterValidator(_device)]
 Modality = Literal["CT", "MR", "PT"]
 Task = Literal["mri_sr", "ct_denoise", "pet_synthesis"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dicom_node.settings.base import Seconds, Section
+from dicom_node.settings.base import Device, Seconds, Section
 
 
 class EngineSettings(Section):
@@ -13,9 +13,7 @@ class EngineSettings(Section):
     bundle: str = Field(
         default="compact", min_length=1, description="name or folder of the model bundle"
     )
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
-    )
+    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the model; unset: all cores", examples=[4]
     )

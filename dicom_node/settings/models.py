@@ -11,6 +11,7 @@ from dicom_node.settings.assembly import AssemblySettings, Source
 from dicom_node.settings.base import (
     AETitle,
     DestinationName,
+    LedgerURL,
     Modality,
     Network,
     Port,
@@ -73,10 +74,9 @@ class SpoolSettings(Section):
 class LedgerSettings(Section):
     """The database of what happened to each instance."""
 
-    url: str = Field(
+    url: LedgerURL = Field(
         default="sqlite:///ledger.sqlite",
         repr=False,
-        pattern=r"^(sqlite:///.+|postgresql\+psycopg://.+)$",
         description="sqlite:///FILE (relative to data_dir) or postgresql+psycopg://USER@HOST/NAME",
     )
 

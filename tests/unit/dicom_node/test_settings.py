@@ -139,6 +139,24 @@ def test_all_problems_are_told_at_once_with_their_places(node_toml: Path) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("table", "what_may_be"),
+    [
+        ('[ledger]\nurl = "postgres://host/node"', "postgresql+psycopg://USER@HOST/NAME"),
+        ('[engine]\ndevice = "gpu"', "auto, cpu, cuda or cuda:N"),
+        ('[identity]\nuid_root = "1.02"', "numbers with dots between them"),
+        ('[destinations."a b"]\nae_title = "A"\nhost = "h"\nport = 1', "letters, digits, hyphens"),
+    ],
+)
+def test_a_value_of_the_wrong_form_is_told_in_words_what_may_be(
+    node_toml: Path, table: str, what_may_be: str
+) -> None:
+    node_toml.write_text(table)
+    (problem,) = _problems(node_toml)
+    assert what_may_be in problem
+    assert "pattern" not in problem
+
+
 def test_a_problem_does_not_quote_a_password(node_toml: Path) -> None:
     node_toml.write_text('[ledger]\nurl = "mysql://node:SECRET@db/node"\n')
     (problem,) = _problems(node_toml)

@@ -146,6 +146,15 @@ def test_a_ledger_that_every_account_reaches_is_a_warning(
     assert (found.state, found.advice) == ("warning", f"chmod o= {ledger}")
 
 
+def test_a_ledger_that_does_not_open_is_told_once(tmp_path: Path) -> None:
+    config = tmp_path / "node.toml"
+    config.write_text('[ledger]\nurl = "sqlite:///not-a-database"\n')
+    (tmp_path / "not-a-database").write_bytes(b"plain text, and more than a page of it" * 500)
+    told = [each for each in doctor.examine(config) if "ledger: " in each.detail]
+    assert [(each.check, each.state) for each in told] == [("ledger", "problem")]
+    assert "may write to it" in told[0].advice
+
+
 def test_a_file_is_closed_by_a_folder_above_it(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)

@@ -59,6 +59,12 @@ def test_every_gate_that_is_named_is_one(repository: Path) -> None:
                 assert gate in GATES or (gate.endswith("*") and known), gate
 
 
+def test_every_gate_is_the_control_of_a_hazard(repository: Path) -> None:
+    named = {gate for row in _hazards(repository) for gate in re.findall(r"`(\w+\*?)`", row[5])}
+    families = tuple(each.rstrip("*") for each in named if each.endswith("*"))
+    assert [gate for gate in GATES if gate not in named and not gate.startswith(families)] == []
+
+
 @pytest.mark.parametrize("program", ["dicom-node", "diffcode"])
 def test_every_command_that_is_named_exists(repository: Path, program: str) -> None:
     from dicom_node.cli.main import cli as node

@@ -16,17 +16,16 @@ from examples.main_job.dicom import Scan, suv_to_bqml, write
 from training.degrade import (
     CtNoiseInsertion,
     PetThinning,
-    insert_ct_noise,
     simulate_pet,
     soft_tissue_noise,
     truncate_kspace,
 )
 from training.phantoms import Phantom, body_pet, brain_t2, chest_ct
+from training.uptake import WATER_PER_MM
 
 Volume = NDArray[np.float32]
 
 SEED = 20
-WATER_PER_MM = 0.0096  # linear attenuation at 511 keV (NIST XCOM)
 BODY_SUV = 0.1
 
 
@@ -73,9 +72,8 @@ def make_phantoms(folder: Path, *, quick: bool = False) -> tuple[Source, ...]:
 def _chest(folder: Path, slices: int, rng: np.random.Generator) -> Source:
     """A quarter of the dose: noise inserted in the projections."""
     phantom = chest_ct(slices, 512, SEED)
-    low_dose = insert_ct_noise(
+    low_dose = CtNoiseInsertion().apply(
         phantom.volume,
-        CtNoiseInsertion(),
         pixel_mm=phantom.spacing_mm[1],
         noise_hu=soft_tissue_noise(phantom.volume),
         rng=rng,

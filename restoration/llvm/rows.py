@@ -173,6 +173,7 @@ def gelu(f: Function, x: Value) -> Value:
 
 
 def erf(f: Function, x: Value) -> Value:
+    """The error function as a quotient of polynomials, odd and within ±1."""
     x = f.clamp(x, _ERF_END)
     square = f.times(x, x)
     return f.quotient(f.times(x, _polynomial(f, square, _ERF_P)), _polynomial(f, square, _ERF_Q))

@@ -60,6 +60,7 @@ def refusing(command: Command) -> Command:
 
 
 def device_of(name: str, threads: int | None = None) -> torch.device:
+    """The device of `--device`, after PyTorch was told the number of `--threads`."""
     import torch
 
     if threads is not None:

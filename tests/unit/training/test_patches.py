@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.patches import Crop, cut
+from training.patches import Batch, Crop, cut
 
 ROWS, COLUMNS = 11, 7
 IMAGE = torch.arange(3.0, 3.0 + ROWS * COLUMNS).view(ROWS, COLUMNS)
@@ -16,6 +16,14 @@ def crop(**changes: object) -> Crop:
         "patch": 0, "cell": (0, 0, 12, 12),
     }  # fmt: skip
     return Crop(**(facts | changes))  # type: ignore[arg-type]
+
+
+def test_patches_are_taken_out_of_a_batch_with_all_that_belongs_to_them() -> None:
+    lq, hq, mask = (torch.rand(4, 1, 8, 8) for _ in range(3))
+    some = Batch(lq, hq, mask, torch.tensor([2, 0, 1, 0])).rows(torch.tensor([3, 0]))
+    assert torch.equal(some.task, torch.tensor([0, 2]))
+    for found, given in ((some.lq, lq), (some.hq, hq), (some.mask, mask)):
+        assert torch.equal(found, given[[3, 0]])
 
 
 @pytest.mark.parametrize("turns", range(4))

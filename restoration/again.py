@@ -24,7 +24,8 @@ class AskedAgain:
     """Slices that are under way; of many, all but the last for the threads have come already.
 
     `job` is that of the volume `x`, with what a slice by itself is held to; slices whose probe is
-    `known` are not asked. `told` is called after each step.
+    `known` are not asked. `told` is called after each step. Slices are read here and now, not by
+    the threads: what reads them need not be made for several.
     """
 
     def __init__(
@@ -38,15 +39,17 @@ class AskedAgain:
     ) -> None:
         self._slices, self._told = slices, told
         self._found = {index: known[index] for index in slices if index in known}
+        self._waiting = deque[tuple[Sequence[int], Waiting[list[Probe]]]]()
+        on_cpu = network.device.type == "cpu"
+        size, most = (1, torch.get_num_threads()) if on_cpu else (_AT_ONCE, 0)
         left = [index for index in slices if index not in known]
-        size = 1 if network.device.type == "cpu" else _AT_ONCE
-        parts = [left[start : start + size] for start in range(0, len(left), size)]
-        calls = [partial(probes, network, x, job, part) for part in parts]
-        self._waiting: deque[tuple[Sequence[int], Waiting[list[Probe]]]] = deque(
-            zip(parts, begun(calls, network.device), strict=True)
-        )
-        while len(self._waiting) > torch.get_num_threads():
-            self._come()
+        for start in range(0, len(left), size):
+            part = left[start : start + size]
+            own = replace(job, seeds=[job.seeds[index] for index in part])
+            call = partial(probes, network, taken(x, part), own)
+            self._waiting.append((part, begun([call], network.device)[0]))
+            while len(self._waiting) > most:
+                self._come()
 
     def found(self) -> dict[str, Measured]:
         """What all of them gave, by the name of the probe."""
@@ -60,13 +63,12 @@ class AskedAgain:
         self._told()
 
 
-def probes(network: Network, x: Planes, job: SliceJob, slices: Sequence[int]) -> list[Probe]:
-    """What the network does to the middle of some slices of `x`, each by itself.
+def probes(network: Network, slices: Volume, job: SliceJob) -> list[Probe]:
+    """What the network does to the middle of slices of one job, each by itself.
 
     Volume and k-space are not looked at. It is a chain of two passes, the first of two forms.
     """
-    own = replace(job, seeds=[job.seeds[index] for index in slices], support=None)
-    before = middle(taken(x, slices))
+    before, own = middle(slices), replace(job, support=None)
     noisy = disturbed(before, job.task, job.scale, own.seeds)
     after, disturbance = _passed(network, [before, noisy], own)
     (again,) = _passed(network, [after], own)

@@ -294,7 +294,7 @@ class Restorer:
         """
         task, x = self._accepted(task), checked(plane[None])
         job = prepared(self.manifest, x, task, [seed], 1.0, True, None, None)
-        (found,) = probes(self.network, x, job, [0])
+        (found,) = probes(self.network, x, job)
         return replace(made, probe=found)
 
     def basis(self, task: RestorationTask | str) -> str:

@@ -184,7 +184,9 @@ def _tell(
     return list(zip(made, broken, strict=True))
 
 
-def _in_order(calls: Iterable[Callable[[], list[_SliceTold]]], device: torch.device) -> Iterator[_SliceTold]:
+def _in_order(
+    calls: Iterable[Callable[[], list[_SliceTold]]], device: torch.device
+) -> Iterator[_SliceTold]:
     """What the calls give; on a CPU those after the one that is waited for are under way."""
     most = _AHEAD * torch.get_num_threads() if device.type == "cpu" else 0
     waiting = deque[Waiting[list[_SliceTold]]]()

@@ -27,7 +27,7 @@ from dicom_node.ledger.tables import (
     writing,
 )
 from dicom_node.ledger.tables import outputs as outputs_table
-from dicom_node.ledger.verdicts import Judged
+from dicom_node.ledger.verdicts import Judged, Recorded
 
 #: A job that was claimed so often without an end is failed.
 MAX_ATTEMPTS = 10
@@ -147,7 +147,7 @@ def finish(
     note: str | None,
     now: float,
     quantities: Mapping[str, Any] | None = None,
-) -> bool:
+) -> Recorded | None:
     """Conclude a job by what was judged, and make the deliveries that this permits: all or nothing.
 
     The verdicts are written first, in the same transaction. The job is held where one destination
@@ -155,13 +155,14 @@ def finish(
     on, as `earlier_quantities` gives it back.
 
     Returns:
-        False, with nothing written, when the job is no longer this worker's.
+        What holds of the verdicts; None, with nothing written, when the job is no longer this
+        worker's.
     """
     with writing(engine) as connection:
         own = select(jobs.c.task).where(jobs.c.id == job_id, _held_by(worker))
         task = connection.scalar(own.with_for_update())
         if task is None:
-            return False
+            return None
         recorded = verdicts.record(connection, job_id, judged, now)
         _conclude(
             connection,
@@ -181,7 +182,7 @@ def finish(
         verdicts.settle(connection, job_id, recorded, now)
     for step, duration in seconds.items():
         observability.JOB_SECONDS.labels(task=task, step=step).observe(duration)
-    return True
+    return recorded
 
 
 def earlier_quantities(engine: Engine, job: Job, model_sha256: str) -> Mapping[str, Any]:

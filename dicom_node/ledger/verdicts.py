@@ -64,10 +64,11 @@ class Judged:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The verdicts that hold, the breaker considered, and why."""
+    """The verdicts that hold, the breaker and the rest of the volume considered, and why."""
 
     verdicts: Mapping[str, Verdict]
     reason: str | None
+    added: tuple[str, ...] = ()  #: of the reasons those that the judgement has not
 
     @property
     def state(self) -> JobState:
@@ -108,12 +109,12 @@ def record(connection: Connection, job_id: int, judged: Judged, now: float) -> R
         else verdict
         for destination, verdict in judged.verdicts.items()
     }
-    reasons = dict.fromkeys([judged.reason, tripped, *kept.values()])
-    reason = "; ".join(each for each in reasons if each) or None
+    added = tuple(dict.fromkeys(each for each in (tripped, *kept.values()) if each))
+    reason = "; ".join(each for each in (judged.reason, *added) if each) or None
     for destination, verdict in effective.items():
         values = {"job_id": job_id, "destination": destination, "verdict": verdict}
         connection.execute(insert(verdicts).values(**values, reason=reason))
-    return Recorded(effective, reason)
+    return Recorded(effective, reason, added)
 
 
 def note_review(engine: Engine, job_id: int, folder: str) -> None:

@@ -20,6 +20,7 @@ from dicom_node.errors import NodeError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
     from sqlalchemy import Engine
 
     from dicom_node.settings import NodeSettings
@@ -29,7 +30,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Row = Mapping[str, Any]
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 # Columns that are folded, and those that only the JSON shows.
 _LONG = re.compile(r"uid|reason|detail|advice|deliveries|source|out|path")
 _NOT_IN_TABLES = frozenset({"path", "sha256", "size", "job"})
@@ -194,8 +195,16 @@ def table(rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
     for key, heading in columns.items():
         made.add_column(heading, overflow="fold", no_wrap=not _LONG.search(key))
     for row in rows:
-        made.add_row(*(cell(row, key) for key in columns))
+        made.add_row(*(verbatim(cell(row, key)) for key in columns))
     return made
+
+
+def verbatim(words: str, style: str = "") -> Text:
+    """*words* as they are: what a peer has written is neither markup nor a control sequence."""
+    from rich.text import Text
+
+    visible = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape") for c in words)
+    return Text("".join(c if isinstance(c, str) else c.decode() for c in visible), style)
 
 
 def cell(row: Row, key: str) -> str:
@@ -216,7 +225,7 @@ def plain(value: Any) -> str:
         return ", ".join(f"{key} {plain(v)}" for key, v in value.items() if v is not None)
     if isinstance(value, list | tuple):
         return ", ".join(map(plain, value))
-    if isinstance(value, str) and _TIME.match(value):
+    if isinstance(value, str) and _TIME.fullmatch(value):
         return datetime.fromisoformat(value).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return str(value)
 
@@ -242,7 +251,7 @@ def print_story(
     tables = {key: value for key, value in story.items() if _is_table(value)}
     for key, value in story.items():
         if key not in tables and value not in (None, [], {}):
-            screen.print(f"[bold]{key:<28}[/bold]{_short(value)}", highlight=False)
+            screen.print(verbatim(f"{key:<28}", "bold") + verbatim(_short(value)), highlight=False)
     for key, rows in tables.items():
         names = [name for name in rows[0] if name not in _NOT_IN_TABLES]
         shown = (columns or {}).get(key) or {name: name.replace("_", " ") for name in names}

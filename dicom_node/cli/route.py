@@ -206,19 +206,24 @@ def _traced(trace: RuleTrace) -> dict[str, Any]:
 
 def _show_story(story: Mapping[str, Any]) -> None:
     screen = common.console()
-    screen.print(
-        f"[bold]series {story['series_instance_uid']}[/bold], volume {story['volume']}, "
-        f"{story['instances']} instances, judged by {story['judged_by']}",
-        highlight=False,
+    rest = (
+        f", volume {story['volume']}, {_many(story['instances'])}, judged by {story['judged_by']}"
     )
+    title = common.verbatim(f"series {story['series_instance_uid']}", "bold")
+    screen.print(title + common.verbatim(rest), highlight=False)
     for trace in story["routes"]:
         mark = "→" if trace["matched"] else " "
-        screen.print(f"{mark} {trace['name']}: {trace['skipped'] or _verdict(trace)}", markup=False)
+        outcome = trace["skipped"] or _verdict(trace)
+        screen.print(common.verbatim(f"{mark} {trace['name']}: {outcome}"))
         for test in trace["tests"]:
-            screen.print(f"    {test['words']}", markup=False)
+            screen.print(common.verbatim(f"    {test['words']}"))
         if trace["hours"]:
-            screen.print(f"    {trace['hours']}", markup=False)
-    screen.print(f"[bold]{_outcome(story)}[/bold]\n")
+            screen.print(common.verbatim(f"    {trace['hours']}"))
+    screen.print(common.verbatim(f"{_outcome(story)}\n", "bold"))
+
+
+def _many(instances: int) -> str:
+    return "1 instance" if instances == 1 else f"{instances} instances"
 
 
 def _verdict(trace: Mapping[str, Any]) -> str:

@@ -51,7 +51,14 @@ from dicom_node.ledger.tables import (
 from dicom_node.ledger.tables import jobs as jobs_table
 from dicom_node.ledger.tables import outputs as outputs_table
 from dicom_node.ledger.tables import verdicts as verdicts_table
-from dicom_node.ledger.verdicts import Judged, note_review, reject, release, reset_breaker
+from dicom_node.ledger.verdicts import (
+    Judged,
+    Recorded,
+    note_review,
+    reject,
+    release,
+    reset_breaker,
+)
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -62,6 +69,7 @@ __all__ = [
     "Judged",
     "NewJob",
     "Output",
+    "Recorded",
     "already_made",
     "cancel",
     "claim",

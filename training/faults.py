@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from restoration.bundle import LOW_FREQUENCY
 from restoration.fidelity import uptake
 from restoration.lowpass import smoothing_matrix
 from restoration.tasks import RestorationTask
@@ -30,8 +31,6 @@ CT, MR, PET = (
 _SOFT_HU = (-20.0, 120.0)
 _TISSUE_SHARE = (0.15, 0.9)
 _TISSUE_SUV = (0.3, 20.0)
-# Gaussians of the low frequencies that are held: pixels of a CT slice, voxels of a PET volume.
-_HELD_CT, _HELD_PET = 4.0, 1.5
 
 
 @dataclass(frozen=True)
@@ -158,11 +157,11 @@ def _lesion(name: str, diameter: float, contrast: float) -> Callable[..., Plante
 
 
 def _held(volume: Volume, task: RestorationTask) -> Volume:
-    """The part of a change that holding the low frequencies takes back, as `compact` 3 does."""
-    if task is PET:
-        through = smoothing_matrix(len(volume), _HELD_PET).astype(np.float32)
+    """The part of a change that a bundle takes back which holds the low frequencies."""
+    along, width, _ = LOW_FREQUENCY[task.value]
+    if along > 0:
+        through = smoothing_matrix(len(volume), along).astype(np.float32)
         volume = np.tensordot(through, volume, axes=1)
-    width = _HELD_PET if task is PET else _HELD_CT
     return np.stack([_smooth(plane, width) for plane in volume])
 
 

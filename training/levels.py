@@ -34,9 +34,12 @@ Values = npt.NDArray[np.float64]
 #: Gate → subject → values of its slices (NaN where a slice had nothing), aligned over the gates.
 Table = Mapping[str, Mapping[str, Values]]
 
-
 LEAST_SUBJECTS = 19
 CONFIDENCE = 0.95
+_FACTORS = tuple(np.round(np.arange(1.0, 4.01, 0.1), 1).tolist())
+_TINY = 1e-9
+_GATES_AT_ONCE = 8  # of about twenty gates, many alarm on the same slices
+_CLOSEST = 1.2  # of the median: a ratio that hardly varies on few subjects may on the next
 
 
 class Level(enum.Enum):
@@ -62,12 +65,6 @@ class Level(enum.Enum):
         """Share of all subjects whose slices lie inside one end of one gate."""
         _, _, content = self.value
         return content
-
-
-_FACTORS = tuple(np.round(np.arange(1.0, 4.01, 0.1), 1).tolist())
-_TINY = 1e-9
-_GATES_AT_ONCE = 8  # of about twenty gates, many alarm on the same slices
-_CLOSEST = 1.2  # of the median: a ratio that hardly varies on few subjects may on the next
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The NAF block on a GPU in three passes over its activations instead of some thirty.
 
     norm_pointwise          x  → LayerNorm → 1×1
-    depthwise_gate             → 3×3 depthwise → gate, and the sums of each pooling cell
+    depthwise_gate             → 3×3 depthwise → gate, and the means of each pooling cell
     attend_feed_forward        → × attention → 1×1 → + x → LayerNorm → 1×1 → gate → 1×1 → +
 
 A block is bound by memory: these three read and write nine tensors of its channels where the plain

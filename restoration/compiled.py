@@ -142,28 +142,38 @@ class _CompiledExpert(nn.Module):
         return pixels.permute(0, 3, 1, 2)
 
 
-class CompiledDownsample(nn.Module):
+class _Convolution(nn.Module):
+    """A convolution whose patches do not change from row to row."""
+
+    def __init__(self, patch: rows.Patch, linear: Linear) -> None:
+        super().__init__()
+        self.outputs = len(linear.bias)
+        self.product = _Packed(Product(patch.inputs, self.outputs), linear)
+        self.run = kernel(rows.convolve, patch, self.outputs, 1, False)
+
+    def _convolved(self, images: Tensor, height: int, shape: tuple[int, int, int, int]) -> Tensor:
+        """(B, C', height, width) of contiguous images; `shape` as of `_rows`."""
+        out = images.new_empty(len(images), height, shape[-1], self.outputs)
+        for image, target in zip(images, out, strict=True):
+            _rows(self.run, image, None, target, self.product, shape)
+        return out.permute(0, 3, 1, 2)
+
+
+class CompiledDownsample(_Convolution):
     """2×2 convolution of stride 2: (B, C, H, W) → (B, C', H/2, W/2), sides even."""
 
     def __init__(self, conv: Downsample) -> None:
-        super().__init__()
         assert conv.bias is not None
         weight = conv.weight.detach().float().permute(0, 2, 3, 1)  # (C', 2, 2, C)
-        outputs, channels = weight.shape[0], weight.shape[-1]
-        self.patch = rows.Patch(planes=1, lines=2, width=2 * channels, step=2 * channels)
-        linear = Linear(weight.flatten(1), conv.bias.detach().float())
-        self.product = _Packed(Product(4 * channels, outputs), linear)
-        self.outputs = outputs
-        self.run = kernel(rows.convolve, self.patch, outputs, 1, False)
+        wide = 2 * conv.in_channels
+        patch = rows.Patch(planes=1, lines=2, width=wide, step=wide)
+        super().__init__(patch, Linear(weight.flatten(1), conv.bias.detach().float()))
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = _pixels(x)
-        images, height, width, channels = pixels.shape
-        out = pixels.new_empty(images, height // 2, width // 2, self.outputs)
+        _, height, width, channels = pixels.shape
         line = width * channels
-        for image, target in zip(pixels, out, strict=True):
-            _rows(self.run, image, None, target, self.product, (2 * line, line, 0, width // 2))
-        return out.permute(0, 3, 1, 2)
+        return self._convolved(pixels, height // 2, (2 * line, line, 0, width // 2))
 
 
 class CompiledUpsample(nn.Module):
@@ -193,50 +203,35 @@ class CompiledUpsample(nn.Module):
         return out.permute(0, 3, 1, 2)
 
 
-class CompiledPointwise(nn.Module):
+class CompiledPointwise(_Convolution):
     """A 1×1 convolution that stands alone: (B, C, H, W) → (B, C', H, W)."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        linear = plain(conv)
-        self.outputs, inputs = linear.weight.shape
-        self.patch = rows.Patch(planes=1, lines=1, width=inputs, step=inputs)
-        self.product = _Packed(Product(inputs, self.outputs), linear)
-        self.run = kernel(rows.convolve, self.patch, self.outputs, 1, False)
+        inputs = conv.in_channels
+        super().__init__(rows.Patch(planes=1, lines=1, width=inputs, step=inputs), plain(conv))
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = _pixels(x)
-        images, height, width, channels = pixels.shape
-        out = pixels.new_empty(images, height, width, self.outputs)
-        for image, target in zip(pixels, out, strict=True):
-            _rows(self.run, image, None, target, self.product, (width * channels, 0, 0, width))
-        return out.permute(0, 3, 1, 2)
+        _, height, width, channels = pixels.shape
+        return self._convolved(pixels, height, (width * channels, 0, 0, width))
 
 
-class CompiledEmbed(nn.Module):
+class CompiledEmbed(_Convolution):
     """The first convolution of a network, 3×3 of one or two channels: fp32."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
         assert conv.kernel_size == (3, 3)
         assert conv.bias is not None
-        weight = conv.weight.detach().float()
-        self.patch = rows.Patch(planes=weight.shape[1], lines=3, width=3, step=1)
-        self.outputs = len(weight)
-        linear = Linear(weight.flatten(1), conv.bias.detach().float())
-        self.product = _Packed(Product(self.patch.inputs, self.outputs), linear)
-        self.run = kernel(rows.convolve, self.patch, self.outputs, 1, False)
+        patch = rows.Patch(planes=conv.in_channels, lines=3, width=3, step=1)
+        linear = Linear(conv.weight.detach().float().flatten(1), conv.bias.detach().float())
+        super().__init__(patch, linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1 or 2, H, W) → (B, C, H, W)."""
-        images, _, height, width = x.shape
+        height, width = x.shape[-2:]
         padded = F.pad(x, (1, 1, 1, 1)).contiguous()
-        out = x.new_empty(images, height, width, self.outputs)
         line = width + 2
-        for planes, target in zip(padded, out, strict=True):
-            shape = (line, line, (height + 2) * line, width)
-            _rows(self.run, planes, None, target, self.product, shape)
-        return out.permute(0, 3, 1, 2)
+        return self._convolved(padded, height, (line, line, (height + 2) * line, width))
 
 
 class CompiledBank(nn.Module):

@@ -167,10 +167,9 @@ class Evaluation:
             names = self._classical_names(task)
             entry[CLASSICAL]["method"] = "; ".join(dict.fromkeys(names.values()))
             entry["tuning"] = {
-                name: dict(method.tried)
+                _kind(simulated): dict(method.tried)
                 for (of, simulated), method in self.classical.items()
                 if of is task
-                for name in [_kind(simulated)]
             }
         kinds = {s.simulated for s in self.select(task, INPUT)}
         if len(kinds) > 1:

@@ -232,14 +232,14 @@ def _held_out(dataset: PreparedSet, subjects: set[str]) -> PreparedSet:
 
 def budget(recipe: Recipe) -> dict[str, object]:
     """What every rung was given: steps, patches and learning rates, as numbers."""
+    settings = {stage.value: stage.settings(recipe) for stage in Stage}
     return {
-        table: {
-            "steps": settings.steps,
-            "patches_per_step": settings.per_task * len(recipe.data.tasks),
-            "patch": settings.patch,
-            "lr": settings.lr,
-            "lr_final": settings.lr_final,
+        name: {
+            "steps": each.steps,
+            "patches_per_step": each.per_task * len(recipe.data.tasks),
+            "patch": each.patch,
+            "lr": each.lr,
+            "lr_final": each.lr_final,
         }
-        for stage in Stage
-        for table, settings in [(stage.value, stage.settings(recipe))]
+        for name, each in settings.items()
     }

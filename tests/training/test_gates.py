@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,7 @@ def test_a_pair_of_files_is_judged(calibrated: tuple[Path, Path], tmp_path: Path
     assert gates["routing"]["verdict"] == "not_applicable"
     text = call("gates", tmp_path / "x.npy", tmp_path / "same.npy", *words).output
     assert "levels calibrated for the model" in text
+    # People are told slices from 1, as the node tells them, and no unit of what has none.
+    (line,) = (line for line in text.splitlines() if line.startswith("continuity "))
+    assert line.endswith(f" slice {gates['continuity']['worst_slice'] + 1}")
+    assert re.search(r"\.\.\. [\d.e-]+ +slice", line)

@@ -86,8 +86,10 @@ def gates(
 def _print(found: Fidelity) -> None:
     for gate in found.gates:
         known = [value for value in gate.values if value is not None]
-        span = f"{min(known):.4g} ... {max(known):.4g} {gate.unit}" if known else ""
-        where = "" if gate.worst_slice is None else f"slice {gate.worst_slice}"
+        unit = "" if gate.unit == "1" else f" {gate.unit}"
+        span = f"{min(known):.4g} ... {max(known):.4g}{unit}" if known else ""
+        # From 1, as the node and its report for the reviewer count; the JSON counts from 0.
+        where = "" if gate.worst_slice is None else f"slice {gate.worst_slice + 1}"
         line = f"{gate.name:18}{gate.verdict.value:16}{span:34}{where:11}{gate.reason}"
         click.echo(line.rstrip())
     source = "calibrated for the model" if found.calibrated else "not calibrated: defaults"

@@ -146,7 +146,7 @@ def recovery(
 @threads_option
 @refusing
 def digital(kind: str, bundle: str, slices: int, seed: int, threads: int | None) -> None:
-    """Degrade and restore a digital phantom, and measure both images; PET at full counts as well."""
+    """Degrade and restore a digital phantom, and measure both; of PET the full counts as well."""
     from restoration.restorer import Restorer
     from training import digital_phantom
 

@@ -15,7 +15,7 @@ from dicom_node.ledger.verdicts import NOWHERE
 from dicom_node.readings import GateReading, Level
 from dicom_node.settings import NodeSettings
 
-__all__ = ["Judgement", "breaker_rule", "gate_verdict", "judge", "worst"]
+__all__ = ["Judgement", "breaker_rule", "gate_verdict", "judge", "silent_rules", "worst"]
 
 _ORDER = tuple(Verdict)
 UNCALIBRATED = "the limits of the gates were not learnt for this model"
@@ -104,6 +104,25 @@ def gate_verdict(
 ) -> Verdict:
     """What one reading leads to where it leads to the gravest."""
     return worst(_verdict(reading, modality, name, settings) for name in judgement.verdicts)
+
+
+def silent_rules(settings: NodeSettings) -> tuple[str, ...]:
+    """The settings by which a result that failed a gate is sent without a word of it."""
+    gates = settings.gates
+    tables = {
+        "actions": gates.actions,
+        **{f"by_modality.{name}": actions for name, actions in gates.by_modality.items()},
+        **{f"by_destination.{name}": actions for name, actions in gates.by_destination.items()},
+    }
+    return (
+        *(["on_fail"] if gates.on_fail == "pass" else []),
+        *(
+            f"{table}.{gate}"
+            for table, actions in tables.items()
+            for gate, does in actions.items()
+            if does == "pass"
+        ),
+    )
 
 
 def breaker_rule(settings: NodeSettings) -> Rule:

@@ -343,6 +343,18 @@ def _destinations(settings: NodeSettings) -> Iterator[Diagnosis]:
         yield Diagnosis(f"destination {name}", state, result.words, advice)
 
 
+def _gates(settings: NodeSettings) -> Iterator[Diagnosis]:
+    from dicom_node.gates import silent_rules
+
+    silent = silent_rules(settings)
+    if silent:
+        advice = "say hold or warn there, unless the site has decided and written down why not"
+        words = f"what fails a gate is sent without a word by {', '.join(silent)}"
+        yield Diagnosis("gates", "warning", words, advice)
+    else:
+        yield Diagnosis("gates", "good", "nothing that fails a gate is sent without a word")
+
+
 def _breakers(settings: NodeSettings) -> Iterator[Diagnosis]:
     engine = common.open_ledger(settings)
     try:
@@ -382,6 +394,7 @@ _CHECKS = (
     _access,
     _destinations,
     _refused,
+    _gates,
     _breakers,
 )
 _OF_THE_LEDGER = (_clock, _backlog, _breakers)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dicom_node.gates import UNJUDGED, Judgement, judge
+from dicom_node.gates import UNJUDGED, Judgement, judge, silent_rules
 from dicom_node.ledger.states import Verdict
 from dicom_node.ledger.verdicts import NOWHERE
 from dicom_node.readings import GateReading, Level
@@ -149,3 +149,25 @@ def test_settings_that_mean_nothing_are_refused(tables: dict[str, Any], words: s
 def test_the_site_can_name_every_gate_of_the_model() -> None:
     for gate in MODEL_GATES:
         settings(gates={"actions": {gate.name: "hold"}})
+
+
+@pytest.mark.parametrize(
+    ("gates", "silent"),
+    [
+        ({}, ()),
+        ({"on_fail": "warn", "actions": {"gain": "hold"}}, ()),
+        ({"on_fail": "pass"}, ("on_fail",)),
+        (
+            {
+                "actions": {"gain": "pass", "range": "hold"},
+                "by_modality": {"CT": {"structure": "pass"}},
+                "by_destination": {"research": {"latent": "pass"}},
+            },
+            ("actions.gain", "by_modality.CT.structure", "by_destination.research.latent"),
+        ),
+    ],
+)
+def test_a_policy_by_which_a_failure_is_sent_without_a_word_is_named(
+    gates: dict[str, Any], silent: tuple[str, ...]
+) -> None:
+    assert silent_rules(settings(gates=gates)) == silent

@@ -90,6 +90,15 @@ def test_an_open_door_is_pointed_out(
     assert words in found.detail
 
 
+@pytest.mark.parametrize(("on_fail", "state"), [("hold", "good"), ("pass", "warning")])
+def test_a_policy_that_says_nothing_of_a_failed_gate_is_pointed_out(
+    on_fail: str, state: str, tmp_path: Path
+) -> None:
+    (found,) = doctor._gates(settings(tmp_path, gates={"on_fail": on_fail}))
+    assert found.state == state
+    assert ("on_fail" in found.detail) == (on_fail == "pass")
+
+
 def test_the_last_refusals_are_told_without_any_patient(tmp_path: Path) -> None:
     given = settings(tmp_path)
     assert list(doctor._refused(given)) == []

@@ -33,6 +33,8 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 # Columns that are folded, and those that only the JSON shows.
 _LONG = re.compile(r"uid|reason|detail|advice|deliveries|source|out|path")
+# What is longer is a sentence or a list, whatever its column is called: the others would lose room.
+_SHORT = 40
 _NOT_IN_TABLES = frozenset({"path", "sha256", "size", "job"})
 
 # What a listing of jobs shows, and how a column is called.
@@ -192,10 +194,12 @@ def table(rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for key, heading in columns.items():
-        made.add_column(heading, overflow="fold", no_wrap=not _LONG.search(key))
-    for row in rows:
-        made.add_row(*(verbatim(cell(row, key)) for key in columns))
+    cells = [[cell(row, key) for key in columns] for row in rows]
+    for place, (key, heading) in enumerate(columns.items()):
+        is_long = _LONG.search(key) or any(len(row[place]) > _SHORT for row in cells)
+        made.add_column(heading, overflow="fold", no_wrap=not is_long)
+    for row in cells:
+        made.add_row(*map(verbatim, row))
     return made
 
 

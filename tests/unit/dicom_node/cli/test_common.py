@@ -31,3 +31,16 @@ def test_a_time_is_local_and_a_sentence_that_begins_with_one_is_left_alone(
     assert len(common.plain("2026-11-23T12:22:45.125+00:00")) == len("2026-11-23 12:22:45")
     doctor.show([doctor.Diagnosis("refused", "warning", sentence)], as_json=False)
     assert "called AE title" in capsys.readouterr().out
+
+
+def test_a_sentence_is_folded_and_takes_no_room_from_the_columns_beside_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sentence = " ".join(f"word{number}" for number in range(60))
+    rows = [{"job": 1, "uid": "2.25.272676345735493117354402728147468114697", "problem": sentence}]
+    columns = {"job": "made by job", "uid": "series", "problem": "reason"}
+    common.print_rows(rows, columns, as_json=False, empty="")
+    out = capsys.readouterr().out
+    assert "made by job" in out
+    assert "series" in out
+    assert all(word in out.split() for word in sentence.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from training.cli.common import (
     tasks_option,
     threads_option,
 )
+
+if TYPE_CHECKING:
+    from training.evaluation import Evaluation
 
 
 @click.command()
@@ -96,12 +100,18 @@ def evaluate(
                 central=central,
                 progress=progress,
             )
+    _write(evaluation, csv_path, figures)
+    summary = evaluation.to_dict(against)
+    show(summary, report.evaluation_report(summary), as_json)
+
+
+def _write(evaluation: Evaluation, csv_path: Path | None, figures: Path | None) -> None:
+    from training import pictures, report
+
     if csv_path is not None:
         report.write_csv(evaluation, csv_path)
     if figures is not None:
         pictures.write_pictures(evaluation, figures)
-    summary = evaluation.to_dict(against)
-    show(summary, report.evaluation_report(summary), as_json)
 
 
 def _checked_baseline(name: str | None, untrained: list[str], models: list[str]) -> str:

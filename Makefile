@@ -14,7 +14,8 @@ ARGS   ?=
 MINUTES ?= 20
 KILLS  ?= 300
 MUTANTS ?= 5000
-# A folder of DICOM files to restore in place of the phantoms: make run SERIES=path
+# A folder of DICOM files to restore in place of the phantoms: make run SERIES=path, and with
+# ARGS='--gates warn' also what a gate would hold
 SERIES ?=
 
 .DEFAULT_GOAL := help
@@ -38,7 +39,7 @@ endif
 	@touch $@
 
 run: setup  ## the main job: send, restore and deliver a CT, a PET and an MR series
-	@$(BIN)/python -m examples.main_job $(if $(SERIES),--series "$(SERIES)")
+	@$(BIN)/python -m examples.main_job $(if $(SERIES),--series "$(SERIES)") $(ARGS)
 
 test: setup  ## every tier of tests; a peer that is not installed skips with its name
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)

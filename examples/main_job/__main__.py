@@ -111,7 +111,10 @@ def _run(run: Run) -> bool:
         ended = zip(sources, outcomes, strict=True)
         rows = [row for source, outcome in ended for row in _rows(run, archive, source, outcome)]
     run.console.print(report.table(rows, archive.name))
-    run.console.print(f"Before, after and difference: {run.out / 'pictures'}/*.png")
+    for words in _reasons(run, sources, outcomes):
+        run.console.print(words, markup=False, highlight=False)
+    if any((run.out / "pictures").iterdir()):
+        run.console.print(f"Before, after and difference: {run.out / 'pictures'}/*.png")
     return _well(outcomes)
 
 
@@ -153,12 +156,20 @@ def _rows(
         yield report.unrestored(source.label, outcome.state)
     for job in outcome.jobs:
         if not outcome.arrived:
-            yield report.unrestored(source.label, str(job["reason"] or job["state"]), job)
+            yield report.unrestored(source.label, str(job["state"]), job)
             continue
         uid = str(job["derived_series_instance_uid"])
         restored = report.collect(source, job, archive.fetch(uid, run.out / "fetched" / uid))
         report.draw(restored, run.out / "pictures" / f"{restored.task}-{job['id']}.png")
         yield report.row(restored)
+
+
+def _reasons(run: Run, sources: Sequence[Source], outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """A sentence for each job that has nothing in the archive: a column would be too narrow."""
+    for source, outcome in zip(sources, outcomes, strict=True):
+        for job in () if outcome.arrived else outcome.jobs:
+            if job["state"] != "done":
+                yield report.why(source.label, job, run.out / "node")
 
 
 def _well(outcomes: Sequence[Outcome]) -> bool:

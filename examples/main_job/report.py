@@ -128,10 +128,19 @@ def row(restored: Restored) -> tuple[str, ...]:
     )
 
 
-def unrestored(label: str, why: str, job: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+def unrestored(label: str, state: str, job: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """The line of a series, or of one job of it, that has nothing in the archive."""
     task, identifier = (str(job["task"]), str(job["id"])) if job else ("–", "–")
-    return (label, task, "0", "–", "–", "–", why, identifier)
+    return (label, task, "0", "–", "–", "–", state, identifier)
+
+
+def why(label: str, job: Mapping[str, Any], node: Path) -> str:
+    """Why a job has nothing in the archive, and where there is more to see; *node*: its folder."""
+    words = f"{label}, job {job['id']}, is {job['state']}: {job['reason'] or 'no reason is known'}"
+    page = node / "spool" / "review" / str(job["id"]) / "report.html"
+    if job["state"] == "held":
+        words += ". ARGS='--gates warn' sends what a gate fails, marked [QC]"
+    return f"{words}. Input beside result: {page}" if page.exists() else words
 
 
 def _measured(restored: Restored, image: Volume) -> str:

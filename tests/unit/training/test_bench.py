@@ -94,6 +94,17 @@ def test_a_run_measures_the_network_both_ways(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_peer_has_a_row_without_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its least work is nobody has counted: no share of the roofline is claimed."""
+    monkeypatch.setitem(bench.PEERS, "small", lambda: TransformerUNet(8, (1, 1, 1, 1), 1))
+    (row,) = bench.bench_peer("small", 64, FAST, torch.device("cpu"), Plan(batch=2, repeats=3))
+    assert (row.network, row.how, row.size, row.batch) == ("small", "plain", 64, 2)
+    assert (row.gmac, row.share) == (None, None)
+    assert row.parameters == sum(p.numel() for p in bench.PEERS["small"]().parameters())
+    slowest, fastest = row.spread
+    assert 0 < slowest <= row.slices_per_second <= fastest
+
+
 @pytest.mark.parametrize("size", [100, 32])
 def test_a_size_that_the_network_cannot_take_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="multiples of 8, and 64 at least"):

@@ -172,7 +172,7 @@ class TLSSettings(Section):
     key: Path | None = Field(
         default=None,
         description="the key of it, not encrypted, mode 0600",
-        examples=["tls/key.pem"],
+        examples=["tls/node.key"],
     )
     ca: Path | None = Field(
         default=None,

@@ -85,6 +85,8 @@ def evaluate(
         bundles = ("compact",)
     with progress_bar("preparing") as making, prepared(data, split, making) as dataset:
         found = contenders(bundles, runs, dataset.folder, device=device, threads=threads)
+        # What cannot be there is told before methods are tuned, which takes minutes.
+        _checked_baseline(baseline, ["input", "classical"], list(labels(found)))
         methods = {} if no_classical else tuned_methods(dataset, chosen)
         untrained = ["input", "classical"] if methods else ["input"]
         against = _checked_baseline(baseline, untrained, list(labels(found)))

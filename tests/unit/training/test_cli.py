@@ -355,6 +355,10 @@ def test_evaluate_puts_the_rungs_of_a_run_beside_a_bundle(
     assert entry["differences"]["tiny"]["psnr"]["mean"] == 0
 
 
+def _not_yet(*_: object) -> None:
+    raise AssertionError("methods are tuned although the evaluation cannot be")
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -377,8 +381,14 @@ def test_evaluate_puts_the_rungs_of_a_run_beside_a_bundle(
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_the_work(
-    dataset: PreparedSet, bundled: Path, tmp_path: Path, options: tuple[str, str], reason: str
+    dataset: PreparedSet,
+    bundled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, str],
+    reason: str,
 ) -> None:
+    monkeypatch.setattr("training.evaluate.tuned_methods", _not_yet)
     (tmp_path / "empty").mkdir()
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "ct_denoise.png").write_bytes(b"kept")

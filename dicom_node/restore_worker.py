@@ -39,13 +39,13 @@ from dicom_node.gates import breaker_rule
 from dicom_node.inference import Engine
 from dicom_node.kept_slices import KeptSlices
 from dicom_node.ledger import intake, queue
-from dicom_node.ledger.queue import Job, Judged, Output
+from dicom_node.ledger.queue import Job, Judged, Output, Recorded
 from dicom_node.ledger.states import Verdict
 from dicom_node.observability import get_logger
 from dicom_node.outgoing import written
 from dicom_node.rehearsal import Written, time_of
 from dicom_node.restoring import RestoredSeries, restore_series, result_series_uid
-from dicom_node.review import is_wanted, rendered
+from dicom_node.review import Sheet, is_wanted, rendered
 from dicom_node.settings import NodeSettings
 from dicom_node.spool import Spool, StoredFile
 
@@ -140,14 +140,14 @@ class RestoreWorker:
         is_awaited = made.judgement.worst in _DECIDED_BY_A_PERSON
         with ThreadPoolExecutor(1, thread_name_prefix="review") as aside:
             # Who is to decide on a result finds its report; who has it sent does not wait for one.
-            report = aside.submit(self._review, job, made) if is_awaited else None
+            report = aside.submit(self._review, job, made.sheet) if is_awaited else None
             # A result that no destination may have is no file either.
             if outputs is None:
                 outputs = self._store(job, made) if made.judgement.sendable else []
             self._beat(job)
             review = None if report is None else report.result()
         seconds = made.seconds | {"derive": time.perf_counter() - started}
-        self._finish(job, made, outputs, review, seconds)
+        recorded = self._finish(job, made, outputs, review, seconds)
         _log.info(
             "job judged",
             action="job_judged",
@@ -158,7 +158,9 @@ class RestoreWorker:
             **seconds,
         )
         tidying = threading.Thread(
-            target=_unhurried, args=(self._tidy, job, made, early.kept, is_awaited), name="tidy"
+            target=_unhurried,
+            args=(self._tidy, job, _told(made.sheet, recorded), early.kept, review),
+            name="tidy",
         )
         tidying.start()
         tidying.join()
@@ -211,8 +213,8 @@ class RestoreWorker:
         outputs: Sequence[Output],
         review: str | None,
         seconds: Mapping[str, float],
-    ) -> None:
-        finished = queue.finish(
+    ) -> Recorded:
+        recorded = queue.finish(
             self._ledger,
             job.id,
             self._name,
@@ -225,15 +227,14 @@ class RestoreWorker:
             quantities=made.quantities,
             now=self._clock(),
         )
-        if not finished:
+        if recorded is None:
             raise LeaseLostError
+        return recorded
 
-    def _tidy(
-        self, job: Job, made: RestoredSeries, kept: KeptSlices | None, is_reported: bool
-    ) -> None:
+    def _tidy(self, job: Job, sheet: Sheet, kept: KeptSlices | None, review: str | None) -> None:
         """What is left to do once the job is concluded: nothing that goes wrong here changes it."""
         try:
-            folder = None if is_reported else self._review(job, made)
+            folder = None if review is not None else self._review(job, sheet)
             if folder is not None:
                 queue.note_review(self._ledger, job.id, folder)
         except NodeError as error:
@@ -259,11 +260,11 @@ class RestoreWorker:
             review=review,
         )
 
-    def _review(self, job: Job, made: RestoredSeries) -> str | None:
+    def _review(self, job: Job, sheet: Sheet) -> str | None:
         """Write the report for the reviewer, where the settings ask for one; its folder."""
-        if not is_wanted(made.judgement.worst, self._settings.review):
+        if not is_wanted(sheet.judgement.worst, self._settings.review):
             return None
-        files = rendered(made.sheet, job.id, self._settings.review)
+        files = rendered(sheet, job.id, self._settings.review)
         return self._spool.write_review(job.id, files)
 
     def _fresh(self, job: Job, known: Mapping[Path, Dataset]) -> dict[Path, Dataset]:
@@ -346,6 +347,13 @@ class RestoreWorker:
             self._ledger, uid, path=kept.path, reason=error.message, now=now
         ):
             self._spool.delete(path)
+
+
+def _told(sheet: Sheet, recorded: Recorded) -> Sheet:
+    """The report with what the ledger had to add: an open breaker, the rest of the volume."""
+    judgement = sheet.judgement
+    reasons = (*judgement.reasons, *recorded.added)
+    return replace(sheet, judgement=replace(judgement, verdicts=recorded.verdicts, reasons=reasons))
 
 
 def _unhurried(work: Callable[..., None], *arguments: object) -> None:

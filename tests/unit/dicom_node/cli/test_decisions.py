@@ -123,3 +123,25 @@ def test_an_open_breaker_is_a_problem_until_it_is_reset(node: Bench) -> None:
     assert run(node, *reset).exit_code == 1
     (found,) = doctor.examine_breakers(node.ledger, window=50)
     assert found.state == "good"
+
+
+def test_what_an_open_breaker_holds_has_a_report_that_says_so(
+    tmp_path: Path, bench_ledger: Engine, clock: ManualClock
+) -> None:
+    made = bench(
+        tmp_path,
+        bench_ledger,
+        clock,
+        gates={"on_fail": "pass"},
+        breaker={"highest": 0.01, "significance": 0.05},
+        review={"write": "held"},
+    )
+    made.receive(make_series("CT", slices=2, rows=16))
+    made.tick()
+    made.worker(FAILED).run_once(clock())
+    job = made.job()
+    assert job["state"] == "held"
+    page = made.spool.resolve(f"{job['review']}/report.html").read_text("utf-8")
+    assert "<h1>Held for review</h1>" in page
+    assert "circuit breaker CT opened: 1 of the last 1 jobs failed a gate" in page
+    assert f"jobs release {job['id']}" in page

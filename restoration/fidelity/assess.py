@@ -212,10 +212,13 @@ def _require_alike(before: Planes, after: Planes) -> None:
 def _checked(before: Volume, after: Volume) -> tuple[Volume, Volume]:
     if any(broken_in(plane) for plane in before):
         raise ValueError("the input holds values that are not finite")
-    return (
-        np.require(before, np.float32, ["C", "W"]),
-        np.require(after, np.float32, ["C", "W"]),
-    )
+    return _plain(before), _plain(after)
+
+
+def _plain(volume: Volume) -> Volume:
+    """As PyTorch takes it: to NumPy a single slice is contiguous whatever its stride is."""
+    found = np.require(volume, np.float32, ["C", "W"])
+    return found if min(found.strides) > 0 else found.copy()
 
 
 def _domain(evidence: Evidence) -> Measured:

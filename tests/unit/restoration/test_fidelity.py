@@ -83,6 +83,13 @@ def test_a_value_is_judged_by_both_intervals_and_nan_fails() -> None:
     assert worst([]) is Verdict.NOT_APPLICABLE
 
 
+@pytest.mark.parametrize("task", list(RestorationTask))
+def test_a_slice_may_lie_backwards_in_memory(task: RestorationTask) -> None:
+    x = np.abs(np.random.default_rng(0).normal(5, 1, (1, 32, 32))).astype(np.float32)
+    backwards = assess(x[::-1, ::-1], x[::-1, ::-1], task)
+    assert backwards == assess(x[::-1, ::-1].copy(), x[::-1, ::-1].copy(), task)
+
+
 def test_bounds_out_of_order_are_refused() -> None:
     with pytest.raises(ValueError, match="no interval"):
         Bounds(2, 1)

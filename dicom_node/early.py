@@ -168,8 +168,8 @@ class EarlySlices:
     def _forget(self, rehearsal: Rehearsal[KeptSlices] | None) -> None:
         """Remove the files that no job will have."""
         if rehearsal is not None and rehearsal.written is not None:
-            names = [f"{each.sop_instance_uid}.dcm" for each in rehearsal.written.outputs]
-            self.results.remove(rehearsal.subject.series_instance_uid, names)
+            uid, names = rehearsal.subject.series_instance_uid, rehearsal.written.names
+            self.results.remove(uid, names)
 
     def _kept(
         self, series_uid: str, job: Job | NewJob, files: Mapping[str, str]
@@ -312,9 +312,8 @@ class EarlySlices:
         """Take note of what has come, and forget series that are not open any more."""
         arrived = open_series.arrivals(self._ledger, after=self._last, modality=MODALITY)
         for each in arrived:
-            series = self._series.setdefault(each.series_instance_uid, _Series(""))
-            series.uid = each.series_instance_uid
-            series.waiting.append(each)
+            uid = each.series_instance_uid
+            self._series.setdefault(uid, _Series(uid)).waiting.append(each)
             self._last = max(self._last, each.id)
         if self._series:
             for uid in self._series.keys() - open_series.receiving(

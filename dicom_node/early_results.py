@@ -3,7 +3,7 @@
     early/<series>/<key>          one result: the digest of the rest, and the rest
     early/<series>/<key>-NAME     what belongs to it and is read by itself, in the same way
     early/<series>/<key>.part     being made; who makes it holds a lock on it
-    early/<series>/<sop>.dcm      a whole restored instance, durable: `dicom_node.rehearsal`
+    early/<series>/<sha256>.dcm   a whole restored instance, durable: `dicom_node.rehearsal`
 
 The key is the digest of all that the result rests on. Nothing else here is durable, and
 no row names any of it: a result that is gone, or whose bytes are not those of its digest, is made
@@ -119,22 +119,27 @@ class EarlyResults:
         finally:
             os.close(descriptor)
 
-    def store(self, series_uid: str, sop_uid: str, pieces: Sequence[bytes]) -> StoredFile:
-        """Store a whole restored instance, for `Spool.give_out`; SpoolFullError as a spool's."""
-        target = self._folder(series_uid) / f"{sop_uid}.dcm"
+    def store(self, series_uid: str, pieces: Sequence[bytes]) -> StoredFile:
+        """Store a whole restored instance, for `Spool.give_out`; SpoolFullError as a spool's.
+
+        Its name is the digest of its bytes: a process that makes others of the same instance, by
+        settings that have changed since, takes nothing away from this one.
+        """
+        folder = self._folder(series_uid)
         with storage_errors(), self._draft() as draft:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             draft.write(pieces)
+            target = folder / f"{draft.sha256}.dcm"
             draft.name(target)
             path = target.relative_to(self._root.parent).as_posix()
             return StoredFile(path, draft.sha256, draft.size)
 
-    def remove(self, series_uid: str, keys: Iterable[str]) -> None:
-        """Remove results that are of no use any more."""
+    def remove(self, series_uid: str, names: Iterable[str]) -> None:
+        """Remove results that are of no use any more, by their keys or the names of their files."""
         folder = self._folder(series_uid)
-        for key in keys:
+        for name in names:
             with suppress(OSError):
-                folder.joinpath(key).unlink(missing_ok=True)
+                folder.joinpath(name).unlink(missing_ok=True)
         with suppress(OSError):  # others are in it, or it is gone
             folder.rmdir()
 
@@ -150,12 +155,12 @@ class EarlyResults:
         wanted = in_hand(folders.keys())
         removed = 0
         for name, folder in folders.items():
-            for path in list(folder.iterdir()):
-                with suppress(OSError):
-                    if name not in wanted or path.stat().st_mtime < older_than:
-                        path.unlink()
-                        removed += 1
-            with suppress(OSError):
+            with suppress(OSError):  # a job that ended meanwhile has removed it
+                for path in list(folder.iterdir()):
+                    with suppress(OSError):
+                        if name not in wanted or path.stat().st_mtime < older_than:
+                            path.unlink()
+                            removed += 1
                 folder.rmdir()
         return removed
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
 from pydicom.dataset import Dataset
@@ -70,6 +70,11 @@ class Written:
     made: RestoredSeries  #: of which the instances are made
     outputs: tuple[Output, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """Of its files in the folder of its source series."""
+        return [PurePosixPath(each.path).name for each in self.outputs]
+
 
 @dataclass(frozen=True)
 class Rehearsal(Generic[Slices]):
@@ -104,16 +109,12 @@ def rehearsed(
     """Restore, judge and write a series of which all slices are kept.
 
     None once it *is_disturbed*, which is asked after each slice. Raises as `restore_series`, and
-    SpoolFullError where the files find no room.
+    SpoolFullError where the files find no room. Unless all of them are written, none is left.
     """
 
     def onwards(_done: int = 0, _total: int = 0) -> None:
         if is_disturbed():
             raise _DisturbedError
-
-    def write(instance: DerivedInstance) -> StoredFile:
-        uid = instance.sop_instance_uid
-        return results.store(subject.series_instance_uid, uid, instance.pieces())
 
     paths = sorted(subject.files)
     try:
@@ -141,7 +142,25 @@ def rehearsed(
         )
         if not made.judgement.sendable:
             return Rehearsal(subject, kept, volumes, None)
-        outputs = tuple(written(made.instances, write, onwards))
+        outputs = _written_ahead(subject.series_instance_uid, made, results, onwards)
     except _DisturbedError:
         return None
     return Rehearsal(subject, kept, volumes, Written(expected, made, outputs))
+
+
+def _written_ahead(
+    series_uid: str, made: RestoredSeries, results: EarlyResults, onwards: Callable[[], None]
+) -> tuple[Output, ...]:
+    """The files of a result in the folder of early results: all of them, or none is left."""
+    names: list[str] = []
+
+    def write(instance: DerivedInstance) -> StoredFile:
+        stored = results.store(series_uid, instance.pieces())
+        names.append(PurePosixPath(stored.path).name)
+        return stored
+
+    try:
+        return tuple(written(made.instances, write, onwards))
+    except BaseException:
+        results.remove(series_uid, names)
+        raise

@@ -26,6 +26,7 @@ from dicom_node.dicom.header import text
 from dicom_node.dicom.sharing import Shared
 from dicom_node.dicom.volume import read_slice_header
 from dicom_node.early import EarlySlices, MadeEarly
+from dicom_node.early_results import EarlyResults
 from dicom_node.errors import (
     NodeError,
     NotFoundError,
@@ -171,10 +172,12 @@ class RestoreWorker:
         headers = self._fresh(job, early.headers)
         scale = earlier.get("intensity_scale")
         is_all_there = scale is None and len(headers) == len(job.paths)
-        if is_all_there and early.written is not None:
-            outputs = self._given_out(early.written)
+        if early.written is not None:
+            outputs = self._given_out(early.written) if is_all_there else None
             if outputs is not None:
                 return early.written.made, outputs
+            names = early.written.names
+            EarlyResults(self._spool).remove(job.series_instance_uid, names)
         made = restore_series(
             list(headers),
             job.task,

@@ -26,7 +26,7 @@ from tests.integration.conftest import node_settings
 from tests.integration.peers import Archive, series_files, serving, until
 from tests.integration.role_processes import ROLES, Nursery, RunningNode, nursery, running_node
 from tests.integration.served import write_tiny_bundle
-from tests.unit.dicom_node.bench import ROUTES, Bench, bench
+from tests.unit.dicom_node.bench import ROUTES, Bench, bench, outgoing
 
 ALL_PASS = {"on_fail": "pass", "on_warn": "pass", "uncalibrated": "pass", "actions": {}}
 REAL = ("ct_siemens_tilt", "ct_ge_missing_slice", "phantom")
@@ -40,11 +40,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(bundle: Path) -> LocalEngine:
     return LocalEngine.open(str(bundle), device="cpu", threads=1)
-
-
-def outgoing(node: Bench) -> dict[str, bytes]:
-    folder = node.spool.root / "outgoing"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.dcm")}
 
 
 def bench_in(folder: Path, clock: ManualClock) -> tuple[Bench, Engine]:

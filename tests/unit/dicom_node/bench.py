@@ -113,6 +113,12 @@ def bench(folder: Path, ledger: Engine, clock: ManualClock, **sections: Any) -> 
     return Bench(folder, ledger, settings, spool, assembler, clock)
 
 
+def outgoing(node: Bench) -> dict[str, bytes]:
+    """The restored files of a node, by their paths in the folder of these."""
+    folder = node.spool.root / "outgoing"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.dcm")}
+
+
 def uids(datasets: Sequence[Dataset]) -> set[str]:
     """The SOP Instance UIDs of some datasets."""
     return {str(dataset.SOPInstanceUID) for dataset in datasets}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,12 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from sqlalchemy import Engine, delete, update
+from sqlalchemy import Engine
 
 from dicom_node import early
 from dicom_node.dicom import volume
 from dicom_node.dicom.planes import OnDemand
 from dicom_node.disk import Disk, Marks, Space
-from dicom_node.early import EarlySlices
 from dicom_node.errors import EngineMemoryError, PermanentError
 from dicom_node.inference import (
     DomainVerdict,
@@ -31,56 +28,23 @@ from dicom_node.inference import (
 )
 from dicom_node.janitor import Janitor
 from dicom_node.kept_slices import BESIDE, key_of
-from dicom_node.ledger import intake, queue, reports
-from dicom_node.ledger.tables import (
-    JobState,
-    deliveries,
-    delivery_items,
-    jobs,
-    outputs,
-    verdicts,
-    writing,
-)
-from dicom_node.readings import Level
-from dicom_node.rehearsal import time_of
-from dicom_node.restore_worker import RestoreWorker
+from dicom_node.ledger import intake, queue
 from dicom_node.restored_volumes import seeds
-from dicom_node.routing import Routes, parse_routes
+from dicom_node.routing import parse_routes
 from tests.conftest import ManualClock
 from tests.factories import make_series
 from tests.multiframe import make_enhanced
-from tests.unit.dicom_node.bench import ROUTES, Bench, Gain, bench, reading
-
-SLICES = 5
-
-
-def worker(node: Bench, engine: Any, routes: Routes = ROUTES) -> RestoreWorker:
-    early = EarlySlices(node.settings, node.spool, node.ledger, engine, routes)
-    return node.worker(engine, early=early)
-
-
-def turn_until_idle(worker: RestoreWorker, node: Bench) -> int:
-    turns = 0
-    while worker.run_once(node.clock()):
-        turns += 1
-        assert turns < 200
-    return turns
-
-
-def ct(**options: Any) -> list[Dataset]:
-    return make_series("CT", **{"slices": SLICES, "rows": 16, **options})
-
-
-def outgoing(node: Bench) -> dict[str, bytes]:
-    folder = node.spool.root / "outgoing"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.dcm")}
-
-
-def early_files(node: Bench) -> list[Path]:
-    """The early results; what belongs to one that is gone would count as one."""
-    files = [path for path in (node.spool.root / "early").rglob("*") if path.is_file()]
-    beside = [path for path in files if path.name.endswith(BESIDE)]
-    return [path for path in files if path not in beside] or beside
+from tests.unit.dicom_node.ahead import (
+    NOTHING,
+    SLICES,
+    ct,
+    early_files,
+    run_again,
+    tried,
+    turn_until_idle,
+    worker,
+)
+from tests.unit.dicom_node.bench import ROUTES, Bench, Gain, bench, outgoing, reading
 
 
 def test_slices_are_restored_as_they_come_and_the_job_asks_for_none(node: Bench) -> None:
@@ -120,19 +84,10 @@ def test_the_files_are_those_of_a_job_without_early_slices(
 
     alone = Gain(gain=engine.gain)
     # The same job once more, by a worker that knows of nothing early.
-    _run_again(node, job["id"])
+    run_again(node, job["id"])
     node.worker(alone).run_once(node.clock())
     assert alone.passes == SLICES
     assert outgoing(node) == early
-
-
-def _run_again(node: Bench, job_id: int) -> None:
-    with writing(node.ledger) as connection:
-        for table in (delivery_items, deliveries, outputs, verdicts):
-            connection.execute(delete(table))
-        connection.execute(
-            update(jobs).where(jobs.c.id == job_id).values(state=JobState.QUEUED, attempts=0)
-        )
 
 
 def test_a_job_that_is_due_goes_before_early_slices(node: Bench) -> None:
@@ -179,14 +134,6 @@ task = "ct_denoise"
 destinations = ["pacs"]
 [route.match]
 Modality = "CT"
-"""
-
-
-NOTHING = """
-[[route]]
-name = "nothing"
-task = "ignore"
-match = {}
 """
 
 
@@ -331,7 +278,7 @@ def test_what_is_damaged_or_gone_beside_a_result_changes_no_file(
     turn_until_idle(restore, node)
     made, job = outgoing(node), node.job()
     assert (job["state"], len(made)) == ("done", SLICES)
-    _run_again(node, job["id"])
+    run_again(node, job["id"])
     node.worker(Gain()).run_once(node.clock())
     assert outgoing(node) == made
     assert early_files(node) == []
@@ -564,136 +511,6 @@ def test_what_cannot_be_tried_as_a_whole_is_looked_at_when_it_is_calm(node: Benc
     assert [request.seed for request in engine.probes] == list(seeds(sent[-1:], engine.model))
 
 
-def tried(node: Bench, engine: Gain, restore: RestoreWorker) -> int:
-    """Let a series be calm; of how many slices it was restored and judged as a whole."""
-    before = len(engine.requests)
-    node.clock.advance(3.0)
-    turn_until_idle(restore, node)
-    made = engine.requests[before:]
-    return len(made[0].array) if made else 0
-
-
-def test_a_series_that_is_calm_is_restored_and_judged_before_its_job(node: Bench) -> None:
-    engine = Gain()
-    restore = worker(node, engine)
-    node.receive(ct())
-    assert turn_until_idle(restore, node) == SLICES
-    assert engine.requests == []
-    assert tried(node, engine, restore) == SLICES
-    node.tick()
-    assert turn_until_idle(restore, node) == 1
-    assert (len(engine.requests), engine.passes) == (1, 0)
-    judged, files = node.job(), outgoing(node)
-    assert judged["state"] == "done"
-    assert len(files) == SLICES
-    assert early_files(node) == []
-
-    _run_again(node, judged["id"])
-    node.worker(Gain()).run_once(node.clock())
-    assert outgoing(node) == files
-    told = ("state", "note", "quantities", "derived_series_instance_uid")
-    assert [node.job()[name] for name in told] == [judged[name] for name in told]
-
-
-def written_ahead(node: Bench) -> dict[str, int]:
-    """The inode of each restored instance that was written before its job, by its name."""
-    found = (node.spool.root / "early").rglob("*.dcm")
-    return {path.name: path.stat().st_ino for path in found}
-
-
-def given_out(node: Bench) -> dict[str, int]:
-    found = (node.spool.root / "outgoing").rglob("*.dcm")
-    return {path.name: path.stat().st_ino for path in found}
-
-
-def test_its_job_has_the_files_that_were_written_then(node: Bench) -> None:
-    engine = Gain()
-    restore = worker(node, engine)
-    node.receive(ct())
-    turn_until_idle(restore, node)
-    tried(node, engine, restore)
-    files = written_ahead(node)
-    assert len(files) == SLICES
-    assert given_out(node) == {}
-    node.tick()
-    turn_until_idle(restore, node)
-    assert given_out(node) == files
-    rows = reports.job(node.ledger, node.job()["id"])["outputs"]
-    assert len(rows) == SLICES
-    for row in rows:
-        stored = (node.spool.root / row["path"]).read_bytes()
-        assert hashlib.sha256(stored).hexdigest() == row["sha256"]
-
-
-def test_a_file_that_is_gone_by_then_is_written_by_the_job(node: Bench) -> None:
-    engine = Gain()
-    restore = worker(node, engine)
-    node.receive(ct())
-    turn_until_idle(restore, node)
-    tried(node, engine, restore)
-    next((node.spool.root / "early").rglob("*.dcm")).unlink()
-    node.tick()
-    turn_until_idle(restore, node)
-    assert (len(given_out(node)), engine.passes, node.job()["state"]) == (SLICES, 0, "done")
-
-
-def test_a_job_with_a_note_writes_files_that_bear_it(node: Bench) -> None:
-    engine = Gain()
-    restore = worker(node, engine)
-    node.receive(ct())
-    turn_until_idle(restore, node)
-    tried(node, engine, restore)
-    ahead = written_ahead(node)
-    node.tick()
-    with writing(node.ledger) as connection:
-        connection.execute(update(jobs).values(note="a slice is missing"))
-    turn_until_idle(restore, node)
-    files = given_out(node)
-    assert files.keys() == ahead.keys()
-    assert early_files(node) == []
-    told = dcmread(next((node.spool.root / "outgoing").rglob("*.dcm")))
-    assert "a slice is missing" in str(told)
-
-
-def test_a_result_that_no_destination_may_have_is_no_file_then_either(
-    tmp_path: Path, bench_ledger: Engine, clock: ManualClock
-) -> None:
-    node = bench(tmp_path, bench_ledger, clock, gates={"on_fail": "refuse"})
-    engine = Gain(readings=(reading("finite", Level.FAIL, 2.0),))
-    restore = worker(node, engine)
-    node.receive(ct())
-    turn_until_idle(restore, node)
-    assert tried(node, engine, restore) == SLICES
-    assert written_ahead(node) == {}
-    node.tick()
-    turn_until_idle(restore, node)
-    assert given_out(node) == {}
-
-
-def test_files_that_no_job_will_have_are_removed(node: Bench) -> None:
-    engine, sent = Gain(), ct()
-    restore = worker(node, engine)
-    node.receive(sent)
-    turn_until_idle(restore, node)
-    tried(node, engine, restore)
-    assert written_ahead(node)
-    uid = str(sent[0].SeriesInstanceUID)
-    intake.ignore_series(node.ledger, uid, "not wanted", node.clock(), instances_seen=SLICES)
-    turn_until_idle(restore, node)
-    assert written_ahead(node) == {}
-
-
-def test_results_bear_the_time_at_which_the_last_of_their_source_came(node: Bench) -> None:
-    node.receive(ct())
-    came = node.clock()
-    node.tick()
-    (job,) = (queue.claim(node.ledger, "w", lease_s=1, now=node.clock()),)
-    assert job is not None
-    assert time_of(job) == datetime.fromtimestamp(came, UTC)
-    later = replace(job, created=job.received + 86_400)
-    assert time_of(later) == datetime.fromtimestamp(later.created, UTC)
-
-
 def test_slices_of_what_was_tried_are_not_looked_at_one_by_one(node: Bench) -> None:
     engine = Gain(looks_at=lambda slices: (0,))
     restore = worker(node, engine)
@@ -707,19 +524,6 @@ def test_slices_of_what_was_tried_are_not_looked_at_one_by_one(node: Bench) -> N
     node.clock.advance(2.0)  # slices come more slowly than they did
     assert tried(node, engine, restore) == SLICES
     assert engine.probes == []
-
-
-def test_what_was_judged_of_fewer_slices_is_not_used(node: Bench) -> None:
-    engine, sent = Gain(), ct()
-    restore = worker(node, engine)
-    node.receive(sent[:3])
-    turn_until_idle(restore, node)
-    assert tried(node, engine, restore) == 3
-    node.receive(sent[3:])
-    node.tick()
-    turn_until_idle(restore, node)
-    assert [len(request.array) for request in engine.requests] == [3, SLICES]
-    assert len(outgoing(node)) == SLICES
 
 
 def test_what_was_judged_is_let_go_with_its_series(node: Bench) -> None:

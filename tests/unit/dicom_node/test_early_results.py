@@ -186,22 +186,47 @@ def test_a_series_uid_that_is_none_stays_in_the_folder(
     assert list((spool.root / "early").iterdir()) == []
 
 
-def test_a_whole_instance_is_durable_under_its_uid(spool: Spool, results: EarlyResults) -> None:
-    stored = results.store(SERIES, "1.2.4", (b"head", b"pixels"))
-    assert stored == StoredFile(
-        "early/1.2.3/1.2.4.dcm", hashlib.sha256(b"headpixels").hexdigest(), len(b"headpixels")
-    )
+def test_a_series_that_ends_while_the_folder_is_swept_is_no_trouble(
+    results: EarlyResults, spool: Spool
+) -> None:
+    keep(results, b"result")
+    keep(results, b"left", series="1.2.4")
+
+    def in_hand(uids: Set[str]) -> Set[str]:
+        results.remove(SERIES, [KEY])
+        return set()
+
+    assert results.sweep(in_hand, older_than=0.0) == 1
+    assert files(spool) == []
+
+
+def test_a_whole_instance_is_durable_under_its_digest(spool: Spool, results: EarlyResults) -> None:
+    digest = hashlib.sha256(b"headpixels").hexdigest()
+    stored = results.store(SERIES, (b"head", b"pixels"))
+    assert stored == StoredFile(f"early/{SERIES}/{digest}.dcm", digest, len(b"headpixels"))
     assert (spool.root / stored.path).read_bytes() == b"headpixels"
-    assert results.store(SERIES, "1.2.4", (b"other",)).size == len(b"other")
-    results.remove(SERIES, ["1.2.4.dcm"])
-    assert not (spool.root / "early/1.2.3").exists()
+    assert list((spool.root / "temporary").iterdir()) == []
+    results.remove(SERIES, [f"{digest}.dcm"])
+    assert not (spool.root / "early" / SERIES).exists()
 
 
-def test_a_whole_instance_without_room_is_said_so(results: EarlyResults) -> None:
+def test_other_bytes_of_an_instance_take_the_place_of_none(
+    spool: Spool, results: EarlyResults
+) -> None:
+    mine = results.store(SERIES, (b"head", b"pixels"))
+    theirs = EarlyResults(spool).store(SERIES, (b"head of other settings", b"pixels"))
+    again = EarlyResults(spool).store(SERIES, (b"headpixels",))
+    assert mine == again
+    assert (spool.root / mine.path).read_bytes() == b"headpixels"
+    assert (spool.root / theirs.path).read_bytes() == b"head of other settingspixels"
+
+
+def test_a_whole_instance_without_room_is_said_so(spool: Spool, results: EarlyResults) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(SpoolFullError):
-            results.store(SERIES, "1.2.4", (bytes(4000),))
+            results.store(SERIES, (bytes(4000),))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files(spool) == []

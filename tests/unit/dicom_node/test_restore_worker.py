@@ -22,7 +22,7 @@ from dicom_node.readings import Level
 from tests.conftest import ManualClock
 from tests.factories import make_series
 from tests.multiframe import legacy_converted, make_enhanced
-from tests.unit.dicom_node.bench import Bench, Gain, bench, reading, uids
+from tests.unit.dicom_node.bench import Bench, Gain, bench, outgoing, reading, uids
 
 
 def queued(node: Bench, modality: Any = "CT", **options: Any) -> Bench:
@@ -30,11 +30,6 @@ def queued(node: Bench, modality: Any = "CT", **options: Any) -> Bench:
     node.receive(make_series(modality, **{"slices": 4, "rows": 16, **options}))
     node.tick()
     return node
-
-
-def outgoing(node: Bench) -> dict[str, bytes]:
-    folder = node.spool.root / "outgoing"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.dcm")}
 
 
 def raising(error: BaseException) -> Callable[[int], None]:

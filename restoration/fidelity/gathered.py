@@ -24,8 +24,9 @@ from restoration.workers import Waiting, at_once, begun
 Volume = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 _SliceTold = tuple["SliceMeasures", float]  # with how many of the result's pixels are not finite
-#: Of what a slice says alone: goes up where it changes, for slices that were measured earlier.
-MEASURES = 4
+#: Of what a slice says alone, and when it is asked again: goes up where that changes, for slices
+#: that were measured earlier.
+MEASURES = 5
 _BLOCK = 64  # slices that are compared with their neighbours at once
 _AHEAD = 2  # chunks for each thread of a CPU that wait or are under way
 # Pixels measured at once. On a CPU a slice of CT alone: one that is measured ahead of its series

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_gates [--device auto] [--slices 32] [--threads 1] [--write]
 
-Phantoms of each task are restored and assessed three times in turns, probes and weights included;
+Phantoms of each task are restored and assessed five times in turns, probes and weights included;
 medians are compared, and the ratio should stay below a tenth. `--write` puts the table into
 benchmarks/RESULTS.md. On a machine with other work the ratio of CPU seconds says more than that of
 wall time.
@@ -30,7 +30,7 @@ from restoration.tasks import RestorationTask
 from training.degrade import truncate_kspace
 from training.phantoms import body_pet, brain_t2, chest_ct
 
-_REPETITIONS = 3
+_REPETITIONS = 5
 Spacing = tuple[float, float, float]
 Result = TypeVar("Result")
 

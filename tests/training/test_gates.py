@@ -14,6 +14,8 @@ import torch
 
 from restoration.bundle import read_manifest, write_bundle
 from restoration.diffcode import DiffCode, DiffCodeConfig
+from restoration.fidelity import Measured
+from restoration.restorer import Restorer
 from restoration.tasks import RestorationTask, spec
 from tests.training.command import call
 from training.calibrate import pseudonym
@@ -138,6 +140,26 @@ def test_the_bench_uses_subjects_that_were_not_learnt_from(
     assert ("pet_synthesis", "slices swapped", "3 apart") in rows
     assert any(fault == "wrong expert" for _, fault, _ in rows)
     assert "| ct_denoise | HU offset | 10 HU | 10 |" in done.output
+
+
+def test_slices_without_a_fault_are_judged_by_every_gate_of_the_node(
+    calibrated: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, probe = list[list[int]](), Restorer.probe
+
+    def counted(self: Restorer, *given: Any) -> dict[str, Measured]:
+        asked.append(list(given[3]))
+        return probe(self, *given)
+
+    monkeypatch.setattr(Restorer, "probe", counted)
+    data, folder = calibrated
+    done = call(
+        "harm", "--bundle", folder, "--data", data, "--series", 1, "--task", "ct_denoise",
+        "--cache", tmp_path / "cache",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    # Two subjects of a CT and two of a PET, of five slices each; the middle one goes again.
+    assert asked == [[2]] * 4
 
 
 def test_a_bundle_without_levels_has_no_bench(bundle: Path, calibrated: tuple[Path, Path]) -> None:

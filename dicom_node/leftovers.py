@@ -1,14 +1,15 @@
 """Files of the spool that no row of an instance or a result names, and how they end.
 
 Review reports go with an age of their own, once their job has ended and waits for nobody.  Of the
-quarantine there may be copies for support, and what a crash left before its row was written.
+quarantine there may be copies for support, and what a crash left before its row was written; of the
+results, what a job wrote that was killed before its rows, and then never ended well.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,17 @@ def _reviews(engine: Engine, spool: Spool, before: float) -> Iterator[Leftover]:
 
 
 def _unnamed(engine: Engine, spool: Spool, before: float) -> Iterator[Leftover]:
-    named = retention.quarantined(engine)
-    for path in spool.files("quarantine"):
+    yield from _old(spool, spool.files("quarantine"), retention.quarantined(engine), before)
+    # A job names its results when all of them are there: none of one that has yet to end is old.
+    since = retention.unfinished_since(engine)
+    oldest = before if since is None else min(before, since)
+    yield from _old(spool, spool.files("outgoing"), retention.kept_results(engine), oldest)
+
+
+def _old(
+    spool: Spool, paths: Iterable[str], named: Container[str], before: float
+) -> Iterator[Leftover]:
+    for path in paths:
         if path in named:
             continue
         with suppress(FileNotFoundError):

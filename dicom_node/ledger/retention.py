@@ -58,7 +58,7 @@ class Kind(enum.StrEnum):
     DISCARDED = "discarded"  #: restored, and held back for good by a gate or a person
     QUARANTINED = "quarantined"  #: set aside: it did not parse or contradicts another
     REVIEW = "review"  #: the report on a result; no row of its own, see `dicom_node.leftovers`
-    UNNAMED = "unnamed"  #: in the quarantine, and no row names it
+    UNNAMED = "unnamed"  #: in the quarantine or among the results, and no row names it
 
 
 _OF_ROWS = tuple(kind for kind in Kind if kind not in (Kind.REVIEW, Kind.UNNAMED))
@@ -152,6 +152,16 @@ def kept_results(engine: Engine) -> set[str]:
     """Every path under outgoing/ that a row names and that is not gone."""
     with reading(engine) as connection:
         return set(connection.scalars(select(outputs.c.path).where(outputs.c.purged_at.is_(None))))
+
+
+def unfinished_since(engine: Engine) -> float | None:
+    """When the oldest job was made that is queued or runs; None without one."""
+    unfinished = jobs.c.state.in_((JobState.QUEUED, JobState.RUNNING))
+    with reading(engine) as connection:
+        found: float | None = connection.scalar(
+            select(func.min(jobs.c.created_at)).where(unfinished)
+        )
+    return found
 
 
 def quarantined(engine: Engine) -> set[str]:

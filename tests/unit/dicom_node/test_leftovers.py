@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from dicom_node import leftovers, purge
-from dicom_node.ledger import intake, queue, reports
+from dicom_node.ledger import intake, leases, queue, reports, retention
 from dicom_node.ledger.retention import Ages, Kind
 from dicom_node.ledger.states import Verdict
 from dicom_node.spool import Spool
@@ -118,6 +118,33 @@ def test_what_lies_in_the_quarantine_without_a_row_goes_by_the_age_of_its_file(
     left = sorted(file.name for file in (spool.root / "quarantine").iterdir())
     stem = Path(named.path).stem
     assert left == [f"{stem}.dcm", f"{stem}.txt"]
+
+
+def test_results_that_a_killed_job_did_not_name_go_by_their_age_once_it_has_ended(
+    bench_ledger: Engine, spool: Spool
+) -> None:
+    for number in (1, 2):
+        intake.record_instance(bench_ledger, instance(number), TODAY - 60)
+    close_series(bench_ledger, now=TODAY - 60)
+    job = claim_job(bench_ledger, TODAY)
+    left = spool.write_outgoing("1.2.3", "1.2.3.4", b"written, and killed before its row was")
+    assert not purge.purge(bench_ledger, spool, QUARANTINE, TOMORROW), "the job may end yet"
+    assert leases.fail(bench_ledger, job.id, "worker", "for good", TODAY)
+    assert not purge.purge(bench_ledger, spool, Ages(None, None, TODAY - 60), TOMORROW)
+    gone = purge.purge(bench_ledger, spool, QUARANTINE, TOMORROW)
+    assert (gone.files, gone.bytes) == ({Kind.UNNAMED: 1}, {Kind.UNNAMED: left.size})
+    assert not (spool.root / "outgoing/1.2.3").exists()
+
+
+def test_results_that_a_row_names_do_not_go_as_unnamed(
+    bench_ledger: Engine, spool: Spool, reviewed: Callable[..., int]
+) -> None:
+    reviewed()
+    for path in retention.kept_results(bench_ledger):
+        _, series, name = path.split("/")
+        spool.write_outgoing(series, name.removesuffix(".dcm"), b"a result")
+    assert list(spool.files("outgoing")), "the job has results"
+    assert not purge.purge(bench_ledger, spool, QUARANTINE, TOMORROW)
 
 
 def test_a_short_disk_takes_neither(

@@ -159,8 +159,11 @@ def gathered(
     for index in range(len(before)):
         if index in known:
             made = known.get(index)
-            # What was measured ahead was finite, or it would have been no result. It may be gone.
-            found.add(*(measuring([index])()[0] if made is None else (made, 0.0)))
+            if made is None:  # it is gone meanwhile
+                ((told,),) = at_once([measuring([index])], device)
+                found.add(*told)
+            else:  # what was measured ahead was finite, or it would have been no result
+                found.add(made, 0.0)
             continue
         found.add(*next(ahead))
         done += 1

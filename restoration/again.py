@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,11 +13,35 @@ import torch
 from restoration.fidelity import Measured
 from restoration.network import Network
 from restoration.probes import Probe, disturbed, measured, middle, relative
-from restoration.slices import SliceJob, SliceLoop
+from restoration.slices import Progress, SliceJob, SliceLoop
 from restoration.volumes import Planes, Volume, taken
 from restoration.workers import Waiting, begun
 
 _AT_ONCE = 4  # slices on an accelerator; on a CPU each is a thread's
+
+
+@dataclass
+class Steps:
+    """One progress over work in slices and `others` beside it."""
+
+    progress: Progress | None
+    total: int
+    slices: int = 0
+    others: int = 0
+
+    def __call__(self, done: int, _: int) -> None:
+        """So many slices are done."""
+        self.slices = done
+        self._tell()
+
+    def another(self) -> None:
+        """Something beside the slices is done."""
+        self.others += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self.progress(self.slices + self.others, self.total)
 
 
 class AskedAgain:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from restoration.again import AskedAgain, probes
+from restoration.again import AskedAgain, Steps, probes
 from restoration.bundle import (
     BundleError,
     Manifest,
@@ -70,7 +70,6 @@ from restoration.slices import (
     SliceJob,
     SliceLoop,
     SliceResult,
-    Steps,
     decode_plane,
     default_seed,
     encode_plane,

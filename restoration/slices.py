@@ -222,30 +222,6 @@ def result_grid(
     return grid, zero_filled_support(torch.from_numpy(whole(x)))
 
 
-@dataclass
-class Steps:
-    """One progress over work in slices and `others` beside it."""
-
-    progress: Progress | None
-    total: int
-    slices: int = 0
-    others: int = 0
-
-    def __call__(self, done: int, _: int) -> None:
-        """So many slices are done."""
-        self.slices = done
-        self._tell()
-
-    def another(self) -> None:
-        """Something beside the slices is done."""
-        self.others += 1
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.progress is not None:
-            self.progress(self.slices + self.others, self.total)
-
-
 Kept = Callable[[int], SliceResult | None]
 
 
